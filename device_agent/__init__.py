@@ -1,0 +1,1 @@
+"""A device's agent: MQTT task loop, eligibility and data checks, trainer, journal."""

@@ -1,0 +1,1 @@
+"""A region's gateway: HTTP API, relay to MQTT, roster, task store."""

@@ -1,0 +1,296 @@
+"""The task descriptor: what is trained, on which data, by whom and how.
+
+A frozen model that forbids unknown fields; on disk YAML or JSON, on the wire the JSON text inside a signed
+envelope (`trellis.envelope`). Its JSON Schema is published by `trellis task schema`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from trellis import plain_yaml
+from trellis.errors import DescriptorError, InvalidInput
+from trellis.faults import faults_of
+from trellis.identifiers import Identifier, RegionName
+
+MAX_DESCRIPTOR_BYTES = 128 * 1024
+DEFAULT_LIFETIME = timedelta(days=7)
+
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """What all parts of a descriptor share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ServerAddress(Section):
+    """The central Flower server, as devices reach it."""
+
+    address: str = Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$", max_length=300)
+    tls: bool = True
+
+    @field_validator("address")
+    @classmethod
+    def _port(cls, value: str) -> str:
+        if not 1 <= int(value.rsplit(":", 1)[1]) <= 65535:
+            raise ValueError("the port must be 1 to 65535")
+        return value
+
+
+class Model(Section):
+    """A model of the local registry, by its name."""
+
+    name: Name
+
+
+class Normalize(Section):
+    """Inputs in [0, 1] become (x - mean) / std."""
+
+    mean: Finite = 0.0
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+class DataDemands(Section):
+    """What a device's own data must be. `shape` is one sample's, without the batch axis."""
+
+    name: Name
+    shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
+    classes: Annotated[int, Field(ge=2, le=1_000_000)]
+    min_samples: Positive = 1
+    normalize: Normalize | None = None
+    instructions: str = Field(default="", max_length=2000)
+
+
+class Train(Section):
+    """Local training. Work is counted in epochs over the device's data."""
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    local_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    learning_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
+class Strategy(Section):
+    """A Flower strategy by its name in our table, and numbers for it."""
+
+    name: Name = "fedavg"
+    params: dict[str, Finite | int | bool] = Field(default_factory=dict, max_length=32)
+
+
+class Participants(Section):
+    """Who takes part in a round, and when it ends.
+
+    Attributes:
+        minimum: Devices that must have checked in before a round starts.
+        maximum: Devices that take part at most; further ones stand by as replacements.
+        fraction: Share of those taking part that is selected for a round.
+        quorum: Share of the selected whose replies close a round at its deadline.
+        deadline_s: Seconds for one round's training, and for gathering.
+    """
+
+    minimum: Positive = 2
+    maximum: Positive = 100
+    fraction: Fraction = 1.0
+    quorum: Fraction = 0.8
+    deadline_s: Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)] = 120.0
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) must not exceed maximum ({self.maximum})")
+        return self
+
+
+class RegionAggregation(Section):
+    """One region set apart from the others."""
+
+    tier: Literal["central", "regional"]
+
+
+class Aggregation(Section):
+    """Where updates are averaged. `participants` counts regions at the centre when `tier` is regional."""
+
+    tier: Literal["central", "regional"] = "central"
+    regional_rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    participants: Participants | None = None
+    regions: dict[RegionName, RegionAggregation] = Field(default_factory=dict)
+
+
+class Evaluate(Section):
+    """Where the global model is evaluated, and every how many rounds (0: only at the end)."""
+
+    on: tuple[Literal["server", "devices"], ...] = ("devices",)
+    every: Annotated[int, Field(ge=0, le=100_000)] = 1
+
+    @field_validator("on")
+    @classmethod
+    def _once_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a place twice")
+        return value
+
+
+class Stop(Section):
+    """Ends a task before its last round: at a target, or after `patience` evaluations without progress."""
+
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    target: Finite | None = None
+    patience: Positive | None = None
+
+
+class TaskDescriptor(Section):
+    """One task. Everything a gateway, a device and the server must know, and nothing secret."""
+
+    version: Literal[1] = 1
+    task: Identifier
+    revision: Positive = 1
+    desired: Literal["run", "canceled"] = "run"
+    regions: tuple[RegionName, ...] = Field(min_length=1, max_length=1000)
+    server: ServerAddress
+    model: Model
+    data: DataDemands
+    train: Train
+    strategy: Strategy = Strategy()
+    participants: Participants = Participants()
+    aggregation: Aggregation = Aggregation()
+    evaluate: Evaluate = Evaluate()
+    stop: Stop | None = None
+    issued_at: AwareDatetime
+    expires_at: AwareDatetime
+
+    @model_validator(mode="before")
+    @classmethod
+    def _window_defaults(cls, value: Any) -> Any:
+        # Pydantic hands in whatever came: only a mapping can take defaults, the rest it refuses itself.
+        if not isinstance(value, dict):
+            return value
+        filled = dict(value)
+        filled.setdefault("issued_at", datetime.now(UTC).replace(microsecond=0).isoformat())
+        if "expires_at" not in filled:
+            filled["expires_at"] = _after(filled["issued_at"])
+        return filled
+
+    @field_validator("regions")
+    @classmethod
+    def _regions_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a region twice")
+        return value
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.expires_at <= self.issued_at:
+            raise ValueError(
+                f"expires_at ({self.expires_at.isoformat()}) must be after "
+                f"issued_at ({self.issued_at.isoformat()})"
+            )
+        strangers = set(self.aggregation.regions) - set(self.regions)
+        if strangers:
+            raise ValueError(f"aggregation.regions names {sorted(strangers)}, which regions does not")
+        return self
+
+    def to_json(self) -> str:
+        """Return the JSON text that is signed. Equal descriptors give equal texts."""
+        return self.model_dump_json(exclude_none=True)
+
+    def same_work(self, other: TaskDescriptor) -> bool:
+        """Whether both say the same, apart from when they were issued and expire."""
+        window = {"issued_at", "expires_at"}
+        return self.model_dump(exclude=window) == other.model_dump(exclude=window)
+
+    def tier_of(self, region: str) -> Literal["central", "regional"]:
+        """Where the updates of `region` are averaged."""
+        apart = self.aggregation.regions.get(region)
+        return apart.tier if apart else self.aggregation.tier
+
+    def canceled(self) -> TaskDescriptor:
+        """Return the next revision, which calls the task off."""
+        return self.model_copy(update={"revision": self.revision + 1, "desired": "canceled"})
+
+
+def _after(issued_at: object) -> object:
+    # A malformed issued_at is reported once, under its own name, by pydantic.
+    if isinstance(issued_at, str):
+        try:
+            issued_at = datetime.fromisoformat(issued_at)
+        except ValueError:
+            return datetime.max.replace(tzinfo=UTC)
+    if isinstance(issued_at, datetime):
+        try:
+            return issued_at + DEFAULT_LIFETIME
+        except OverflowError:
+            return datetime.max.replace(tzinfo=UTC)
+    return datetime.max.replace(tzinfo=UTC)
+
+
+def parse_json(text: str | bytes) -> TaskDescriptor:
+    """Return the descriptor in a JSON text.
+
+    Raises:
+        DescriptorError: Too large, not JSON, or against the schema; every fault is named with its field.
+    """
+    if len(text) > MAX_DESCRIPTOR_BYTES:
+        raise DescriptorError("task descriptor", f"is {len(text)} long, at most {MAX_DESCRIPTOR_BYTES}")
+    try:
+        return TaskDescriptor.model_validate_json(text)
+    except ValidationError as error:
+        raise DescriptorError("task descriptor", faults_of(error)) from None
+
+
+def parse_mapping(value: object) -> TaskDescriptor:
+    """Return the descriptor in a mapping, as YAML gives it.
+
+    Raises:
+        DescriptorError: Against the schema; every fault is named with its field.
+    """
+    if not isinstance(value, dict):
+        raise DescriptorError("task descriptor", f"must be a mapping of fields, got {type(value).__name__}")
+    try:
+        return TaskDescriptor.model_validate(value)
+    except ValidationError as error:
+        raise DescriptorError("task descriptor", faults_of(error)) from None
+
+
+def load(path: Path) -> TaskDescriptor:
+    """Return the descriptor in a YAML or JSON file (JSON is YAML).
+
+    Raises:
+        DescriptorError: The file cannot be read, or what it says is against the schema.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DescriptorError(f"task file {str(path)!r}", f"cannot be read: {error.strerror}") from None
+    if len(raw) > MAX_DESCRIPTOR_BYTES:
+        raise DescriptorError(
+            f"task file {str(path)!r}", f"has {len(raw)} bytes, at most {MAX_DESCRIPTOR_BYTES}"
+        )
+    try:
+        value = plain_yaml.load(raw, what=f"task file {str(path)!r}")
+    except InvalidInput as error:
+        raise DescriptorError(error.what, error.faults) from None
+    return parse_mapping(value)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a descriptor."""
+    return TaskDescriptor.model_json_schema()

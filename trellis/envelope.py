@@ -1,0 +1,296 @@
+"""The signed envelope that a task travels in: readable in any MQTT client, and signed by an operator.
+
+Source: DSSE 1.0.2 (github.com/secure-systems-lab/dsse, protocol.md), with two changes: `payload` is the JSON
+text itself and not base64, so that a watcher can read it, and beside the signatures stands `relay`, an
+unsigned object in which gateways note where the envelope has been. Nobody may act on `relay`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from trellis.errors import ConfigError, Fault, PayloadError, Refused
+from trellis.faults import faults_of
+
+PAYLOAD_TYPE = "application/vnd.trellis.task+json"
+MAX_ENVELOPE_BYTES = 256 * 1024
+MAX_SIGNATURES = 8
+
+_MAX_FAULTS = 20
+_SIGNATURE_BYTES = 64
+_PEM_PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """Return DSSE's pre-authentication encoding, the bytes that are signed.
+
+    `"DSSEv1" SP LEN(type) SP type SP LEN(payload) SP payload`, lengths in bytes and decimal.
+    """
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def keyid_of(key: Ed25519PublicKey) -> str:
+    """Return the name of a public key: the first 16 hex digits of the SHA-256 of its 32 raw bytes."""
+    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """An operator's private key."""
+
+    private: Ed25519PrivateKey = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Return a new key."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def from_pem(cls, pem: bytes, *, source: str) -> Self:
+        """Return the key in `pem`; `source` names it in errors.
+
+        Raises:
+            ConfigError: It holds no unencrypted Ed25519 private key.
+        """
+        try:
+            key = load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ConfigError(source, "holds no unencrypted private key in PEM") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(source, f"holds a {type(key).__name__}, an operator signs with Ed25519")
+        return cls(key)
+
+    def to_pem(self) -> bytes:
+        """Return the private key as PEM (PKCS #8, not encrypted)."""
+        return self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    @property
+    def public(self) -> Ed25519PublicKey:
+        """The key that verifies what this one signed."""
+        return self.private.public_key()
+
+    @property
+    def keyid(self) -> str:
+        """The name of the public key."""
+        return keyid_of(self.public)
+
+    def public_pem(self) -> bytes:
+        """Return the public key as PEM, the line of an `operator.pub`."""
+        return self.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _canonical_signature(text: str) -> str:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("is not base64") from error
+    if len(raw) != _SIGNATURE_BYTES:
+        raise ValueError(f"is {len(raw)} bytes long, an Ed25519 signature has {_SIGNATURE_BYTES}")
+    # base64 ignores the last four bits here: without this, two texts would be one signature.
+    if base64.b64encode(raw).decode() != text:
+        raise ValueError("is not canonical base64")
+    return text
+
+
+class Signature(BaseModel):
+    """One signature, and the name of the key that is said to have made it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    keyid: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+    sig: Annotated[str, AfterValidator(_canonical_signature)]
+
+
+class Envelope(BaseModel):
+    """A signed payload on its way; parsed is not verified: only `Keyring.verify` says that it may be believed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
+
+    payload_type: Literal["application/vnd.trellis.task+json"] = Field(default=PAYLOAD_TYPE, alias="payloadType")
+    payload: str
+    signatures: Annotated[
+        tuple[Signature, ...], Field(min_length=1, max_length=MAX_SIGNATURES, strict=False)
+    ]
+    relay: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Return the envelope in `data`, not verified yet.
+
+        Raises:
+            PayloadError: It is too large, not UTF-8, not JSON, nested too deeply, or not an envelope.
+        """
+        if len(data) > MAX_ENVELOPE_BYTES:
+            raise PayloadError("envelope", f"is {len(data)} bytes long, the limit is {MAX_ENVELOPE_BYTES}")
+        try:
+            return cls.model_validate(_json(data))
+        except ValidationError as error:
+            raise PayloadError("envelope", _faults(error)) from error
+
+    def to_bytes(self) -> bytes:
+        """Return the UTF-8 JSON that `parse` reads.
+
+        Raises:
+            PayloadError: It would be larger than a reader accepts.
+        """
+        data = self.model_dump_json(by_alias=True).encode()
+        if len(data) > MAX_ENVELOPE_BYTES:
+            raise PayloadError("envelope", f"is {len(data)} bytes long, the limit is {MAX_ENVELOPE_BYTES}")
+        return data
+
+    def with_relay(self, notes: Mapping[str, str]) -> Self:
+        """Return the same signed payload with `notes` added to its unsigned relay object."""
+        return self.model_copy(update={"relay": {**self.relay, **notes}})
+
+
+def sign(payload: str, key: SigningKey) -> Envelope:
+    """Return `payload`, the JSON text of a task, in an envelope that `key` signed.
+
+    Raises:
+        PayloadError: The text has no UTF-8 form, or is too large for an envelope.
+    """
+    try:
+        raw = payload.encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError("payload", f"has no UTF-8 form: {error.reason}") from error
+    sig = base64.b64encode(key.private.sign(pae(PAYLOAD_TYPE, raw))).decode()
+    envelope = Envelope(payload=payload, signatures=(Signature(keyid=key.keyid, sig=sig),))
+    envelope.to_bytes()
+    return envelope
+
+
+class Keyring:
+    """The operators' public keys that a machine pins; nothing else may sign."""
+
+    def __init__(self, keys: Iterable[Ed25519PublicKey]) -> None:
+        self._keys = {keyid_of(key): key for key in keys}
+
+    @classmethod
+    def load(cls, paths: Iterable[Path]) -> Self:
+        """Return the keyring of every public key in these PEM files; one file may hold several.
+
+        Raises:
+            ConfigError: A file is missing, unreadable, or holds anything but Ed25519 public keys.
+        """
+        keys: list[Ed25519PublicKey] = []
+        faults: list[Fault] = []
+        for path in paths:
+            try:
+                keys += _public_keys(path.read_bytes())
+            except OSError as error:
+                faults.append(Fault(str(path), error.strerror or str(error), "copy the operator's operator.pub there"))
+            except ValueError as error:
+                faults.append(Fault(str(path), str(error), "copy the operator's operator.pub there"))
+        if not faults and not keys:
+            faults.append(Fault("", "no file was named", "pin at least one operator's public key"))
+        if faults:
+            raise ConfigError("operator's public keys", faults)
+        return cls(keys)
+
+    @property
+    def keyids(self) -> tuple[str, ...]:
+        """The names of the pinned keys."""
+        return tuple(self._keys)
+
+    def verify(self, envelope: Envelope) -> str:
+        """Return the keyid of the pinned key that signed `envelope`.
+
+        Raises:
+            Refused: `untrusted` if only strangers signed, `signature` if no signature of a pinned key holds.
+        """
+        message = pae(envelope.payload_type, envelope.payload.encode())
+        pinned = [signature for signature in envelope.signatures if signature.keyid in self._keys]
+        for signature in pinned:
+            try:
+                self._keys[signature.keyid].verify(base64.b64decode(signature.sig), message)
+            except InvalidSignature:
+                continue
+            return signature.keyid
+        if pinned:
+            raise Refused(
+                "signature",
+                f"the signature of {_names(s.keyid for s in pinned)} does not fit the payload: it was altered on its "
+                "way, or made with another key",
+            )
+        raise Refused(
+            "untrusted",
+            f"signed by {_names(s.keyid for s in envelope.signatures)}, pinned is {_names(self._keys)}: if that "
+            "operator may command this machine, add its public key to operator.pub",
+        )
+
+
+def _names(keyids: Iterable[str]) -> str:
+    return ", ".join(f"key {keyid}" for keyid in dict.fromkeys(keyids)) or "no key"
+
+
+def _public_keys(pem: bytes) -> list[Ed25519PublicKey]:
+    if b"PRIVATE KEY" in pem:
+        raise ValueError("holds a private key, and only public keys belong here")
+    keys: list[Ed25519PublicKey] = []
+    for block in _PEM_PUBLIC.findall(pem):
+        try:
+            key = load_pem_public_key(block)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ValueError(f"holds a key that cannot be read: {error}") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise ValueError(f"holds a {type(key).__name__}, operators sign with Ed25519")
+        keys.append(key)
+    if not keys:
+        raise ValueError("holds no public key in PEM")
+    return keys
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise PayloadError("envelope", f"is not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise PayloadError("envelope", "is nested too deeply") from error
+    except ValueError as error:
+        raise PayloadError("envelope", f"is not JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Readers differ on which of two equal keys counts; an envelope must read the same everywhere.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _faults(error: ValidationError) -> list[Fault]:
+    # A hostile envelope may have thousands of unknown fields, and names that no reply could encode.
+    return [
+        Fault(_plain(fault.field), _plain(fault.problem), fault.remedy)
+        for fault in faults_of(error)[:_MAX_FAULTS]
+    ]
+
+
+def _plain(text: str) -> str:
+    return text[:200].encode(errors="backslashreplace").decode()

@@ -1,0 +1,118 @@
+"""Every error that Trellis raises on purpose.
+
+A class says what the caller does next; a message says who, what came, what was due, and what to do.
+
+    TrellisError                  exit code 1
+    ├── InvalidInput              exit code 2: mend the input; `faults` names every field
+    │   ├── DescriptorError       a task descriptor
+    │   ├── PayloadError          an MQTT payload or topic
+    │   ├── TensorError           packed tensors
+    │   ├── ConfigError           options, environment, trellis.toml, key files
+    │   └── DataError             a data set, or a device's data against a task
+    ├── Refused                   a rule said no: don't retry; `code` says which rule
+    ├── Unavailable               nobody answered (broker, server, SuperLink): try again, or start it
+    ├── MissingExtra              exit code 2: install the named extra
+    ├── TrainingFailed            local training or evaluation failed; the update is dropped
+    └── Canceled                  the work was called off; not a failure
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class TrellisError(Exception):
+    """Anything Trellis raises on purpose."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with an input.
+
+    Attributes:
+        field: Dotted path of the field, `""` for the input as a whole.
+        problem: What came and what was due.
+        remedy: What to do, or `""` where the problem says it.
+    """
+
+    field: str
+    problem: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        return f"{where}{self.problem}" + (f" ({self.remedy})" if self.remedy else "")
+
+
+class InvalidInput(TrellisError):
+    """An input that must be mended; `faults` holds every fault found, never only the first."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, faults: Iterable[Fault] | str = ()) -> None:
+        self.what = what
+        self.faults = (Fault("", faults),) if isinstance(faults, str) else tuple(faults)
+        lines = [str(fault) for fault in self.faults]
+        if len(lines) <= 1:
+            message = ": ".join([what, *lines])
+        else:
+            message = "\n  - ".join([f"{what}: {len(lines)} faults", *lines])
+        super().__init__(message)
+
+
+class DescriptorError(InvalidInput):
+    """A task descriptor that breaks the contract."""
+
+
+class PayloadError(InvalidInput):
+    """An MQTT topic or payload that is not ours."""
+
+
+class TensorError(InvalidInput):
+    """Packed tensors, or a set of arrays, that do not fit."""
+
+
+class ConfigError(InvalidInput):
+    """Options, environment, `trellis.toml` or key files."""
+
+
+class DataError(InvalidInput):
+    """A data set that cannot be read, or that does not meet a task's demands."""
+
+
+class Refused(TrellisError):
+    """A rule said no.
+
+    Attributes:
+        code: A short stable word for machines: `signature`, `untrusted`, `clock`, `expired`, `region`,
+            `revision`, `server`, `data`, `model`, `conflict`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class Unavailable(TrellisError):
+    """Nobody answered; the message says who was asked and how to start it."""
+
+
+class MissingExtra(TrellisError):
+    """An optional package is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"{package} is not installed: pip install 'trellis-fl[{extra}]'")
+
+
+class TrainingFailed(TrellisError):
+    """Local training or evaluation failed; nothing of it may be averaged in."""
+
+
+class Canceled(TrellisError):
+    """The work was called off."""

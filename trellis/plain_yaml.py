@@ -1,0 +1,49 @@
+"""YAML as people mean it: `on` and `off` are words, and dates stay text.
+
+YAML 1.1, which PyYAML reads, takes `on:` for the key `True`. YAML 1.2 (section 10.3.2, core schema) has
+only `true` and `false`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from trellis.errors import InvalidInput
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2's booleans and without timestamps."""
+
+
+_CoreLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_CoreLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def load(raw: bytes, *, what: str) -> object:
+    """Return the value of one YAML document (JSON is YAML).
+
+    Raises:
+        InvalidInput: Not UTF-8, not YAML, or nested too deeply.
+    """
+    try:
+        return yaml.load(raw.decode("utf-8"), Loader=_CoreLoader)  # noqa: S506 - a subclass of SafeLoader
+    except UnicodeDecodeError as error:
+        raise InvalidInput(what, f"is not UTF-8: {error.reason} at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise InvalidInput(what, f"is not YAML: {error}") from None
+    except RecursionError:
+        raise InvalidInput(what, "is nested too deeply") from None
+    except ValueError as error:
+        # PyYAML lets its constructors' own errors through, as for `0x` or a huge integer.
+        raise InvalidInput(what, f"is not YAML: {error}") from None
