@@ -271,6 +271,7 @@ class TaskStatus(Payload):
     """`<region>/tasks/<task>/status` (retained): what became of a task in a region.
 
     Attributes:
+        central: The task's state at the server, as far as the gateway knows it.
         executions: How many of the region's devices are in each execution state.
         verdict: What the gateway last refused about this task, if anything.
     """
@@ -278,5 +279,6 @@ class TaskStatus(Payload):
     task: Identifier
     revision: Count
     desired: Literal["run", "canceled"]
+    central: TaskState | None = None
     executions: dict[ExecutionState, Count] = Field(default_factory=dict)
     verdict: Reason | None = None
