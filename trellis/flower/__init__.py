@@ -1,0 +1,1 @@
+"""The Flower pieces: SuperLink, front, grid and link, built on flwr 1.41."""

@@ -1,0 +1,124 @@
+"""What a service and the Flower app that it started say to each other, over loopback HTTP.
+
+The app inherits the address and a bearer token in its environment (never through run-config, which Flower
+stores). The service is the only one that publishes on MQTT; the app reports to it and learns from it which
+devices are there.
+
+    POST /app/{task}/hello    Hello       → Brief
+    GET  /app/{task}/fleet    ?after&wait_s → FleetView     (long poll: answers once version > after)
+    POST /app/{task}/round    payloads.Round
+    POST /app/{task}/record   RoundRecord
+    POST /app/{task}/state    StateReport
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trellis.identifiers import Identifier, RegionName
+from trellis.payloads import ExecutionState, Phase, Reason, TaskState
+
+URL_VARIABLE = "TRELLIS_BACKCHANNEL"
+TOKEN_VARIABLE = "TRELLIS_BACKCHANNEL_TOKEN"  # noqa: S105 - the name of a variable, not a secret
+
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hello(_Model):
+    """The app's first word: its process, so that the service sees it die, and its Flower run."""
+
+    pid: int
+    run_id: int
+
+
+class Brief(_Model):
+    """What the app is to do.
+
+    Attributes:
+        descriptor: The task descriptor's JSON text, verified by the service.
+        folder: `runs/<task>/`, where the app writes checkpoints and the model.
+        data: Source of the server's own evaluation data (`digits`, a path, `name=path`), if it has any.
+    """
+
+    descriptor: str
+    folder: str
+    data: str | None = None
+
+
+class FleetDevice(_Model):
+    """One device of the task's regions, as its topics show it.
+
+    Attributes:
+        online: What its state topic says; false after its last will.
+        node_id: The Flower node that its execution claims.
+        nonce: The nonce that its execution shows: it proves the claim.
+        message_id: The message whose reply it has uploaded.
+    """
+
+    region: RegionName
+    device: Identifier
+    online: bool
+    state: ExecutionState | None = None
+    phase: Phase | None = None
+    node_id: int | None = None
+    nonce: str | None = None
+    message_id: str | None = None
+    samples: int | None = None
+    reason: Reason | None = None
+
+    @property
+    def name(self) -> str:
+        """`region/device`: unique in a federation."""
+        return f"{self.region}/{self.device}"
+
+
+class FleetView(_Model):
+    """All devices that have an execution of the task, and whether the task was called off."""
+
+    version: Count
+    canceled: bool = False
+    devices: tuple[FleetDevice, ...] = ()
+
+
+class Outcome(_Model):
+    """What became of one device's part in a round."""
+
+    region: RegionName
+    device: Identifier
+    phase: Literal["train", "evaluate"]
+    outcome: Literal["replied", "failed", "lost", "late"]
+    reason: str | None = None
+    samples: int | None = None
+    loss: Number | None = None
+    duration_s: float | None = None
+
+
+class RoundRecord(_Model):
+    """One finished round, for the HTTP API and `metrics.jsonl`."""
+
+    round: Count
+    loss: Number | None = None
+    accuracy: Number | None = None
+    metrics: dict[str, Number] = Field(default_factory=dict)
+    selected: int = 0
+    replied: int = 0
+    failed: int = 0
+    outcomes: tuple[Outcome, ...] = ()
+    duration_s: float = 0.0
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+
+
+class StateReport(_Model):
+    """The task's state changed."""
+
+    state: TaskState
+    reason: Reason | None = None
+    metrics: dict[str, Number] = Field(default_factory=dict)

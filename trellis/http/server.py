@@ -1,0 +1,183 @@
+"""An HTTP API inside a service's event loop: uvicorn on a socket that we bind, with our errors.
+
+HttpServer.__aenter__
+├── ConfigError   the port is taken, the address is not this machine's, or plaintext beyond loopback
+└── (the certificate and key are those of a loaded `Identity`, so they are known to be good)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from trellis.errors import ConfigError, Fault, InvalidInput, TrellisError
+from trellis.faults import shown
+from trellis.http.errors import status_of, to_json
+from trellis.loopback import is_loopback
+from trellis.processes import port_owner
+from trellis.tls import TlsFiles
+
+logger = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 5.0
+
+
+def create_app(title: str) -> FastAPI:
+    """Return an app that answers every error of ours as `{"error": …}`."""
+    app = FastAPI(title=title, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(TrellisError)
+    async def ours(_request: Request, error: TrellisError) -> JSONResponse:
+        return JSONResponse(to_json(error), status_code=status_of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        faults = [
+            Fault(".".join(map(str, item["loc"])), f"{item['msg']}, got {shown(item.get('input'))}")
+            for item in error.errors()
+        ]
+        return JSONResponse(to_json(InvalidInput("request", faults)), status_code=400)
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        body = {"error": {"code": "http", "message": f"{request.method} {request.url.path}: {error.detail}"}}
+        return JSONResponse(body, status_code=error.status_code)
+
+    return app
+
+
+async def read_body(request: Request, *, limit_bytes: int) -> bytes:
+    """Return the request's body.
+
+    Raises:
+        InvalidInput: It is larger than `limit_bytes`; no more than that is read.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise InvalidInput("request body", f"has more than {limit_bytes} bytes")
+    return bytes(body)
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without signal handlers: the service has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+class HttpServer:
+    """Serves an ASGI app from `__aenter__` to `__aexit__`.
+
+    Args:
+        app: The ASGI application.
+        host: Address to bind. Beyond loopback only with `tls`.
+        port: Port to bind, 0 for a free one.
+        tls: Server certificate; clients must then show a certificate of the same CA.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int, tls: TlsFiles | None) -> None:
+        if tls is None and not is_loopback(host):
+            raise ConfigError(
+                f"host {host!r}",
+                "is beyond loopback, where nothing goes unencrypted: give --keys, or use 127.0.0.1",
+            )
+        self._host, self._wanted_port, self._tls = host, port, tls
+        self._app = app
+        self._socket: socket.socket | None = None
+        self._server: _QuietServer | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The bound port."""
+        if self._socket is None:
+            raise RuntimeError("HttpServer is not entered")
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The base URL, as `https://127.0.0.1:8080`."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self._socket = bind(self._host, self._wanted_port)
+        config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", **self._ssl())
+        self._server = _QuietServer(config)
+        name = f"http-{self.port}"
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name=name)
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise TrellisError(f"the HTTP server on port {self.port} ended at its start")
+            await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._server is None or self._task is None or self._socket is None:
+            return
+        self._server.should_exit = True
+        _, pending = await asyncio.wait({self._task}, timeout=_STOP_TIMEOUT_S)
+        if pending:
+            # A long poll or a stuck upload must not keep the service from ending.
+            self._server.force_exit = True
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_STOP_TIMEOUT_S)
+        self._socket.close()
+
+    def _ssl(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        return {
+            "ssl_certfile": str(self._tls.cert),
+            "ssl_keyfile": str(self._tls.key),
+            "ssl_ca_certs": str(self._tls.ca),
+            "ssl_cert_reqs": ssl.CERT_REQUIRED,
+        }
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket.
+
+    Raises:
+        ConfigError: The port is taken (its owner is named where it can be known) or cannot be bound.
+    """
+    try:
+        (family, kind, proto, _, address), *_ = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise ConfigError(f"host {host!r}", f"is no address of this machine: {error.strerror}") from None
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            owner = port_owner(port)
+            by = f" by {owner}" if owner else ""
+            raise ConfigError(
+                f"port {port} on {host}", f"is taken{by}: end it or choose another port"
+            ) from None
+        raise ConfigError(f"port {port} on {host}", f"cannot be bound: {error.strerror}") from None
