@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -32,7 +32,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from trellis.errors import ConfigError, Fault, PayloadError, Refused
 from trellis.faults import faults_of
 
-PAYLOAD_TYPE = "application/vnd.trellis.task+json"
+PAYLOAD_TYPE: Final = "application/vnd.trellis.task+json"
 MAX_ENVELOPE_BYTES = 256 * 1024
 MAX_SIGNATURES = 8
 
@@ -123,15 +123,15 @@ class Signature(BaseModel):
 
 
 class Envelope(BaseModel):
-    """A signed payload on its way; parsed is not verified: only `Keyring.verify` says that it may be believed."""
+    """A signed payload on its way; only `Keyring.verify` says that it may be believed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
 
-    payload_type: Literal["application/vnd.trellis.task+json"] = Field(default=PAYLOAD_TYPE, alias="payloadType")
+    payload_type: Literal["application/vnd.trellis.task+json"] = Field(
+        default=PAYLOAD_TYPE, alias="payloadType"
+    )
     payload: str
-    signatures: Annotated[
-        tuple[Signature, ...], Field(min_length=1, max_length=MAX_SIGNATURES, strict=False)
-    ]
+    signatures: Annotated[tuple[Signature, ...], Field(min_length=1, max_length=MAX_SIGNATURES, strict=False)]
     relay: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
@@ -199,7 +199,9 @@ class Keyring:
             try:
                 keys += _public_keys(path.read_bytes())
             except OSError as error:
-                faults.append(Fault(str(path), error.strerror or str(error), "copy the operator's operator.pub there"))
+                faults.append(
+                    Fault(str(path), error.strerror or str(error), "copy the operator's operator.pub there")
+                )
             except ValueError as error:
                 faults.append(Fault(str(path), str(error), "copy the operator's operator.pub there"))
         if not faults and not keys:
@@ -230,13 +232,13 @@ class Keyring:
         if pinned:
             raise Refused(
                 "signature",
-                f"the signature of {_names(s.keyid for s in pinned)} does not fit the payload: it was altered on its "
-                "way, or made with another key",
+                f"the signature of {_names(s.keyid for s in pinned)} does not fit the payload: it was "
+                "altered on its way, or made with another key",
             )
         raise Refused(
             "untrusted",
-            f"signed by {_names(s.keyid for s in envelope.signatures)}, pinned is {_names(self._keys)}: if that "
-            "operator may command this machine, add its public key to operator.pub",
+            f"signed by {_names(s.keyid for s in envelope.signatures)}, pinned is {_names(self._keys)}: "
+            "if that operator may command this machine, add its public key to operator.pub",
         )
 
 

@@ -1,0 +1,1 @@
+"""Keys and certificates: who is who on the brokers and servers, and whose tasks a machine obeys."""

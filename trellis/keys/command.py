@@ -1,0 +1,173 @@
+"""`trellis keys`: makes the fleet's keys and certificates, and shows them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trellis.keys import acl
+from trellis.keys.authority import LEAF_DAYS, create_authority, host_name, issue
+from trellis.keys.files import locked, replace_file
+from trellis.keys.principals import BROKER, SERVER, Principal, device, gateway
+from trellis.keys.register import Entry, entries
+
+app = typer.Typer(
+    name="keys",
+    help="Make and show the keys and certificates of a fleet.",
+    no_args_is_help=True,
+)
+
+_Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host", metavar="HOST", help="DNS name or IP address under which others reach it; repeatable."
+    ),
+]
+_Days = Annotated[int, typer.Option("--days", help="How long a certificate holds.")]
+_Keys = Annotated[
+    Path, typer.Option("--keys", metavar="DIR", help="The folder that 'trellis keys init' wrote.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_DEFAULT_KEYS = Path("keys")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write them; made if need be.")],
+    region: Annotated[
+        list[str] | None,
+        typer.Option("--region", metavar="REGION", help="A region to make a gateway for; repeatable."),
+    ] = None,
+    host: _Hosts = None,
+    days: _Days = LEAF_DAYS,
+    as_json: _Json = False,
+) -> None:
+    """Make a CA, the operator's signing key, and certificates for server, broker and gateways.
+
+    \b
+    Example:
+      trellis keys init keys --region eu-1 --host 10.0.0.5 --host fl.example.org
+    """
+    principals = [SERVER, BROKER, *(gateway(name) for name in dict.fromkeys(region or ()))]
+    for name in host or ():
+        host_name(name)
+    create_authority(folder, days=days)
+    made = [folder / "ca", folder / "operator"]
+    made += [issue(folder, principal, host or (), days) for principal in principals]
+    _write_acl(folder)
+    _report(
+        folder,
+        made,
+        as_json,
+        "keep ca/ and operator/signing.key to yourself; copy each other folder to its machine",
+    )
+
+
+@app.command("gateway")
+def add_gateway(
+    region: Annotated[str, typer.Argument(metavar="REGION", help="The gateway's region.")],
+    keys: _Keys = _DEFAULT_KEYS,
+    host: _Hosts = None,
+    days: _Days = LEAF_DAYS,
+    as_json: _Json = False,
+) -> None:
+    """Make the certificate of a region's gateway.
+
+    \b
+    Example:
+      trellis keys gateway us-1 --host 10.0.1.5 --keys keys
+    """
+    _add(gateway(region), keys, host or [], days, as_json)
+
+
+@app.command("device")
+def add_device(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The device's name.")],
+    region: Annotated[str, typer.Option("--region", metavar="REGION", help="The region it belongs to.")],
+    keys: _Keys = _DEFAULT_KEYS,
+    days: _Days = LEAF_DAYS,
+    as_json: _Json = False,
+) -> None:
+    """Make the certificate of a device.
+
+    \b
+    Example:
+      trellis keys device cam-7 --region eu-1 --keys keys
+    """
+    _add(device(region, name), keys, [], days, as_json)
+
+
+@app.command("acl")
+def write_acl(
+    keys: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'trellis keys init' wrote.")],
+) -> None:
+    """Write DIR/broker/acl anew from the identities in DIR, after one was moved away.
+
+    \b
+    Example:
+      trellis keys acl keys
+    """
+    typer.echo(f"wrote {_write_acl(keys)}: copy it to the broker, and reload that")
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of all keys, or one identity's.")],
+    as_json: _Json = False,
+) -> None:
+    """Show who has a certificate, and when it ends.
+
+    \b
+    Examples:
+      trellis keys show keys
+      trellis keys show keys --json
+    """
+    now = dt.datetime.now(dt.UTC)
+    found = [(entry, (entry.not_after - now) // dt.timedelta(days=1)) for entry in entries(folder)]
+    if as_json:
+        typer.echo(json.dumps([_row(entry, days_left) for entry, days_left in found], indent=2))
+        return
+    width = max(len(entry.common_name) for entry, _ in found)
+    for entry, days_left in found:
+        left = f"{days_left} days left" if days_left >= 0 else "EXPIRED"
+        typer.echo(
+            f"{entry.common_name:<{width}}  until {entry.not_after:%Y-%m-%d}  {left:>14}  {entry.folder}"
+        )
+
+
+def _row(entry: Entry, days_left: int) -> dict[str, str | int]:
+    return {
+        "name": entry.common_name,
+        "folder": str(entry.folder),
+        "not_after": entry.not_after.isoformat(),
+        "days_left": days_left,
+    }
+
+
+def _add(principal: Principal, keys: Path, hosts: list[str], days: int, as_json: bool) -> None:
+    made = issue(keys, principal, hosts, days)
+    then = f"copy {shlex.quote(str(made))} to the {principal.role}"
+    if (keys / BROKER.folder).is_dir():
+        then += f", and {shlex.quote(str(_write_acl(keys)))} to the broker, and reload that"
+    _report(keys, [made], as_json, then)
+
+
+def _write_acl(root: Path) -> Path:
+    path = root / BROKER.folder / "acl"
+    with locked(root):
+        replace_file(path, acl.render(acl.clients(root)).encode())
+    return path
+
+
+def _report(root: Path, made: list[Path], as_json: bool, then: str) -> None:
+    if as_json:
+        typer.echo(json.dumps({"keys": str(root), "made": [str(path) for path in made]}))
+        return
+    for path in made:
+        typer.echo(f"made {path}")
+    typer.echo(then)

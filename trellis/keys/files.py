@@ -1,0 +1,98 @@
+"""Writes key files so that nobody else could read them for a moment, and nothing is half there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from trellis.errors import ConfigError
+
+PRIVATE_FILE = 0o600
+PUBLIC_FILE = 0o644
+PRIVATE_FOLDER = 0o700
+
+
+def make_folders(folder: Path) -> None:
+    """Create `folder` and its missing parents, each 0700 from its first moment."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        try:
+            path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"folder {path}", f"cannot be created: {error.strerror}") from error
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Create `folder` with these files, all at once or not at all; `*.key` are private.
+
+    Raises:
+        ConfigError: It exists and is not empty: a private key is never overwritten.
+    """
+    make_folders(folder.parent)
+    try:
+        # A sibling, so that the rename stays on one file system; mkdtemp makes it 0700.
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"folder {folder.parent}", f"cannot be written: {error.strerror}") from error
+    try:
+        for name, content in files.items():
+            _create(fresh / name, content, PRIVATE_FILE if name.endswith(".key") else PUBLIC_FILE)
+        # rename(2) onto a folder succeeds only if that is empty.
+        fresh.rename(folder)
+        _sync_folder(folder.parent)
+    except FileExistsError as error:
+        raise ConfigError(f"folder {folder}", "holds keys already: move it away first") from error
+    except OSError as error:
+        raise ConfigError(
+            f"folder {folder}",
+            f"cannot take new keys: {error.strerror}; keys are never overwritten, so move what is there away",
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a private file whole, over what was there; never used on a key."""
+    fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        _create(fresh, content, PRIVATE_FILE)
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigError(f"file {path}", f"cannot be written: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other writers of its lists; the kernel lets go if we die."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _create(path: Path, content: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""The certificates that lie in a folder of keys."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from trellis.errors import ConfigError
+from trellis.keys.identity import common_name_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One certificate.
+
+    Attributes:
+        common_name: Whom it names.
+        folder: Where it lies.
+        not_after: When it ends, in UTC.
+    """
+
+    common_name: str
+    folder: Path
+    not_after: dt.datetime
+
+
+def entries(keys: Path) -> list[Entry]:
+    """Return the certificates below `keys`, the CA's included, by path.
+
+    Raises:
+        ConfigError: There is none, or one cannot be read.
+    """
+    found = []
+    for path in sorted([*keys.rglob("tls.crt"), *keys.glob("ca/ca.crt")]):
+        # What begins with a dot was being written when its writer died.
+        if any(part.startswith(".") for part in path.relative_to(keys).parts):
+            continue
+        try:
+            certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"file {path}", f"cannot be read as a certificate: {error}") from error
+        found.append(Entry(common_name_of(certificate), path.parent, certificate.not_valid_after_utc))
+    if not found:
+        raise ConfigError(
+            f"folder {keys}", f"holds no certificates: make them with 'trellis keys init {keys}'"
+        )
+    return found
