@@ -1,0 +1,1 @@
+"""The model zoo, training backends, data sets and their checks."""

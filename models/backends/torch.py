@@ -1,0 +1,186 @@
+"""The PyTorch backend, on the processor.
+
+Bit for bit the same for the same arguments and number of threads: the order of the samples comes from the
+generator that is passed in, and so does what dropout draws. Processor kernels need no more than that;
+`torch.use_deterministic_algorithms` would change process-wide state for nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from models.arrays import Arrays, copied, first_not_finite, require_like
+from models.backends.loop import Batch, GradientOutcome, Outcome, evaluate_loop, require_feedable, train_loop
+from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
+from models.datasets import Dataset
+from models.registry import ModelSpec
+from trellis.errors import InvalidInput, TrainingFailed
+from trellis.seeds import generator
+
+# torch has one generator a process, and dropout and initialisation draw from no other.
+_TORCH_GENERATOR = threading.Lock()
+
+
+class _TorchRandomness:
+    """A stream of torch's randomness: while `drawn` it is torch's generator, which then is as it was."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        with _TORCH_GENERATOR, torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed accelerators, too, beyond this fork.
+            torch.default_generator.manual_seed(int(rng.integers(2**63 - 1)))
+            self._state = torch.get_rng_state()
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        with _TORCH_GENERATOR, torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._state)
+            yield
+            self._state = torch.get_rng_state()
+
+
+def open_model(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed: int) -> TorchBackend:
+    """Return the backend with the model built; see `models.backends.open_backend`."""
+    with _TorchRandomness(generator(seed, "initial", spec.name)).drawn():
+        module = spec.build(shape, classes)
+        _require_logits(spec, module, shape, classes)
+    return TorchBackend(spec.name, module, shape, classes)
+
+
+class TorchBackend:
+    """A `models.backends.Backend`; `module` holds the initial parameters and is never trained itself."""
+
+    name = "torch"
+
+    def __init__(self, model: str, module: torch.nn.Module, shape: tuple[int, ...], classes: int) -> None:
+        self._model = model
+        self._module = module
+        self._shape = shape
+        self._classes = classes
+
+    def initial(self) -> Arrays:
+        return copied(_views(self._module))
+
+    def train(
+        self,
+        arrays: Arrays,
+        data: Dataset,
+        plan: TrainPlan,
+        rng: np.random.Generator,
+        *,
+        on_step: Callable[[StepReport], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainResult:
+        module = self._loaded(arrays, data)
+        initial_loss = None
+        if plan.report_initial_loss:
+            initial_loss = self.evaluate(arrays, data, should_stop=should_stop).loss
+        # A spawned stream, so that the order of samples is the same on runtimes without dropout.
+        randomness = _TorchRandomness(rng.spawn(1)[0])
+        trainable = {
+            name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
+        }
+        module.train()
+
+        def gradient(x: Batch, y: Batch) -> GradientOutcome:
+            return self._gradient(module, trainable, randomness, x, y)
+
+        result = train_loop(
+            {name: parameter.detach().numpy() for name, parameter in trainable.items()},
+            data,
+            plan,
+            rng,
+            gradient,
+            on_step=on_step,
+            should_stop=should_stop,
+        )
+        trained = copied(_views(module))
+        if (broken := first_not_finite(trained)) is not None:
+            raise TrainingFailed(
+                f"model {self._model!r}: tensor {broken!r} is not finite after step {result.steps}; a lower "
+                f"learning rate than {plan.learning_rate} may help"
+            )
+        return TrainResult(trained, len(data), result.loss, initial_loss, result.steps, result.accuracy)
+
+    def evaluate(
+        self,
+        arrays: Arrays,
+        data: Dataset,
+        *,
+        batch_size: int = 256,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> EvalResult:
+        module = self._loaded(arrays, data)
+        module.eval()
+
+        def score(x: Batch, y: Batch) -> Outcome:
+            with torch.no_grad(), self._failures_named():
+                logits, labels = module(torch.from_numpy(x)), torch.from_numpy(y)
+                loss = functional.cross_entropy(logits, labels)
+            return Outcome(loss.item(), _correct(logits, labels))
+
+        return evaluate_loop(data, batch_size, score, should_stop=should_stop)
+
+    def _loaded(self, arrays: Arrays, data: Dataset) -> torch.nn.Module:
+        """Return a module of its own that holds the arrays, once they and the data are found to fit."""
+        require_like(arrays, _views(self._module))
+        require_feedable(data, shape=self._shape, classes=self._classes)
+        module = copy.deepcopy(self._module)
+        # torch.tensor copies, so that nothing that is trained shares memory with what came.
+        module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+        return module
+
+    def _gradient(
+        self,
+        module: torch.nn.Module,
+        trainable: dict[str, torch.nn.Parameter],
+        randomness: _TorchRandomness,
+        x: Batch,
+        y: Batch,
+    ) -> GradientOutcome:
+        labels = torch.from_numpy(y)
+        with self._failures_named():
+            module.zero_grad(set_to_none=True)
+            with randomness.drawn():
+                logits = module(torch.from_numpy(x))
+            loss = functional.cross_entropy(logits, labels)
+            torch.autograd.backward(loss)
+        gradients = {name: part.grad.numpy() for name, part in trainable.items() if part.grad is not None}
+        return GradientOutcome(loss.item(), _correct(logits, labels), gradients)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise TrainingFailed(f"model {self._model!r} failed in torch: {error}") from error
+
+
+def _views(module: torch.nn.Module) -> Arrays:
+    """Return the module's parameters and buffers by name, as views of their memory."""
+    return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+
+
+def _correct(logits: torch.Tensor, labels: torch.Tensor) -> int:
+    return int((logits.argmax(dim=1) == labels).sum().item())
+
+
+def _require_logits(spec: ModelSpec, module: torch.nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Pass if the module turns two samples into two rows of logits: a user's model may do anything."""
+    module.eval()
+    try:
+        with torch.no_grad():
+            came = tuple(module(torch.zeros(2, *shape)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidInput(
+            f"model {spec.name!r}", f"does not take samples of shape {shape}: {error}"
+        ) from error
+    if came != (2, classes):
+        problem = f"gives shape {came} for two samples of shape {shape}, {(2, classes)} is due"
+        raise InvalidInput(f"model {spec.name!r}", problem)

@@ -1,0 +1,1 @@
+"""Our models, one a file; each file's `MODEL` is what the registry finds."""
