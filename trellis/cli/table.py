@@ -1,0 +1,41 @@
+"""Every command: where it is implemented, and its line in `trellis --help`.
+
+A service is named here as text, so that nothing of it is imported before its command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command.
+
+    Attributes:
+        name: What is typed after `trellis`.
+        sources: `module:attribute` of each `typer.Typer` that makes it up; several are merged into one group.
+        summary: Its line in `trellis --help`.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    summary: str
+
+
+ENTRIES = (
+    Entry("demo", ("trellis.cli.demo.command:app",), "See a whole federation work on this machine."),
+    Entry("init", ("trellis.cli.init:app",), "Write task.yaml, trellis.toml and keys to start from."),
+    Entry("keys", ("trellis.keys.command:app",), "Make the fleet's keys and certificates."),
+    Entry("broker", ("trellis.cli.broker:app",), "Run an MQTT broker for trials."),
+    Entry("server", ("central_server.command:app",), "Run the central Flower server."),
+    Entry("gateway", ("regional_gateway.command:app",), "Run a region's gateway."),
+    Entry("device", ("device_agent.command:app",), "Run a device's agent."),
+    Entry(
+        "task", ("trellis.cli.task.command:app",), "Validate, sign, post, run, list, show and cancel tasks."
+    ),
+    Entry("devices", ("trellis.cli.devices:app",), "List a region's devices."),
+    Entry("model", ("trellis.cli.model:app", "models.command:app"), "Fetch, evaluate and list models."),
+    Entry("watch", ("trellis.cli.watching.command:app",), "Watch rounds, gateways and devices live."),
+)
+"""In the order of `trellis --help`."""
