@@ -122,6 +122,12 @@ class Signature(BaseModel):
     sig: Annotated[str, AfterValidator(_canonical_signature)]
 
 
+def _signed(signatures: tuple[Signature, ...]) -> tuple[Signature, ...]:
+    if not signatures:
+        raise ValueError("is empty; unsigned tasks are never accepted")
+    return signatures
+
+
 class Envelope(BaseModel):
     """A signed payload on its way; only `Keyring.verify` says that it may be believed."""
 
@@ -131,7 +137,9 @@ class Envelope(BaseModel):
         default=PAYLOAD_TYPE, alias="payloadType"
     )
     payload: str
-    signatures: Annotated[tuple[Signature, ...], Field(min_length=1, max_length=MAX_SIGNATURES, strict=False)]
+    signatures: Annotated[
+        tuple[Signature, ...], Field(max_length=MAX_SIGNATURES, strict=False), AfterValidator(_signed)
+    ]
     relay: dict[str, str] = Field(default_factory=dict)
 
     @classmethod

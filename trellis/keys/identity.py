@@ -50,8 +50,8 @@ class Identity:
         """Return the identity in `folder`, checked.
 
         Raises:
-            ConfigError: A file is missing or no PEM, the private key is open to others or not the certificate's, or
-                the certificate is another CA's or outside its validity.
+            ConfigError: A file is missing or no PEM, the private key is open to others or another's, or the
+                certificate is another CA's or outside its validity.
         """
         tls = TlsFiles(ca=folder / "ca.crt", cert=folder / "tls.crt", key=folder / "tls.key")
         faults: list[Fault] = []

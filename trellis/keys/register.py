@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +35,7 @@ def entries(keys: Path) -> list[Entry]:
         ConfigError: There is none, or one cannot be read.
     """
     found = []
-    for path in sorted([*keys.rglob("tls.crt"), *keys.glob("ca/ca.crt")]):
-        # What begins with a dot was being written when its writer died.
-        if any(part.startswith(".") for part in path.relative_to(keys).parts):
-            continue
+    for path in _certificates(keys):
         try:
             certificate = x509.load_pem_x509_certificate(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -48,3 +46,13 @@ def entries(keys: Path) -> list[Entry]:
             f"folder {keys}", f"holds no certificates: make them with 'trellis keys init {keys}'"
         )
     return found
+
+
+def _certificates(keys: Path) -> list[Path]:
+    paths = []
+    for folder, inner, names in os.walk(keys):
+        # What begins with a dot is being written, or its writer died: it may vanish under our eyes.
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        paths += [Path(folder, name) for name in names if name == "tls.crt"]
+    ca = keys / "ca" / "ca.crt"
+    return sorted([*paths, *([ca] if ca.exists() else [])])

@@ -1,0 +1,114 @@
+"""`trellis keys`, as an operator types it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trellis.envelope import Keyring
+from trellis.errors import ConfigError, InvalidInput
+from trellis.keys.command import add_device, app
+from trellis.keys.identity import Identity
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    run("init", tmp_path / "keys", "--region", "eu-1", "--region", "us-1", "--host", "10.0.0.5")
+    return tmp_path / "keys"
+
+
+def test_init_makes_everybody_but_the_devices(keys: Path) -> None:
+    assert {str(path.parent.relative_to(keys)) for path in keys.rglob("tls.crt")} == {
+        "server", "broker", "operator", "gateways/eu-1", "gateways/us-1",
+    }  # fmt: skip
+    assert (keys / "ca" / "ca.key").exists()
+
+
+def test_everybody_pins_the_operator_that_init_made(keys: Path) -> None:
+    run("device", "cam-7", "--region", "eu-1", "--keys", keys)
+    rings = [Keyring.load([path]).keyids for path in keys.rglob("operator.pub")]
+    assert len(rings) == 6
+    assert len(set(rings)) == 1
+
+
+def test_init_twice_refuses_and_says_what_to_do(keys: Path) -> None:
+    before = {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"never overwritten.*trellis keys device") as error:
+        run("init", keys)
+    assert error.value.exit_code == 2
+    assert {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--region", "central"), ("--region", "EU"), ("--host", "a b"), ("--days", "0"), ("--days", "9999")],
+)
+def test_init_with_a_bad_option_writes_nothing(tmp_path: Path, arguments: tuple[str, str]) -> None:
+    with pytest.raises(InvalidInput):
+        run("init", tmp_path / "keys", *arguments)
+    assert not list(tmp_path.rglob("*.key"))
+
+
+def test_device_and_gateway_are_added_and_said_to_be_copied(keys: Path) -> None:
+    told = run("device", "cam-7", "--region", "eu-1", "--keys", keys)
+    folder = keys / "devices" / "eu-1" / "cam-7"
+    assert f"copy {folder} to the device" in told
+    assert f"{keys / 'broker' / 'acl'} to the broker" in told
+    assert Identity.load(folder).common_name == "eu-1/devices/cam-7"
+    made = json.loads(run("gateway", "ap-1", "--keys", keys, "--host", "10.0.1.5", "--json"))
+    assert made == {"keys": str(keys), "made": [str(keys / "gateways" / "ap-1")]}
+
+
+def test_show_lists_who_and_until_when(keys: Path) -> None:
+    rows = json.loads(run("show", keys, "--json"))
+    names = {row["name"] for row in rows if not row["name"].startswith("Trellis CA ")}
+    assert names == {"central/server", "broker", "operator", "eu-1/gateway", "us-1/gateway"}
+    assert {row["days_left"] for row in rows} == {364, 3649}
+    assert "us-1/gateway" in run("show", keys)
+    (own,) = json.loads(run("show", keys / "server", "--json"))
+    assert own["name"] == "central/server"
+
+
+def test_show_of_a_folder_without_keys_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no certificates"):
+        run("show", tmp_path)
+
+
+def test_the_brokers_list_follows_every_change(keys: Path) -> None:
+    acl = keys / "broker" / "acl"
+    users = [line for line in acl.read_text().splitlines() if line.startswith("user ")]
+    assert users == ["user eu-1/gateway", "user us-1/gateway", "user operator", "user central/server"]
+    run("device", "cam-7", "--region", "eu-1", "--keys", keys)
+    assert "user eu-1/devices/cam-7\n" in acl.read_text()
+    (keys / "devices" / "eu-1" / "cam-7").rename(keys.parent / "retired")
+    run("acl", keys)
+    assert "cam-7" not in acl.read_text()
+
+
+def test_devices_added_at_once_are_all_in_the_brokers_list(keys: Path) -> None:
+    names = [f"cam-{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: add_device(name, "eu-1", keys), names, timeout=30))
+    acl = (keys / "broker" / "acl").read_text()
+    assert [name for name in names if f"user eu-1/devices/{name}\n" not in acl] == []
+
+
+def test_a_device_can_be_added_where_the_brokers_folder_has_gone(keys: Path) -> None:
+    (keys / "broker").rename(keys.parent / "away")
+    assert "acl" not in run("device", "cam-7", "--region", "eu-1", "--keys", keys)
+    assert not (keys / "broker").exists()
+
+
+@pytest.mark.parametrize("command", ["init", "gateway", "device", "show", "acl"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"trellis keys {command}" in run(command, "--help")
