@@ -1,0 +1,59 @@
+"""A real SuperLink with a scripted ServerApp on it, for the contract tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trellis.flower.superlink import SuperLink
+
+APP = Path(__file__).parent / "scripted_app"
+
+
+@dataclass
+class ScriptedApp:
+    """The test's end of the ServerApp's socket."""
+
+    run_id: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def __call__(self, op: str, **arguments: Any) -> dict[str, Any]:
+        self.writer.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
+        await self.writer.drain()
+        line = await asyncio.wait_for(self.reader.readline(), 60)
+        assert line, "the ServerApp ended: see superlink.log"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    async def reply_to(self, message_id: str, *, within_s: float = 30.0) -> dict[str, Any]:
+        async with asyncio.timeout(within_s):
+            while True:
+                for reply in (await self("pull", ids=[message_id]))["replies"]:
+                    return dict(reply)
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def scripted_app(superlink: SuperLink, folder: Path) -> AsyncIterator[ScriptedApp]:
+    connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
+
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not connected.done():
+            connected.set_result((reader, writer))
+
+    path = folder / f"app-{superlink.pid}.sock"
+    server = await asyncio.start_unix_server(on_connection, path=path, limit=2**24)
+    try:
+        run_id = await superlink.submit(APP, {"socket": str(path)})
+        reader, writer = await asyncio.wait_for(connected, 60)
+        yield ScriptedApp(run_id, reader, writer)
+        writer.close()
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""The front: what devices reach of a SuperLink. It passes `POST /v1/fleet/*` and answers 404 to all else.
+
+A thin streaming proxy, so that the SuperLink stays Flower's own process on loopback and any reverse proxy
+can take the front's place in production (`deploy/reverse-proxy/`). Bodies are streamed both ways; nothing
+of a tensor is held here.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+# The raw path as it came, before any decoding: no `..`, no `%2e`, no second meaning behind a proxy.
+_FLEET = re.compile(rb"/v1/fleet/[a-z0-9-]+")
+# RFC 9110 section 7.6.1: what concerns one connection only is not passed on.
+_HOP_BY_HOP = {
+    "connection",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+
+
+def front_app(superlink_address: str) -> ASGIApp:
+    """Return the ASGI app that stands before the SuperLink at `127.0.0.1:PORT`."""
+    client = httpx.AsyncClient(
+        base_url=f"http://{superlink_address}", timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        if request.method != "POST" or _FLEET.fullmatch(path) is None:
+            response: Response = PlainTextResponse("Not Found", status_code=404)
+        else:
+            response = await _pass_on(client, request, path.decode())
+        await response(scope, receive, send)
+
+    return app
+
+
+async def _pass_on(client: httpx.AsyncClient, request: Request, path: str) -> Response:
+    headers = [(k, v) for k, v in request.headers.items() if k not in _HOP_BY_HOP]
+    upstream = client.build_request("POST", path, headers=headers, content=request.stream())
+    try:
+        response = await client.send(upstream, stream=True)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nginx's word for it; nobody is there to read it
+    except httpx.TransportError as error:
+        # The SuperLink is being started again; a device tries again after this.
+        logger.warning(
+            "front: the SuperLink does not answer path=%s: %s", path, error or type(error).__name__
+        )
+        return PlainTextResponse(
+            "the SuperLink does not answer", status_code=503, headers={"retry-after": "1"}
+        )
+    passed = {k: v for k, v in response.headers.items() if k not in _HOP_BY_HOP}
+    return StreamingResponse(_body(response), status_code=response.status_code, headers=passed)
+
+
+async def _body(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_raw():
+            yield chunk
+    finally:
+        await response.aclose()

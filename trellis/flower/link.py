@@ -1,0 +1,326 @@
+"""A warm Flower client: one long-lived process, one HTTP connection, one node key that lasts.
+
+Stock Flower starts a process for every message; a `FlowerLink` pulls a message, hands it out, and pushes the
+reply. Everything of Flower that is not public is used in this file alone, behind the contract tests in
+`tests/contract/test_link.py`.
+
+    FlowerLink.connect / pull / push
+    ├── Unavailable         the server does not answer, or does not know this node any more: connect again
+    ├── Refused "reply"     the SuperLink did not take a reply (the run is over, or it took an error instead)
+    └── Refused "link"      the server refuses this device
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_object_contents_from_iterable,
+)
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from trellis.errors import ConfigError, Refused, Unavailable
+from trellis.flower.inbox import Inbox, Letter
+from trellis.flower.node_key import load_node_key
+from trellis.loopback import is_loopback
+from trellis.tls import TlsFiles, client_context
+
+logger = logging.getLogger(__name__)
+
+_BEAT_SHARE = 0.75
+"""A heartbeat is sent after this share of its interval; Flower forgives two intervals."""
+_PULL_OBJECT_S = 120.0
+_REFUSED = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
+
+
+class FlowerLink:
+    """A Flower client of one server. Blocking; for one thread, while heartbeats run in another.
+
+    Args:
+        address: `host:port` of the server's front.
+        folder: Where the node key (0600), the node ID and unanswered messages live.
+        tls: CA and client certificate; None speaks plain HTTP, on loopback only.
+        heartbeat_s: Heartbeat interval told to the SuperLink, 10 to 1800 s. Liveness comes from MQTT: this
+            one only has to be long enough that a pending message outlives a restart.
+    """
+
+    def __init__(
+        self, address: str, *, folder: Path, tls: TlsFiles | None, heartbeat_s: float = 240.0
+    ) -> None:
+        host = address.rpartition(":")[0]
+        if tls is None and not is_loopback(host):
+            raise ConfigError(
+                f"server {address!r}", "is beyond loopback, where nothing goes unencrypted: give --keys"
+            )
+        self.address = address
+        self._folder = folder
+        self._tls = tls
+        self._heartbeat_s = heartbeat_s
+        self._inbox = Inbox(folder / "inbox")
+        self._unanswered: Iterator[Letter] = iter(())
+        self._client: FleetHttpClient | None = None
+        self._node: Node | None = None
+        self._ended = threading.Event()
+        self._beats: threading.Thread | None = None
+
+    @property
+    def node_id(self) -> int:
+        """This device's Flower node ID at this server."""
+        return int(self._active_node().node_id)
+
+    def connect(self) -> int:
+        """Be an active node and return its ID: the remembered one if the server still knows it.
+
+        Never deactivates what it finds: that would destroy a pending message or an uncollected reply.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._answers(connecting=True):
+            node_id = self._resume() or self._activate()
+        self._node = Node(node_id=node_id)
+        self._unanswered = iter([letter for letter in self._inbox.letters() if letter.node_id == node_id])
+        if self._beats is None:
+            self._beats = threading.Thread(target=self._beat, name="flower-heartbeat", daemon=True)
+            self._beats.start()
+        return node_id
+
+    def pull(self) -> Message | None:
+        """Return the next message, first those that a crash left unanswered, or None if there is none."""
+        for letter in self._unanswered:
+            logger.info("link: message %s was left unanswered", letter.message_id[:8])
+            return _inflate(letter)
+        client, node = self._connected(), self._active_node()
+        with self._answers():
+            response = client.PullMessages(PullMessagesRequest(node=node))
+            if not response.messages_list:
+                return None
+            message, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+            run_id = message.metadata.run_id
+            objects = pull_objects(
+                [branch.object_id for branch in iterate_object_tree(tree)],
+                make_pull_object_fn_protobuf(client.PullObject, node, run_id),
+                max_time=_PULL_OBJECT_S,
+            )
+            letter = Letter(tree.object_id, run_id, int(node.node_id), objects)
+            # The SuperLink never hands it out again: what is confirmed must survive a crash.
+            self._inbox.keep(letter)
+            client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(
+                    node=node, run_id=run_id, message_object_id=message.metadata.message_id
+                )
+            )
+        return _inflate(letter)
+
+    def push(self, reply: Message) -> str:
+        """Upload `reply` whole and return the ID of the message that it answers.
+
+        Raises:
+            Refused: `reply`: the SuperLink did not take it; the message is forgotten.
+            Unavailable: The connection broke; push the same reply again after `connect`.
+        """
+        client, node = self._connected(), self._active_node()
+        answered = reply.metadata.reply_to_message_id
+        with self._answers(), no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects = get_all_nested_objects(reply)
+            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            response = client.PushMessages(
+                PushMessagesRequest(
+                    node=node,
+                    messages_list=[message_to_proto(bare)],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            wanted = set(response.objects_to_push)
+            if not wanted:
+                # HTTP 200 with nothing to push is how a SuperLink says no.
+                self._inbox.drop(answered)
+                raise Refused(
+                    "reply",
+                    f"{self.address} did not take the reply to message {answered[:8]}: its run is over",
+                )
+            push_object_contents_from_iterable(
+                ((key, value.deflate()) for key, value in objects.items() if key in wanted),
+                make_push_object_fn_protobuf(
+                    client.PushObject, node, reply.metadata.run_id, response.session_id
+                ),
+            )
+        self._inbox.drop(answered)
+        return answered
+
+    def forget(self, message_id: str) -> None:
+        """Drop a message that will not be answered."""
+        self._inbox.drop(message_id)
+
+    def close(self, *, deactivate: bool) -> None:
+        """Close the connection.
+
+        Args:
+            deactivate: Sign this node off. It destroys what is pending, so only after the task has ended.
+        """
+        self._ended.set()
+        if self._client is None:
+            return
+        if deactivate and self._node is not None:
+            try:
+                with self._answers():
+                    self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+            except (Unavailable, Refused) as error:
+                # The node lapses by itself with its heartbeat: nothing is lost.
+                logger.info("link: could not sign off: %s", error)
+            else:
+                self._id_file.unlink(missing_ok=True)
+            self._inbox.clear()
+        self._client.close()
+        self._client = None
+
+    @property
+    def _id_file(self) -> Path:
+        return self._folder / "node-id.json"
+
+    def _connected(self) -> FleetHttpClient:
+        if self._client is None:
+            raise RuntimeError("FlowerLink is not connected")
+        return self._client
+
+    def _active_node(self) -> Node:
+        if self._node is None:
+            raise RuntimeError("FlowerLink is not connected")
+        return self._node
+
+    def _open(self, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+        if self._client is not None:
+            self._client.close()
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+        ]
+        scheme = "http" if self._tls is None else "https"
+        verify = False if self._tls is None else client_context(self._tls)
+        self._client = FleetHttpClient(f"{scheme}://{self.address}", interceptors=interceptors, verify=verify)
+        return self._client
+
+    def _resume(self) -> int | None:
+        """Return the remembered node ID if the server still knows it: one heartbeat, at once."""
+        client = self._open(load_node_key(self._folder / "node.pem"))
+        try:
+            node_id = int(json.loads(self._id_file.read_text())["node_id"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            logger.error("link: %s is damaged; registering anew", self._id_file)
+            return None
+        try:
+            response = client.SendNodeHeartbeat(self._heartbeat(Node(node_id=node_id)))
+        except httpx.HTTPStatusError as error:
+            logger.info("link: node %d is not known any more (HTTP %d)", node_id, error.response.status_code)
+            return None
+        return node_id if response.success else None
+
+    def _activate(self) -> int:
+        self._inbox.clear()  # sent to a node that is gone
+        node_id = self._try_activate(self._connected(), load_node_key(self._folder / "node.pem"))
+        if node_id is None:
+            # Active still, but under an ID that a crash kept us from noting: come back as a new node. Who a
+            # node is the query's nonce proves, not its key.
+            logger.warning(
+                "link: %s holds this device's node active under an unknown ID; new key", self.address
+            )
+            (self._folder / "node.pem").unlink()
+            key = load_node_key(self._folder / "node.pem")
+            node_id = self._try_activate(self._open(key), key)
+        if node_id is None:
+            raise Unavailable(f"{self.address} does not activate this node")
+        partial = self._id_file.with_suffix(".partial")
+        partial.write_text(json.dumps({"node_id": node_id}))
+        partial.replace(self._id_file)
+        return node_id
+
+    def _try_activate(self, client: FleetHttpClient, key: ec.EllipticCurvePrivateKey) -> int | None:
+        public_key = public_key_to_bytes(key.public_key())
+        try:
+            client.RegisterNode(RegisterNodeFleetRequest(public_key=public_key))
+        except httpx.HTTPStatusError as error:
+            # "Public key already in use" is our own registration of an earlier start.
+            if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+                raise
+        request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=self._heartbeat_s)
+        try:
+            return int(client.ActivateNode(request).node_id)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+                raise
+            return None
+
+    def _heartbeat(self, node: Node) -> SendNodeHeartbeatRequest:
+        return SendNodeHeartbeatRequest(node=node, heartbeat_interval=self._heartbeat_s)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s * _BEAT_SHARE):
+            client, node = self._client, self._node
+            if client is None or node is None:
+                continue
+            try:
+                client.SendNodeHeartbeat(self._heartbeat(node))
+            except (httpx.HTTPError, RuntimeError) as error:
+                # Two intervals are forgiven, and a pull that fails makes its caller connect again.
+                logger.warning("link: heartbeat to %s failed: %s", self.address, error)
+
+    @contextmanager
+    def _answers(self, *, connecting: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            said = f"HTTP {status}: {error.response.text[:200].strip()}"
+            # To a known node the same status says that the SuperLink has been started anew.
+            if connecting and status in _REFUSED:
+                raise Refused("link", f"{self.address} refuses this device: {said}") from error
+            raise Unavailable(f"{self.address} does not serve this node: {said}") from error
+        except (httpx.TransportError, OSError, ObjectPullError, ObjectPushError, ValueError) as error:
+            raise Unavailable(f"{self.address} does not answer: {error or type(error).__name__}") from error
+
+
+def _inflate(letter: Letter) -> Message:
+    message = cast(Message, inflate_object_from_contents(letter.message_id, dict(letter.objects)))
+    message.metadata.__dict__["_message_id"] = letter.message_id
+    return message

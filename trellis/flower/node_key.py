@@ -1,0 +1,36 @@
+"""The key that makes a Flower node the same node after a restart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from trellis.errors import ConfigError
+
+
+def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the EC P-384 key in `path`, made on first use; readable by its owner only."""
+    if path.exists():
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ConfigError(
+                f"node key {str(path)!r}", f"cannot be read: {error}; remove it for a new one"
+            ) from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(f"node key {str(path)!r}", "is no EC key; remove it for a new one")
+        return key
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    # Created with its mode: there is no moment in which others may read it.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    return key

@@ -1,0 +1,251 @@
+"""A `flower-superlink` of our own: a child process on loopback, with its state in memory.
+
+Open-source Flower serves the Control API, which starts code, on the same port as the Fleet API, and to
+everybody. So the SuperLink binds loopback and devices reach it through `trellis.flower.front` alone.
+
+    SuperLink.__aenter__ / submit
+    ├── MissingExtra   flower-superlink is not beside this Python
+    └── Unavailable    it did not start, or `flwr run` failed: the message quotes what Flower said
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from trellis.errors import ConfigError, Unavailable
+from trellis.processes import PidFile, die_with_parent, terminate_tree
+
+logger = logging.getLogger(__name__)
+
+_NAME = "trellis"
+_START_TIMEOUT_S = 60.0
+_COMMAND_TIMEOUT_S = 60.0
+_GRACE_S = 4.0
+"""After SIGTERM a SuperLink and its apps are gone in 2.3 s."""
+
+Scalar = str | int | float | bool
+
+
+class SuperLink:
+    """A running SuperLink from `__aenter__` to `__aexit__`.
+
+    Args:
+        folder: State folder of its own: Flower's home, the log, the file with pid and start time.
+        port: Loopback port, 0 for a free one.
+        environment: What ServerApps inherit, beside this process's environment.
+    """
+
+    def __init__(self, *, folder: Path, port: int = 0, environment: Mapping[str, str] | None = None) -> None:
+        self._folder = folder
+        self._wanted_port = port
+        self._environment = dict(environment or {})
+        self._port = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._pid_file = PidFile(folder / "superlink.pid")
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:PORT`, for the front and for nobody else."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """The process ID of the SuperLink."""
+        return self._running().pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._process is not None and self._process.returncode is None
+
+    async def __aenter__(self) -> Self:
+        home = self._home
+        home.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        await asyncio.to_thread(self._pid_file.end_previous)
+        await asyncio.to_thread(_end_orphans, self._home)
+        self._port = self._wanted_port or _free_port()
+        connection = f'[superlink.{_NAME}]\naddress = "{self.address}"\ninsecure = true\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "{_NAME}"\n\n{connection}')
+        try:
+            await self._start()
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def submit(self, app: Path, run_config: Mapping[str, Scalar]) -> int:
+        """Start a run of the Flower app in the folder `app` and return its run ID.
+
+        Keys of `run_config` must stand in the app's `pyproject.toml`.
+        """
+        overrides = [
+            part for key, value in run_config.items() for part in ("-c", f"{key}={json.dumps(value)}")
+        ]
+        answer = await self._flwr("run", str(app), _NAME, "--format", "json", *overrides)
+        run_id = answer.get("run-id")
+        if answer.get("success") is not True or run_id is None:
+            raise Unavailable(f"flwr run: the SuperLink took no run: {json.dumps(answer)[:500]}")
+        return int(run_id)
+
+    async def stop_run(self, run_id: int) -> None:
+        """Ask the SuperLink to stop a run; its process may take 20 s to end."""
+        await self._flwr("stop", str(run_id), _NAME, "--format", "json")
+
+    async def wait_ended(self) -> int:
+        """Return the exit status once the child has ended by itself."""
+        return await self._running().wait()
+
+    @property
+    def _home(self) -> Path:
+        return (self._folder / "flower").resolve()
+
+    def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("SuperLink is not entered")
+        return self._process
+
+    async def _start(self) -> None:
+        command = [
+            _program("flower-superlink"),
+            "--insecure",  # loopback only
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+            "--disable-runtime-dependency-installation",
+        ]
+        with (self._folder / "superlink.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._child_environment(self._environment),
+                preexec_fn=die_with_parent,
+            )
+        self._pid_file.write(self._process.pid)
+        await self._wait_answering()
+        logger.info("SuperLink pid=%d address=%s", self._process.pid, self.address)
+
+    async def _wait_answering(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while time.monotonic() < deadline:
+                if not self.alive:
+                    raise Unavailable(f"flower-superlink ended at its start: {self._log_tail()}")
+                with contextlib.suppress(httpx.TransportError):
+                    response = await client.get(f"http://{self.address}/health", timeout=1.0)
+                    if response.status_code == httpx.codes.OK:
+                        return
+                await asyncio.sleep(0.05)
+        raise Unavailable(
+            f"flower-superlink did not answer within {_START_TIMEOUT_S:.0f} s: {self._log_tail()}"
+        )
+
+    async def _flwr(self, *arguments: str) -> dict[str, Any]:
+        # The command line is Flower's public interface to its Control API.
+        process = await asyncio.create_subprocess_exec(
+            _program("flwr"),
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._child_environment({}),
+            preexec_fn=die_with_parent,
+        )
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), _COMMAND_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable(f"flwr {arguments[0]} gave no answer in {_COMMAND_TIMEOUT_S:.0f} s") from None
+        finally:
+            if process.returncode is None:
+                await asyncio.to_thread(terminate_tree, process.pid, grace_s=0.5)
+                await process.wait()
+        answer = _last_json(out.decode(errors="replace"))
+        if answer is None:
+            said = (err or out).decode(errors="replace").strip()[-500:]
+            raise Unavailable(f"flwr {arguments[0]} failed with status {process.returncode}: {said}")
+        return answer
+
+    def _child_environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        # flower-superlink starts flower-superexec by its bare name: it must be found beside our Python.
+        bin_folder = str(Path(sys.executable).parent)
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
+            "FLWR_HOME": str(self._home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "PYTHONUNBUFFERED": "1",
+            **extra,
+        }
+
+    async def _end(self) -> None:
+        if self._process is None:
+            return
+        # SuperExec has a session of its own, so a process-group kill would miss it: the tree is walked.
+        await asyncio.shield(asyncio.to_thread(terminate_tree, self._process.pid, grace_s=_GRACE_S))
+        await self._process.wait()
+        # Apps of a SuperLink that was killed have lost their parent: the tree no longer shows them.
+        await asyncio.shield(asyncio.to_thread(_end_orphans, self._home))
+        self._pid_file.clear()
+
+    def _log_tail(self) -> str:
+        log = self._folder / "superlink.log"
+        if not log.exists():
+            return "it wrote no log"
+        return "…" + log.read_text(errors="replace").strip()[-600:]
+
+
+def _end_orphans(home: Path) -> None:
+    """End what still runs with `home` as Flower's home: SuperExec and apps of a SuperLink that was killed."""
+    for process in psutil.process_iter(["environ"]):
+        environment = process.info["environ"] or {}
+        if environment.get("FLWR_HOME") == str(home) and process.pid != os.getpid():
+            logger.info("ending pid=%d, left behind by an earlier SuperLink", process.pid)
+            terminate_tree(process.pid, grace_s=1.0)
+
+
+def _program(name: str) -> str:
+    program = Path(sys.executable).parent / name
+    if not program.exists():
+        raise ConfigError(f"{name!r}", f"is not beside {sys.executable}: pip install trellis-fl there")
+    return str(program)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that ends `text`: Flower may print warnings before it."""
+    lines: Sequence[str] = text.splitlines()
+    for start, line in enumerate(lines):
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                value = json.loads("\n".join(lines[start:]))
+                if isinstance(value, dict):
+                    return value
+    return None
