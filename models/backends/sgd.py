@@ -30,6 +30,11 @@ class LocalSGD:
 
     def step(self, gradients: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Move every parameter that has a gradient by one step."""
+        # No warnings: whoever trains looks for what is not finite, and names it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._move(gradients)
+
+    def _move(self, gradients: Mapping[str, np.ndarray[Any, Any]]) -> None:
         plan = self._plan
         for name, gradient in gradients.items():
             parameter = self._parameters[name]

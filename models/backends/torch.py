@@ -121,7 +121,8 @@ class TorchBackend:
 
         def score(x: Batch, y: Batch) -> Outcome:
             with torch.no_grad(), self._failures_named():
-                logits, labels = module(torch.from_numpy(x)), torch.from_numpy(y)
+                # Copied: x and y are the caller's memory, and a user's module may write to its input.
+                logits, labels = module(torch.tensor(x)), torch.tensor(y)
                 loss = functional.cross_entropy(logits, labels)
             return Outcome(loss.item(), _correct(logits, labels))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,22 @@ from models.datasets.stored import MAX_BYTES, Pair, Stored, paired
 from trellis.errors import DataError
 
 _DUE = "x_train, y_train, x_test and y_test, or x and y"
+
+# What zipfile and numpy raise at damaged bytes; RuntimeError: encrypted, or compressed in an unknown way.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    OverflowError,
+)
 
 
 def read(path: Path) -> Stored:
@@ -32,7 +52,7 @@ def read(path: Path) -> Stored:
                 for split in ("train", "test")
                 if {f"x_{split}", f"y_{split}"} <= keys
             }
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"data set {str(path)!r}", f"cannot be read as NPZ: {error}") from error
     if not pairs:
         came = ", ".join(sorted(keys)[:20]) or "nothing"
@@ -65,6 +85,9 @@ def _array(archive: zipfile.ZipFile, path: Path, key: str) -> Samples:
         raise DataError(f"data set {str(path)!r}", problem)
     if (size := math.prod(shape) * dtype.itemsize) > MAX_BYTES:
         problem = f"{key} would take {size} bytes, the limit is {MAX_BYTES}"
+        raise DataError(f"data set {str(path)!r}", problem)
+    if size > (there := archive.getinfo(f"{key}.npy").file_size):
+        problem = f"{key} has a header that says {size} bytes, but only {there} are there"
         raise DataError(f"data set {str(path)!r}", problem)
     with archive.open(f"{key}.npy") as member:
         array: Samples = np.lib.format.read_array(member, allow_pickle=False)
