@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ PROGRAM = "trellis"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    # What matters is raised: beside its result only a service says anything, in a log that it configures.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         code = _run(arguments)
         sys.stdout.flush()

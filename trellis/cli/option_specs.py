@@ -24,6 +24,7 @@ def claim_variables(command: click.Command) -> None:
     for option in _options(command):
         if option.envvar is None:
             option.envvar = variable(_long_name(option))
+            option.show_envvar = False  # `trellis --help` says it once for all
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             claim_variables(inner)

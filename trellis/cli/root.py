@@ -72,8 +72,11 @@ def load_command(entry: Entry) -> click.Command:
 def _converted(name: str, source: str) -> click.Command:
     module, _, attribute = source.partition(":")
     app: typer.Typer = getattr(importlib.import_module(module), attribute)
-    # Plain help: it comes without importing rich, and reads the same in a pipe.
+    # Plain help: it comes without importing rich, and reads the same in a pipe. Typer asks HAS_RICH, not the
+    # mode, whether to escape brackets for rich.
     app.rich_markup_mode = None
+    typer.core.HAS_RICH = False
+    app.suggest_commands = False  # click 8.5 suggests by itself; both would say it twice
     app._add_completion = False
     command = typer.main.get_command(app)
     command.name = name

@@ -1,0 +1,1 @@
+"""`trellis demo`: a whole federation on one machine, for a minute."""

@@ -1,0 +1,1 @@
+"""`trellis task`: everything an operator does with a task."""

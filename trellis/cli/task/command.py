@@ -1,0 +1,304 @@
+"""`trellis task`: what an operator does with a task, from its file to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trellis import descriptor, identifiers
+from trellis.cli.options import (
+    DEFAULT_BROKER,
+    DEFAULT_KEYS,
+    DEFAULT_SERVER,
+    BaseOption,
+    BrokerOption,
+    JsonOption,
+    KeysOption,
+    ServerOption,
+    gateway_client,
+    print_json,
+    server_client,
+)
+from trellis.cli.task import delivery, following, tables
+from trellis.cli.task.delivery import Delivered, SignedTask
+from trellis.errors import DescriptorError, Unavailable
+from trellis.payloads import TaskState
+from trellis.topics import DEFAULT_BASE, Topics
+
+app = typer.Typer(
+    name="task", help="Validate, sign, post, run, list, show and cancel tasks.", no_args_is_help=True
+)
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="Task descriptor, YAML or JSON.")]
+_Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
+_Gateways = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gateway",
+        metavar="URL",
+        help="A gateway's HTTP API; repeatable. Without it the server is asked for them.",
+    ),
+]
+
+
+@app.command()
+def validate(file: _File, *, as_json: JsonOption = False) -> None:
+    """Say whether a task descriptor is right, with every fault in it (exit code 2).
+
+    \b
+    Example:
+      trellis task validate task.yaml
+    """
+    try:
+        task = descriptor.load(file)
+    except DescriptorError as error:
+        if not as_json:
+            raise
+        faults = [{"field": one.field, "problem": one.problem, "remedy": one.remedy} for one in error.faults]
+        print_json({"valid": False, "faults": faults})
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        print_json({"valid": True, "faults": [], "task": task.task, "revision": task.revision})
+    else:
+        typer.echo(f"{file}: task {task.task!r}, revision {task.revision}, is right")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of task descriptors, for editors and machines.
+
+    \b
+    Example:
+      trellis task schema > task.schema.json
+    """
+    print_json(descriptor.json_schema())
+
+
+@app.command()
+def sign(
+    file: _File,
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the signed task goes.")
+    ],
+    keys: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a task, so that it can be posted from a machine without the operator's key.
+
+    \b
+    Examples:
+      trellis task sign task.yaml -o task.signed.json
+      trellis task post task.signed.json --gateway https://10.0.1.5:8081
+    """
+    task = delivery.signed(descriptor.load(file), keys)
+    output.write_bytes(task.envelope.to_bytes())
+    keyid = task.envelope.signatures[0].keyid
+    if as_json:
+        print_json({"task": task.descriptor.task, "file": str(output), "keyid": keyid})
+    else:
+        typer.echo(f"{output}: task {task.descriptor.task!r}, signed with key {keyid}")
+
+
+@app.command()
+def post(
+    file: _File,
+    *,
+    gateway: _Gateways = None,
+    server: ServerOption = DEFAULT_SERVER,
+    keys: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Post a task to its regions' gateways; the server must have it too (trellis server --task, or task run).
+
+    \b
+    Examples:
+      trellis task post task.yaml
+      trellis task post task.yaml --gateway http://127.0.0.1:8081
+    """
+    task = delivery.read_signed(file, keys)
+    _report(asyncio.run(_post(task, gateway or [], server, keys)), task.descriptor.task, as_json)
+
+
+@app.command()
+def run(
+    file: _File,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    gateway: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gateway",
+            metavar="REGION=URL",
+            help="A region's gateway; repeatable. Without it the server is asked for them.",
+        ),
+    ] = None,
+    broker: BrokerOption = DEFAULT_BROKER,
+    keys: KeysOption = DEFAULT_KEYS,
+    base: BaseOption = DEFAULT_BASE,
+    watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow it to its end.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a task, post it to the server and to its regions' gateways, and follow it to its end.
+
+    Exit code 0 if it succeeded, 1 if it failed or was canceled.
+
+    \b
+    Examples:
+      trellis task run task.yaml
+      trellis task run task.yaml --server https://10.0.0.5:8080 --no-watch
+    """
+    task = delivery.read_signed(file, keys)
+    source = following.Source(server, broker, keys, Topics(base))
+    delivered = asyncio.run(_deliver(task, gateway or [], source))
+    if not watch:
+        _report(delivered, task.descriptor.task, as_json)
+        return
+    ending = asyncio.run(following.until_ended(task.descriptor.task, source, quiet=as_json))
+    if as_json:
+        print_json({**ending.view, "accuracy": ending.accuracy, "model": _model_url(ending, server)})
+    else:
+        typer.echo(_ending_text(ending, server))
+    raise typer.Exit(0 if ending.state is TaskState.SUCCEEDED else 1)
+
+
+@app.command("list")
+def list_tasks(
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    gateway: Annotated[
+        str | None, typer.Option("--gateway", metavar="URL", help="Ask this gateway instead of the server.")
+    ] = None,
+    keys: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks that the server has, or a gateway.
+
+    \b
+    Examples:
+      trellis task list
+      trellis task list --gateway http://127.0.0.1:8081 --json
+    """
+    answer = asyncio.run(_get("/v1/tasks", server, gateway, keys))
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(tables.tasks(answer.get("tasks", []), at_gateway=gateway is not None))
+
+
+@app.command()
+def show(
+    task: _Task,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    gateway: Annotated[
+        str | None, typer.Option("--gateway", metavar="URL", help="Ask this gateway instead of the server.")
+    ] = None,
+    keys: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a task: its state, its rounds, and what became of it on each device.
+
+    \b
+    Example:
+      trellis task show digits
+    """
+    identifiers.identifier(task, what="task")
+    answer = asyncio.run(_get(f"/v1/tasks/{task}", server, gateway, keys))
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(tables.task(answer))
+
+
+@app.command()
+def cancel(
+    task: _Task,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    gateway: _Gateways = None,
+    keys: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Call a task off, at the server and at its regions' gateways; devices stop within a batch.
+
+    \b
+    Example:
+      trellis task cancel digits
+    """
+    identifiers.identifier(task, what="task")
+    _report(asyncio.run(_cancel(task, gateway or [], server, keys)), task, as_json)
+
+
+async def _post(task: SignedTask, gateways: list[str], server: str, keys: Path) -> list[Delivered]:
+    named = _by_url(gateways)
+    if not named:
+        regions = task.descriptor.regions
+        named = await delivery.discover(server, regions, keys, wait_s=delivery.GATEWAYS_S)
+    return await delivery.post_to_gateways(task, named, keys)
+
+
+async def _deliver(task: SignedTask, pairs: list[str], source: following.Source) -> list[Delivered]:
+    regions = task.descriptor.regions
+    named = delivery.gateways_by_region(pairs, regions)
+    missing = [region for region in regions if region not in named]
+    at_server = await delivery.post_to_server(task, source.server, source.keys)
+    if missing:
+        named |= await delivery.discover(source.server, missing, source.keys, wait_s=delivery.GATEWAYS_S)
+    return [at_server, *await delivery.post_to_gateways(task, named, source.keys)]
+
+
+async def _cancel(task: str, gateways: list[str], server: str, keys: Path) -> list[Delivered]:
+    present = await delivery.present_descriptor(task, server, gateways, keys)
+    # Called off already: the same revision once more, for whoever has not heard of it.
+    wanted = present if present.desired == "canceled" else present.canceled()
+    off = delivery.signed(wanted, keys)
+    named = _by_url(gateways)
+    delivered: list[Delivered] = []
+    try:
+        delivered.append(await delivery.cancel_at_server(off, server, keys))
+        named = named or await delivery.discover(server, present.regions, keys, wait_s=0)
+    except Unavailable as error:
+        if not named:
+            raise
+        typer.echo(f"not told to the server: {error}", err=True)
+    return [*delivered, *await delivery.post_to_gateways(off, named, keys)]
+
+
+async def _get(path: str, server: str, gateway: str | None, keys: Path) -> dict[str, Any]:
+    async with gateway_client(gateway, keys) if gateway else server_client(server, keys) as client:
+        return await client.get(path)
+
+
+def _by_url(gateways: Iterable[str]) -> dict[str, str]:
+    return {url: url for url in gateways}
+
+
+def _report(delivered: list[Delivered], task: str, as_json: bool) -> None:
+    if as_json:
+        rows = [{"to": one.to, "url": one.url, "answer": dict(one.answer)} for one in delivered]
+        typer.echo(json.dumps({"task": task, "delivered": rows}))
+        return
+    for one in delivered:
+        where = one.url if one.to == one.url else f"{one.to} at {one.url}"
+        typer.echo(f"task {task!r}, revision {one.answer.get('revision', '?')}: taken by {where}")
+
+
+def _model_url(ending: following.Ending, server: str) -> str | None:
+    return f"{server}/v1/tasks/{ending.task}/model" if ending.state is TaskState.SUCCEEDED else None
+
+
+def _ending_text(ending: following.Ending, server: str) -> str:
+    lines = [f"task {ending.task!r} {ending.state}" + (f": {ending.reason}" if ending.reason else "")]
+    if ending.accuracy is not None:
+        lines.append(f"accuracy: {ending.accuracy:.2%}")
+    if ending.state is TaskState.SUCCEEDED:
+        lines.append(
+            f"model:    trellis model get {ending.task} -o {ending.task}.safetensors --server {server}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""Carries signed tasks to the server and the gateways; nothing here prints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trellis import descriptor
+from trellis.cli.options import gateway_client, server_client
+from trellis.descriptor import MAX_DESCRIPTOR_BYTES, TaskDescriptor
+from trellis.envelope import MAX_ENVELOPE_BYTES, Envelope, sign
+from trellis.errors import ConfigError, TrellisError, Unavailable
+from trellis.keys.identity import load_signing_key
+
+GATEWAYS_S = 15.0
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class SignedTask:
+    """A descriptor, and the envelope that proves who wants it."""
+
+    descriptor: TaskDescriptor
+    envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """Who took a task, and what it answered."""
+
+    to: str
+    url: str
+    answer: Mapping[str, Any]
+
+
+def signed(task: TaskDescriptor, keys: Path) -> SignedTask:
+    """Return `task` signed with the operator's key."""
+    return SignedTask(task, sign(task.to_json(), load_signing_key(keys)))
+
+
+def read_signed(path: Path, keys: Path) -> SignedTask:
+    """Return the task in `path`: a signed envelope as it is, a descriptor signed with the operator's key."""
+    envelope = _envelope_in(path)
+    if envelope is not None:
+        return SignedTask(descriptor.parse_json(envelope.payload), envelope)
+    return signed(descriptor.load(path), keys)
+
+
+async def post_to_server(task: SignedTask, url: str, keys: Path) -> Delivered:
+    """Post a task to the central server."""
+    async with server_client(url, keys) as client:
+        answer = await client.post("/v1/tasks", task.envelope.to_bytes())
+    return Delivered("server", url, answer)
+
+
+async def cancel_at_server(task: SignedTask, url: str, keys: Path) -> Delivered:
+    """Post a canceling revision to the central server."""
+    async with server_client(url, keys) as client:
+        answer = await client.post(f"/v1/tasks/{task.descriptor.task}/cancel", task.envelope.to_bytes())
+    return Delivered("server", url, answer)
+
+
+async def post_to_gateways(task: SignedTask, gateways: Mapping[str, str], keys: Path) -> list[Delivered]:
+    """Post a task to every gateway (name → URL), each of them even if another refuses.
+
+    Raises:
+        TrellisError: The first gateway's error; where several failed, one that names them all.
+    """
+    results = await asyncio.gather(
+        *(_post_to_gateway(task, name, url, keys) for name, url in gateways.items()), return_exceptions=True
+    )
+    errors: list[TrellisError] = []
+    for result in results:
+        if isinstance(result, TrellisError):
+            errors.append(result)
+        elif isinstance(result, BaseException):
+            raise result
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} gateways did not take the task", errors)
+    return [result for result in results if isinstance(result, Delivered)]
+
+
+async def _post_to_gateway(task: SignedTask, name: str, url: str, keys: Path) -> Delivered:
+    async with gateway_client(url, keys) as client:
+        return Delivered(name, url, await client.post("/v1/tasks", task.envelope.to_bytes()))
+
+
+async def discover(server: str, regions: Iterable[str], keys: Path, *, wait_s: float) -> dict[str, str]:
+    """Return the URL of each region's gateway, as the server knows them from MQTT.
+
+    Raises:
+        Unavailable: A region's gateway has not shown up in time; it is named.
+    """
+    due = list(regions)
+    deadline = asyncio.get_running_loop().time() + wait_s
+    async with server_client(server, keys) as client:
+        while True:
+            listed = (await client.get("/v1/gateways")).get("gateways", [])
+            known = {
+                one["region"]: one["api"] for one in listed if one.get("state") == "online" and one.get("api")
+            }
+            missing = [region for region in due if region not in known]
+            if not missing:
+                return {region: known[region] for region in due}
+            if asyncio.get_running_loop().time() >= deadline:
+                raise Unavailable(_no_gateway(server, missing))
+            await asyncio.sleep(_POLL_S)
+
+
+def gateways_by_region(pairs: Iterable[str], regions: Iterable[str]) -> dict[str, str]:
+    """Return the URLs given as `REGION=URL`.
+
+    Raises:
+        ConfigError: One is no such pair, or names a region that the task does not.
+    """
+    due = list(regions)
+    found: dict[str, str] = {}
+    for pair in pairs:
+        region, equals, url = pair.partition("=")
+        if not equals or "://" in region:
+            raise ConfigError(f"--gateway {pair!r}", "must be REGION=URL, as in eu-1=http://127.0.0.1:8081")
+        if region not in due:
+            raise ConfigError(f"--gateway {pair!r}", f"is none of the task's regions: {', '.join(due)}")
+        found[region] = url
+    return found
+
+
+async def present_descriptor(task: str, server: str, gateways: Iterable[str], keys: Path) -> TaskDescriptor:
+    """Return the descriptor that the server has of a task, or else the first gateway that answers."""
+    try:
+        async with server_client(server, keys) as client:
+            return descriptor.parse_mapping((await client.get(f"/v1/tasks/{task}")).get("descriptor"))
+    except Unavailable as error:
+        for url in gateways:
+            async with gateway_client(url, keys) as client:
+                return descriptor.parse_mapping((await client.get(f"/v1/tasks/{task}")).get("descriptor"))
+        raise Unavailable(f"{error}; or name a gateway with --gateway") from None
+
+
+def _no_gateway(server: str, missing: list[str]) -> str:
+    names = ", ".join(missing)
+    return (
+        f"{server} knows no gateway that is online in {names}: start it with "
+        f"`trellis gateway --region {missing[0]}`, or name it with --gateway"
+    )
+
+
+def _envelope_in(path: Path) -> Envelope | None:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None  # `descriptor.load` says why
+    if len(raw) > max(MAX_DESCRIPTOR_BYTES, MAX_ENVELOPE_BYTES):
+        return None
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return Envelope.parse(raw) if isinstance(value, dict) and "payloadType" in value else None

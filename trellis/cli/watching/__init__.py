@@ -1,0 +1,1 @@
+"""The live view: messages folded into a picture, and the picture drawn."""
