@@ -12,8 +12,7 @@ from pathlib import Path
 
 from trellis.keys.principals import Principal, Role, named
 from trellis.keys.register import entries
-
-BASE = "trellis/v1"
+from trellis.topics import Topics
 
 
 def clients(root: Path) -> list[Principal]:
@@ -26,12 +25,12 @@ def clients(root: Path) -> list[Principal]:
     return [principal for principal in map(named, names) if principal.role is not Role.BROKER]
 
 
-def render(principals: Iterable[Principal], base: str = BASE) -> str:
+def render(principals: Iterable[Principal], topics: Topics) -> str:
     """Return mosquitto's `acl_file` for these clients: all that is not named is forbidden."""
     lines = ["# Written by 'trellis keys': add and remove machines there, not here."]
     for principal in principals:
         lines += ["", f"user {principal.common_name}"]
-        lines += [f"topic {access} {base}/{topic}" for access, topic in _rights(principal)]
+        lines += [f"topic {access} {topics.base}/{topic}" for access, topic in _rights(principal)]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ from trellis.keys.authority import LEAF_DAYS, create_authority, host_name, issue
 from trellis.keys.files import locked, replace_file
 from trellis.keys.principals import BROKER, SERVER, Principal, device, gateway
 from trellis.keys.register import Entry, entries
+from trellis.topics import DEFAULT_BASE, Topics
 
 app = typer.Typer(
     name="keys",
@@ -32,6 +33,7 @@ _Days = Annotated[int, typer.Option("--days", help="How long a certificate holds
 _Keys = Annotated[
     Path, typer.Option("--keys", metavar="DIR", help="The folder that 'trellis keys init' wrote.")
 ]
+_Base = Annotated[str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _DEFAULT_KEYS = Path("keys")
 
@@ -39,12 +41,14 @@ _DEFAULT_KEYS = Path("keys")
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write them; made if need be.")],
+    *,
     region: Annotated[
         list[str] | None,
         typer.Option("--region", metavar="REGION", help="A region to make a gateway for; repeatable."),
     ] = None,
     host: _Hosts = None,
     days: _Days = LEAF_DAYS,
+    base: _Base = DEFAULT_BASE,
     as_json: _Json = False,
 ) -> None:
     """Make a CA, the operator's signing key, and certificates for server, broker and gateways.
@@ -54,12 +58,13 @@ def init(
       trellis keys init keys --region eu-1 --host 10.0.0.5 --host fl.example.org
     """
     principals = [SERVER, BROKER, *(gateway(name) for name in dict.fromkeys(region or ()))]
+    topics = Topics(base)
     for name in host or ():
         host_name(name)
     create_authority(folder, days=days)
     made = [folder / "ca", folder / "operator"]
     made += [issue(folder, principal, host or (), days) for principal in principals]
-    _write_acl(folder)
+    _write_acl(folder, topics)
     _report(
         folder,
         made,
@@ -71,9 +76,11 @@ def init(
 @app.command("gateway")
 def add_gateway(
     region: Annotated[str, typer.Argument(metavar="REGION", help="The gateway's region.")],
+    *,
     keys: _Keys = _DEFAULT_KEYS,
     host: _Hosts = None,
     days: _Days = LEAF_DAYS,
+    base: _Base = DEFAULT_BASE,
     as_json: _Json = False,
 ) -> None:
     """Make the certificate of a region's gateway.
@@ -82,15 +89,17 @@ def add_gateway(
     Example:
       trellis keys gateway us-1 --host 10.0.1.5 --keys keys
     """
-    _add(gateway(region), keys, host or [], days, as_json)
+    _add(gateway(region), keys, host or [], days, topics=Topics(base), as_json=as_json)
 
 
 @app.command("device")
 def add_device(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The device's name.")],
+    *,
     region: Annotated[str, typer.Option("--region", metavar="REGION", help="The region it belongs to.")],
     keys: _Keys = _DEFAULT_KEYS,
     days: _Days = LEAF_DAYS,
+    base: _Base = DEFAULT_BASE,
     as_json: _Json = False,
 ) -> None:
     """Make the certificate of a device.
@@ -99,12 +108,13 @@ def add_device(
     Example:
       trellis keys device cam-7 --region eu-1 --keys keys
     """
-    _add(device(region, name), keys, [], days, as_json)
+    _add(device(region, name), keys, [], days, topics=Topics(base), as_json=as_json)
 
 
 @app.command("acl")
 def write_acl(
     keys: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'trellis keys init' wrote.")],
+    base: _Base = DEFAULT_BASE,
 ) -> None:
     """Write DIR/broker/acl anew from the identities in DIR, after one was moved away.
 
@@ -112,7 +122,7 @@ def write_acl(
     Example:
       trellis keys acl keys
     """
-    typer.echo(f"wrote {_write_acl(keys)}: copy it to the broker, and reload that")
+    typer.echo(f"wrote {_write_acl(keys, Topics(base))}: copy it to the broker, and reload that")
 
 
 @app.command()
@@ -149,18 +159,20 @@ def _row(entry: Entry, days_left: int) -> dict[str, str | int]:
     }
 
 
-def _add(principal: Principal, keys: Path, hosts: list[str], days: int, as_json: bool) -> None:
+def _add(
+    principal: Principal, keys: Path, hosts: list[str], days: int, *, topics: Topics, as_json: bool
+) -> None:
     made = issue(keys, principal, hosts, days)
     then = f"copy {shlex.quote(str(made))} to the {principal.role}"
     if (keys / BROKER.folder).is_dir():
-        then += f", and {shlex.quote(str(_write_acl(keys)))} to the broker, and reload that"
+        then += f", and {shlex.quote(str(_write_acl(keys, topics)))} to the broker, and reload that"
     _report(keys, [made], as_json, then)
 
 
-def _write_acl(root: Path) -> Path:
+def _write_acl(root: Path, topics: Topics) -> Path:
     path = root / BROKER.folder / "acl"
     with locked(root):
-        replace_file(path, acl.render(acl.clients(root)).encode())
+        replace_file(path, acl.render(acl.clients(root), topics).encode())
     return path
 
 

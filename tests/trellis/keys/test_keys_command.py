@@ -95,10 +95,22 @@ def test_the_brokers_list_follows_every_change(keys: Path) -> None:
     assert "cam-7" not in acl.read_text()
 
 
+def test_the_brokers_list_stands_below_the_topics_base(tmp_path: Path) -> None:
+    run("init", tmp_path / "keys", "--base", "acme/fl")
+    topics = [
+        line.split()[2]
+        for line in (tmp_path / "keys" / "broker" / "acl").read_text().splitlines()
+        if line.startswith("topic ")
+    ]
+    assert topics == ["acme/fl/#", "acme/fl/#", "acme/fl/central/#"]
+    with pytest.raises(ConfigError, match="topic base"):
+        run("acl", tmp_path / "keys", "--base", "acme/#")
+
+
 def test_devices_added_at_once_are_all_in_the_brokers_list(keys: Path) -> None:
     names = [f"cam-{number}" for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: add_device(name, "eu-1", keys), names, timeout=30))
+        list(pool.map(lambda name: add_device(name, region="eu-1", keys=keys), names, timeout=30))
     acl = (keys / "broker" / "acl").read_text()
     assert [name for name in names if f"user eu-1/devices/{name}\n" not in acl] == []
 
