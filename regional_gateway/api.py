@@ -1,0 +1,183 @@
+"""The gateway's HTTP API. State changes only by signed envelopes; the rest is reading.
+
+POST /v1/tasks        a signed envelope → 201 taken, 200 known already
+GET  /v1/tasks        GET /v1/tasks/{id}
+GET  /v1/devices      GET /healthz
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from regional_gateway.ledger import TaskRecord
+from regional_gateway.roster import Device
+from trellis import __version__
+from trellis.envelope import MAX_ENVELOPE_BYTES
+from trellis.errors import Refused
+from trellis.http.server import create_app, read_body
+from trellis.payloads import Execution, ExecutionState, Info, Phase, Presence, Reason, TaskState
+
+if TYPE_CHECKING:
+    from regional_gateway.service import Gateway
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PostedView(_View):
+    """What became of a posted task."""
+
+    task: str
+    revision: int
+    desired: Literal["run", "canceled"]
+    changed: bool
+
+
+class TaskView(_View):
+    """A task in this region."""
+
+    task: str
+    revision: int
+    desired: Literal["run", "canceled"]
+    central: TaskState | None
+    executions: dict[ExecutionState, int]
+    verdict: Reason | None
+
+
+class TaskDevice(_View):
+    """What one device made of a task."""
+
+    device: str
+    execution: Execution
+
+
+class TaskDetail(TaskView):
+    """A task with its devices and the descriptor that was signed."""
+
+    devices: list[TaskDevice]
+    descriptor: dict[str, Any]
+
+
+class TaskList(_View):
+    """All tasks whose topics stand."""
+
+    tasks: list[TaskView]
+
+
+class DeviceView(_View):
+    """One device. `state` is offline, and `since` null, until it was heard."""
+
+    device: str
+    state: Presence
+    since: int | None
+    info: Info | None
+    task: str | None
+    phase: Phase | None
+
+
+class DeviceList(_View):
+    """All devices that were ever heard."""
+
+    devices: list[DeviceView]
+
+
+class Health(_View):
+    """How the gateway is: `degraded` while a broker is away."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    region: str
+    broker: Literal["connected", "away"]
+    parent_broker: Literal["connected", "away"]
+    tasks: int
+    devices: int
+
+
+def create(gateway: Gateway) -> FastAPI:
+    """Return the API of a gateway."""
+    app = create_app(f"Trellis gateway of {gateway.settings.region}")
+
+    @app.post("/v1/tasks")
+    async def post_task(request: Request, response: Response) -> PostedView:
+        admission = await gateway.post(await read_body(request, limit_bytes=MAX_ENVELOPE_BYTES))
+        response.status_code = 201 if admission.changed else 200
+        descriptor = admission.record.descriptor
+        return PostedView(
+            task=descriptor.task,
+            revision=descriptor.revision,
+            desired=descriptor.desired,
+            changed=admission.changed,
+        )
+
+    @app.get("/v1/tasks")
+    async def list_tasks() -> TaskList:
+        return TaskList(tasks=[_task(gateway, record) for record in gateway.ledger.live()])
+
+    @app.get("/v1/tasks/{task}")
+    async def show_task(task: str) -> TaskDetail:
+        return _detail(gateway, task)
+
+    @app.get("/v1/devices")
+    async def list_devices() -> DeviceList:
+        return DeviceList(devices=[_device(one) for one in gateway.fleet.roster.devices()])
+
+    @app.get("/healthz")
+    async def health() -> Health:
+        return _health(gateway)
+
+    return app
+
+
+def _task(gateway: Gateway, record: TaskRecord) -> TaskView:
+    status = gateway.board.status(record)
+    return TaskView(
+        task=status.task,
+        revision=status.revision,
+        desired=status.desired,
+        central=status.central,
+        executions=status.executions,
+        verdict=status.verdict,
+    )
+
+
+def _detail(gateway: Gateway, task: str) -> TaskDetail:
+    record = gateway.ledger.get(task)
+    if record is None or record.cleared:
+        raise Refused(
+            "unknown", f"task {task[:80]!r} was not posted to the gateway of {gateway.settings.region!r}"
+        )
+    executions = gateway.fleet.roster.executions(task)
+    return TaskDetail(
+        **_task(gateway, record).model_dump(),
+        devices=[TaskDevice(device=name, execution=one) for name, one in executions.items()],
+        descriptor=record.descriptor.model_dump(mode="json", exclude_none=True),
+    )
+
+
+def _device(one: Device) -> DeviceView:
+    active = one.active
+    return DeviceView(
+        device=one.name,
+        state=one.state.state if one.state else Presence.OFFLINE,
+        since=one.state.since if one.state else None,
+        info=one.info,
+        task=active[0] if active else None,
+        phase=active[1].phase if active else None,
+    )
+
+
+def _health(gateway: Gateway) -> Health:
+    region, parent = gateway.connections
+    return Health(
+        status="ok" if region and parent else "degraded",
+        version=__version__,
+        region=gateway.settings.region,
+        broker="connected" if region else "away",
+        parent_broker="connected" if parent else "away",
+        tasks=len(gateway.ledger.live()),
+        devices=len(gateway.fleet.roster),
+    )

@@ -1,0 +1,84 @@
+"""`trellis gateway`: runs a region's gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regional_gateway.service import serve
+from regional_gateway.settings import GatewaySettings
+from trellis.service import configure_logging, run_service
+from trellis.topics import DEFAULT_BASE
+
+app = typer.Typer(name="gateway", help="Run a region's gateway.")
+
+
+@app.command()
+def gateway(
+    *,
+    region: Annotated[str, typer.Option("--region", metavar="REGION", help="The region that it serves.")],
+    keys: Annotated[
+        Path, typer.Option("--keys", metavar="DIR", help="The gateway's own folder, or that of all keys.")
+    ] = Path("keys"),
+    broker: Annotated[
+        str | None,
+        typer.Option("--broker", metavar="URL", help="The region's MQTT broker; default on this machine."),
+    ] = None,
+    parent_broker: Annotated[
+        str | None,
+        typer.Option("--parent-broker", metavar="URL", help="The server's MQTT broker, if it is another."),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", metavar="URL", help="The central server's HTTP API; default on this machine."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Address that the HTTP API binds.")
+    ] = "127.0.0.1",
+    api_port: Annotated[
+        int, typer.Option("--api-port", metavar="PORT", help="Port of the HTTP API, 0 for a free one.")
+    ] = 8081,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="Folder of its store; default state/gateways/REGION."),
+    ] = None,
+    keep_hours: Annotated[
+        float, typer.Option("--keep-hours", metavar="HOURS", help="How long topics stay after a task's end.")
+    ] = 24.0,
+    base: Annotated[
+        str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")
+    ] = DEFAULT_BASE,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS, and on loopback only.")] = False,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = "INFO",
+) -> None:
+    """Run a region's gateway: takes signed tasks, hands them to the region's devices, copies rounds.
+
+    \b
+    Example:
+      trellis gateway --region eu-1 --insecure
+      trellis gateway --region eu-1 --keys keys/gateways/eu-1 --broker mqtts://10.0.1.2:8883 \\
+        --parent-broker mqtts://10.0.0.5:8883 --server https://10.0.0.5:8080 --host 0.0.0.0
+    """
+    nearby = "mqtt://127.0.0.1:1883" if insecure else "mqtts://127.0.0.1:8883"
+    own_broker = broker or nearby
+    settings = GatewaySettings(
+        region=region,
+        keys=keys,
+        broker=own_broker,
+        parent_broker=parent_broker or own_broker,
+        server=server or ("http://127.0.0.1:8080" if insecure else "https://127.0.0.1:8080"),
+        host=host,
+        api_port=api_port,
+        state=state or Path("state") / "gateways" / region,
+        insecure=insecure,
+        keep_hours=keep_hours,
+        base=base,
+    )
+    configure_logging(log_level)
+    raise typer.Exit(run_service(lambda stop: serve(settings, stop)))

@@ -1,0 +1,118 @@
+"""Listens to the region's devices: keeps roster and store, and carries their topics up to the parent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from regional_gateway.announcer import Announcer
+from regional_gateway.outlet import Outlet
+from regional_gateway.roster import Roster
+from regional_gateway.store import Observations, Store
+from trellis.errors import PayloadError, Unavailable
+from trellis.mqtt import Bus, BusMessage, Publication
+from trellis.topics import Address, Kind, Topics
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 0.5
+
+_KINDS = (Kind.DEVICE_STATE, Kind.DEVICE_INFO, Kind.EXECUTION)
+
+
+class Fleet:
+    """The roster, and what of it is yet to be written.
+
+    Presence is not stored: who is there is what the broker says now.
+    """
+
+    def __init__(self, topics: Topics, region: str, store: Store) -> None:
+        self.roster = Roster()
+        self._topics, self._region, self._store = topics, region, store
+        self._payloads: dict[str, bytes] = {}  # by topic: what stands on the parent's broker
+        self._infos: dict[str, bytes | None] = {}
+        self._executions: dict[tuple[str, str], bytes | None] = {}
+
+    async def load(self) -> None:
+        """Take up what devices last said before this process began."""
+        known = await self._store.observations()
+        for device, info in known.infos.items():
+            self._recall(Address(Kind.DEVICE_INFO, region=self._region, device=device), info)
+        for (device, task), payload in known.executions.items():
+            self._recall(Address(Kind.EXECUTION, region=self._region, device=device, task=task), payload)
+
+    async def listen(self, bus: Bus, announcer: Announcer, parent: Outlet | None) -> None:
+        """Fold in what devices say, until cancelled."""
+        filters = [self._topics.filter(kind, region=self._region) for kind in _KINDS]
+        async with bus.subscribe(*filters) as messages:
+            async for message in messages:
+                address = self._fold(message)
+                if address is None:
+                    continue
+                if address.kind is Kind.EXECUTION:
+                    announcer.touch(address.task)
+                if parent is not None:
+                    await parent.send(Publication(message.topic, message.payload, retain=True))
+
+    async def repeat(self, parent: Outlet, reconnected: asyncio.Event) -> None:
+        """Say all of it again on the parent's broker after each of its connects, until cancelled."""
+        while True:
+            await reconnected.wait()
+            reconnected.clear()
+            for topic, payload in list(self._payloads.items()):
+                # What has changed meanwhile was sent by `listen`, and this must not cover it.
+                if self._payloads.get(topic) == payload:
+                    await parent.send(Publication(topic, payload, retain=True))
+
+    async def keep_saving(self) -> None:
+        """Write what has changed, some of it at a time, until cancelled."""
+        while True:
+            await asyncio.sleep(SAVE_EVERY_S)
+            try:
+                await self.save()
+            except Unavailable as error:
+                logger.error("what devices say is not stored: %s", error)
+
+    async def save(self) -> None:
+        """Return once everything heard is on disk.
+
+        Raises:
+            Unavailable: The disk fails; nothing is forgotten.
+        """
+        changes = Observations(self._infos, self._executions)
+        if not changes.infos and not changes.executions:
+            return
+        self._infos, self._executions = {}, {}
+        try:
+            await self._store.save_observations(changes)
+        except BaseException:
+            self._infos = {**changes.infos, **self._infos}
+            self._executions = {**changes.executions, **self._executions}
+            raise
+
+    def _recall(self, address: Address, payload: bytes | None) -> None:
+        try:
+            self.roster.fold(address, payload or b"")
+        except PayloadError as error:
+            logger.warning("stored observation cannot be read device=%s: %s", address.device, error)
+            return
+        self._payloads[self._topics.render(address)] = payload or b""
+
+    def _fold(self, message: BusMessage) -> Address | None:
+        try:
+            address = self._topics.parse(message.topic)
+            if not self.roster.fold(address, message.payload):
+                return None
+        except PayloadError as error:
+            logger.warning("dropped what came on topic=%s: %s", message.topic[:200], error)
+            return None
+        payload = message.payload or None
+        if payload is None:
+            self._payloads.pop(message.topic, None)
+        else:
+            self._payloads[message.topic] = payload
+        if address.kind is Kind.DEVICE_INFO:
+            self._infos[address.device] = payload
+        elif address.kind is Kind.EXECUTION:
+            self._executions[address.device, address.task] = payload
+        return address

@@ -1,0 +1,157 @@
+"""The region's tasks: in memory for reading, and every change on disk before it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pydantic import ValidationError
+
+from regional_gateway.store import Store, StoredTask
+from trellis import descriptor as descriptors
+from trellis.descriptor import TaskDescriptor
+from trellis.envelope import Envelope
+from trellis.errors import InvalidInput
+from trellis.payloads import CentralTask, Reason, TaskState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One task as this region has it; the fields are those of `StoredTask`, parsed."""
+
+    descriptor: TaskDescriptor
+    envelope: bytes
+    posted_ms: int
+    central: TaskState | None = None
+    verdict: Reason | None = None
+    ended_ms: int | None = None
+    cleared: bool = False
+
+    @property
+    def task(self) -> str:
+        return self.descriptor.task
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is anything left to hear of it from the centre."""
+        return self.descriptor.desired == "run" and not self.cleared and self.ended_ms is None
+
+    @property
+    def over_ms(self) -> int | None:
+        """When it ended, ms: as learned, or when it expired without the centre ever having begun it."""
+        if self.ended_ms is None and self.central is None:
+            return int(self.descriptor.expires_at.timestamp() * 1000)
+        return self.ended_ms
+
+    def followed_by(self, descriptor: TaskDescriptor, envelope: bytes, now_ms: int) -> TaskRecord:
+        """Return the record of a later revision; a revision that runs takes up what had ended."""
+        canceled = descriptor.desired == "canceled"
+        stale = self.central is not None and self.central.ended and not canceled
+        return TaskRecord(
+            descriptor,
+            envelope,
+            now_ms,
+            central=None if stale else self.central,
+            ended_ms=(self.ended_ms or now_ms) if canceled else None,
+        )
+
+    def at_centre(self, said: CentralTask, now_ms: int) -> TaskRecord:
+        """Return the record with what the server says; what it says of an earlier revision is no news."""
+        if said.revision < self.descriptor.revision:
+            return self
+        ended_ms = self.ended_ms
+        if said.state.ended:
+            ended_ms = ended_ms or now_ms
+        elif self.descriptor.desired == "run":
+            ended_ms = None
+        return replace(self, central=said.state, ended_ms=ended_ms)
+
+    def stored(self) -> StoredTask:
+        """Return the row that `from_stored` reads."""
+        return StoredTask(
+            task=self.task,
+            revision=self.descriptor.revision,
+            desired=self.descriptor.desired,
+            envelope=self.envelope,
+            posted_ms=self.posted_ms,
+            central=self.central,
+            verdict=self.verdict.model_dump_json() if self.verdict else None,
+            ended_ms=self.ended_ms,
+            cleared=self.cleared,
+        )
+
+    @classmethod
+    def from_stored(cls, row: StoredTask) -> Self:
+        """Return the record of a row.
+
+        Raises:
+            InvalidInput: A release with another contract wrote it.
+        """
+        envelope = Envelope.parse(row.envelope)
+        return cls(
+            descriptor=descriptors.parse_json(envelope.payload),
+            envelope=row.envelope,
+            posted_ms=row.posted_ms,
+            central=TaskState(row.central) if row.central else None,
+            verdict=Reason.model_validate_json(row.verdict) if row.verdict else None,
+            ended_ms=row.ended_ms,
+            cleared=row.cleared,
+        )
+
+
+class Ledger:
+    """All tasks of the region, those included whose topics are cleared."""
+
+    def __init__(self, store: Store, records: dict[str, TaskRecord]) -> None:
+        self._store = store
+        self._records = records
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def load(cls, store: Store) -> Self:
+        """Return the ledger as it was left; a row that cannot be read is logged and left alone."""
+        records: dict[str, TaskRecord] = {}
+        for row in await store.tasks():
+            try:
+                records[row.task] = TaskRecord.from_stored(row)
+            except (InvalidInput, ValidationError, ValueError) as error:
+                logger.error("stored task cannot be read, post it again task=%s: %s", row.task, error)
+        return cls(store, records)
+
+    def get(self, task: str) -> TaskRecord | None:
+        """Return the record of `task`, if it was ever posted."""
+        return self._records.get(task)
+
+    def __iter__(self) -> Iterator[TaskRecord]:
+        return iter(tuple(self._records.values()))
+
+    def live(self) -> list[TaskRecord]:
+        """Return the tasks whose topics stand."""
+        return [record for record in self if not record.cleared]
+
+    async def change(
+        self, task: str, change: Callable[[TaskRecord | None], TaskRecord | None]
+    ) -> tuple[TaskRecord | None, bool]:
+        """Replace the record of `task` by what `change` makes of it; `None` deletes.
+
+        Returns:
+            The record as it now is, and whether it changed; it is on disk by then. What `change` raises
+            passes, and nothing has changed.
+        """
+        async with self._lock:
+            before = self._records.get(task)
+            after = change(before)
+            if after == before:
+                return before, False
+            if after is None:
+                await self._store.delete_task(task)
+                self._records.pop(task)
+            else:
+                await self._store.save_task(after.stored())
+                self._records[task] = after
+            return after, True

@@ -1,0 +1,60 @@
+"""The gateway's own `state`: birth, will, farewell, and what to make of another's word on it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+from trellis.errors import ConfigError
+from trellis.identifiers import CENTRAL
+from trellis.mqtt import Publication
+from trellis.payloads import Presence, State, now_ms
+
+
+@dataclass(frozen=True)
+class OwnPresence:
+    """One process's presence on the topic `<region>/gateway/state`.
+
+    Attributes:
+        topic: Where it is said.
+        api: URL of the HTTP API.
+        boot_id: Drawn anew at every start.
+        since: When this process began, ms.
+    """
+
+    topic: str
+    api: str
+    boot_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    since: int = field(default_factory=now_ms)
+
+    def birth(self) -> Publication:
+        """Return what is said at every connect."""
+        return self._say(Presence.ONLINE, self.since)
+
+    def will(self) -> Publication:
+        """Return what the broker says when it loses this process."""
+        return self._say(Presence.OFFLINE, self.since)
+
+    def farewell(self) -> Publication:
+        """Return what is said at a clean end."""
+        return self._say(Presence.OFFLINE, now_ms())
+
+    def must_be_repeated(self, heard: State) -> bool:
+        """Whether the birth must be said again: a will, an old one or a late one, has covered it.
+
+        Raises:
+            ConfigError: A younger gateway of this region is online.
+        """
+        if heard.state is Presence.OFFLINE:
+            return True
+        if heard.boot_id != self.boot_id and heard.since > self.since:
+            raise ConfigError(
+                f"topic {self.topic}",
+                f"another gateway of this region has started (its API: {heard.api or 'unknown'}): "
+                "a region has one, so this one ends",
+            )
+        return False
+
+    def _say(self, presence: Presence, since: int) -> Publication:
+        state = State(state=presence, boot_id=self.boot_id, since=since, api=self.api, parent=CENTRAL)
+        return Publication(self.topic, state.to_bytes(), retain=True)

@@ -1,0 +1,151 @@
+"""Takes signed tasks in for the region: verified, then stored. It can't sign, and alters nothing signed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from regional_gateway.ledger import Ledger, TaskRecord
+from trellis import descriptor as descriptors
+from trellis.descriptor import TaskDescriptor
+from trellis.envelope import Envelope, Keyring
+from trellis.errors import InvalidInput, Refused
+from trellis.payloads import Reason
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What became of a posted task: its record, and whether it is new or a new revision."""
+
+    record: TaskRecord
+    changed: bool
+
+
+def verify(envelope: Envelope, *, keyring: Keyring, region: str, now: datetime) -> TaskDescriptor:
+    """Return the descriptor in `envelope` if this region may pass it on.
+
+    Raises:
+        Refused: `signature` or `untrusted`; `region` if it names others only; `expired`.
+        DescriptorError: What was signed is no descriptor.
+    """
+    keyring.verify(envelope)
+    descriptor = descriptors.parse_json(envelope.payload)
+    if region not in descriptor.regions:
+        raise Refused(
+            "region",
+            f"task {descriptor.task!r} is for {', '.join(descriptor.regions[:20])}, this gateway serves "
+            f"{region!r}: post it there, or add {region!r} to its regions",
+        )
+    if descriptor.expires_at <= now:
+        raise Refused(
+            "expired",
+            f"task {descriptor.task!r} expired {descriptor.expires_at.isoformat()}, and it is "
+            f"{now.isoformat(timespec='seconds')} here: sign it again with a later expires_at",
+        )
+    if descriptor.issued_at > now:
+        logger.warning(
+            "task issued in the future, devices refuse it until then: check clocks task=%s ahead_s=%.0f",
+            descriptor.task,
+            (descriptor.issued_at - now).total_seconds(),
+        )
+    return descriptor
+
+
+def is_news(known: TaskDescriptor | None, posted: TaskDescriptor) -> bool:
+    """Whether `posted` is to be taken up; False if it says what is known already.
+
+    Raises:
+        Refused: `revision` if it is older, `conflict` if its revision is known with other content.
+    """
+    if known is None or posted.revision > known.revision:
+        return True
+    if posted.revision < known.revision:
+        raise Refused(
+            "revision",
+            f"task {posted.task!r} came with revision {posted.revision}, known here is {known.revision}: "
+            f"give it revision {known.revision + 1}",
+        )
+    if not posted.same_work(known):
+        raise Refused(
+            "conflict",
+            f"task {posted.task!r} revision {posted.revision} is known here with other content: "
+            f"a change needs revision {known.revision + 1}",
+        )
+    return False
+
+
+class Relay:
+    """Admits posted tasks into the ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        keyring: Keyring,
+        region: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._ledger, self._keyring, self._region, self._now = ledger, keyring, region, now
+
+    async def admit(self, data: bytes) -> Admission:
+        """Return once the posted envelope is on disk, or was there before.
+
+        A refusal is logged, and noted in the record of the task that the envelope claims to be.
+
+        Raises:
+            PayloadError: It is no envelope.
+            DescriptorError: It holds no descriptor.
+            Refused: A rule says no.
+        """
+        envelope = Envelope.parse(data)
+        try:
+            return await self._admit(envelope)
+        except Refused as refusal:
+            await self._note(_claimed_task(envelope), refusal)
+            raise
+
+    async def _admit(self, envelope: Envelope) -> Admission:
+        now = self._now()
+        posted = verify(envelope, keyring=self._keyring, region=self._region, now=now)
+        now_ms = int(now.timestamp() * 1000)
+        relayed = envelope.with_relay({self._region: now.isoformat(timespec="milliseconds")}).to_bytes()
+
+        def take(known: TaskRecord | None) -> TaskRecord:
+            if known is not None and not is_news(known.descriptor, posted):
+                return known
+            fresh = known or TaskRecord(posted, relayed, now_ms)
+            return fresh.followed_by(posted, relayed, now_ms)
+
+        record, changed = await self._ledger.change(posted.task, take)
+        if record is None:  # `take` never deletes
+            raise RuntimeError(f"task {posted.task!r} vanished while it was admitted")
+        logger.info(
+            "task %s task=%s revision=%d desired=%s",
+            "taken" if changed else "known already",
+            posted.task,
+            record.descriptor.revision,
+            record.descriptor.desired,
+        )
+        return Admission(record, changed)
+
+    async def _note(self, task: str | None, refusal: Refused) -> None:
+        logger.warning("task refused task=%s code=%s: %s", task, refusal.code, refusal)
+        verdict = Reason(code=refusal.code, message=str(refusal))
+
+        def note(known: TaskRecord | None) -> TaskRecord | None:
+            return replace(known, verdict=verdict) if known else None
+
+        if task is not None:
+            await self._ledger.change(task, note)
+
+
+def _claimed_task(envelope: Envelope) -> str | None:
+    # Perhaps not signed by anybody we trust: good enough to say what was refused, and for nothing else.
+    try:
+        return descriptors.parse_json(envelope.payload).task
+    except InvalidInput:
+        return None

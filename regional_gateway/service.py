@@ -1,0 +1,243 @@
+"""A region's gateway at work: its brokers, its HTTP API, and the tasks between them.
+
+HTTP  POST /v1/tasks ──▶ relay ──▶ ledger (SQLite) ──▶ announcer ──▶ region's broker
+parent's broker  central/…/round, state ──▶ centre ──▶ announcer (and by HTTP while it is away)
+region's broker  devices/… ──▶ fleet ──▶ roster ──▶ status;  and up to the parent's, where it is another
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+
+from regional_gateway import api
+from regional_gateway.announcer import Announcer
+from regional_gateway.board import Board
+from regional_gateway.brokers import Connect, are_one, mqtt
+from regional_gateway.centre import Centre
+from regional_gateway.fleet import Fleet
+from regional_gateway.ledger import Ledger
+from regional_gateway.outlet import Outlet
+from regional_gateway.presence import OwnPresence
+from regional_gateway.relay import Admission, Relay
+from regional_gateway.settings import BROKER_WAIT_S, GatewaySettings
+from regional_gateway.store import Store
+from regional_gateway.sweeper import sweep
+from trellis.envelope import Keyring
+from trellis.errors import ConfigError, PayloadError, Unavailable
+from trellis.http.client import ServiceClient
+from trellis.http.server import HttpServer
+from trellis.keys.identity import Identity, find_identity, load_keyring
+from trellis.mqtt import Bus, Publication
+from trellis.payloads import State
+from trellis.tls import TlsFiles
+from trellis.topics import Kind, Topics
+
+logger = logging.getLogger(__name__)
+
+FAREWELL_S = 2.0
+
+
+class _Stopped(Exception):
+    """Ends the task group when the service is told to stop."""
+
+
+class Gateway:
+    """One gateway between `run`'s beginning and its end.
+
+    Args:
+        settings: Its settings.
+        store: Its open store.
+        keyring: The operators whose tasks it passes on.
+        tls: Its certificate, or `None` on loopback.
+        connect: Makes the bus to a broker.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        store: Store,
+        *,
+        keyring: Keyring,
+        tls: TlsFiles | None,
+        connect: Connect,
+    ) -> None:
+        self.settings, self.topics = settings, Topics(settings.base)
+        self._store, self._keyring, self._tls, self._connect = store, keyring, tls, connect
+        self._parent_connects = asyncio.Event()
+        self._announcer: Announcer | None = None
+        self._centre: Centre | None = None
+        self._buses: tuple[Bus, Bus] | None = None
+
+    async def load(self) -> None:
+        """Take up what the store holds."""
+        self.ledger = await Ledger.load(self._store)
+        self.fleet = Fleet(self.topics, self.settings.region, self._store)
+        await self.fleet.load()
+        self.board = Board(self.topics, self.settings.region, self.ledger, self.fleet.roster)
+        self._relay = Relay(self.ledger, keyring=self._keyring, region=self.settings.region)
+
+    @property
+    def connections(self) -> tuple[bool, bool]:
+        """Whether the region's and the parent's broker are connected."""
+        return (False, False) if self._buses is None else (self._buses[0].connected, self._buses[1].connected)
+
+    async def post(self, data: bytes) -> Admission:
+        """Take a signed task in, and publish it; see `Relay.admit`.
+
+        Raises:
+            Unavailable: The gateway is just starting or ending.
+        """
+        announcer, centre = self._announcer, self._centre
+        if announcer is None or centre is None:
+            raise Unavailable(f"gateway of region {self.settings.region!r} is starting or ending: try again")
+        try:
+            admission = await self._relay.admit(data)
+        finally:
+            # A refusal changes the status of the task that it concerns.
+            for record in self.ledger.live():
+                announcer.touch(record.task)
+        if admission.changed:
+            await announcer.descriptor(admission.record)
+            await centre.catch_up(admission.record.task)
+        return admission
+
+    async def run(self, api_url: str, stop: asyncio.Event) -> None:
+        """Serve the region until `stop` is set.
+
+        Raises:
+            ConfigError: The region's broker does not answer, or a younger gateway has taken over.
+        """
+        own = OwnPresence(self.topics.path(Kind.GATEWAY_STATE, region=self.settings.region), api_url)
+        async with self._open(own) as (region, parent):
+            self._buses = (region, parent)
+            await _wait_for(region)
+            if parent is not region and not parent.connected:
+                logger.info("parent's broker is not connected yet broker=%s", self.settings.parent_broker)
+            try:
+                await self._serve(own, region, parent, stop)
+            finally:
+                self._announcer = self._centre = None
+                await _say_farewell(own, [region] if region is parent else [region, parent])
+                await self.fleet.save()
+
+    @contextlib.asynccontextmanager
+    async def _open(self, own: OwnPresence) -> AsyncIterator[tuple[Bus, Bus]]:
+        settings = self.settings
+        # Its own id for each process: so a second gateway of a region is seen, instead of the two
+        # throwing each other off the broker for ever.
+        client_id = f"{settings.region}/gateway/{own.boot_id[:8]}"
+        region_birth = lambda: [own.birth(), *self.board.for_region()]  # noqa: E731 - asked anew at each connect
+        async with contextlib.AsyncExitStack() as stack:
+            bus = self._connect(settings.broker, client_id, will=own.will(), birth=region_birth)
+            region = await stack.enter_async_context(bus)
+            if await are_one(settings.broker, settings.parent_broker):
+                yield region, region
+                return
+
+            def parent_birth() -> Sequence[Publication]:
+                self._parent_connects.set()
+                return [own.birth(), *self.board.for_parent()]
+
+            bus = self._connect(
+                settings.parent_broker, f"{client_id}/up", will=own.will(), birth=parent_birth
+            )
+            parent = await stack.enter_async_context(bus)
+            yield region, parent
+
+    async def _serve(self, own: OwnPresence, region: Bus, parent: Bus, stop: asyncio.Event) -> None:
+        settings = self.settings
+        is_two = parent is not region
+        with contextlib.suppress(_Stopped):
+            async with ServiceClient(settings.server, tls=self._tls) as client, _group() as group:
+                down = Outlet(region, group)
+                up = Outlet(parent, group) if is_two else None
+                announcer = Announcer(self.board, self.ledger, down, up)
+                centre = Centre(self.topics, self.ledger, announcer)
+                start = group.create_task
+                start(announcer.run(), name="statuses")
+                start(centre.copy_rounds(parent), name="copy rounds")
+                start(centre.mirror_states(parent), name="mirror states")
+                start(self.fleet.listen(region, announcer, up), name="devices")
+                start(self.fleet.keep_saving(), name="save observations")
+                start(self._watch_own(own, region, down), name="own state")
+                start(sweep(self.ledger, announcer, keep_s=settings.keep_hours * 3600), name="sweep")
+                if up is not None:
+                    start(self.fleet.repeat(up, self._parent_connects), name="repeat to parent")
+                    start(self._watch_own(own, parent, up), name="own state at parent")
+                    start(centre.poll(client, lambda: region.connected and not parent.connected), name="poll")
+                self._announcer, self._centre = announcer, centre
+                logger.info("gateway serves region=%s tasks=%d", settings.region, len(self.ledger.live()))
+                start(_until(stop), name="stop")
+
+    async def _watch_own(self, own: OwnPresence, bus: Bus, outlet: Outlet) -> None:
+        async with bus.subscribe(own.topic) as messages:
+            async for message in messages:
+                try:
+                    heard = State.parse(message.payload) if message.payload else None
+                except PayloadError as error:
+                    logger.warning("dropped what came on topic=%s: %s", message.topic, error)
+                    continue
+                if heard is None or own.must_be_repeated(heard):
+                    await outlet.send(own.birth())
+
+
+@contextlib.asynccontextmanager
+async def _group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose stop is no group of exceptions."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except* _Stopped:
+        raise _Stopped from None
+
+
+async def _until(stop: asyncio.Event) -> None:
+    await stop.wait()
+    raise _Stopped
+
+
+async def _wait_for(bus: Bus) -> None:
+    try:
+        await bus.wait_connected(BROKER_WAIT_S)
+    except Unavailable as error:
+        raise ConfigError("gateway", str(error)) from error
+
+
+async def _say_farewell(own: OwnPresence, buses: Sequence[Bus]) -> None:
+    farewell = own.farewell()
+    for bus in buses:
+        with contextlib.suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(FAREWELL_S):
+                await bus.publish(farewell.topic, farewell.payload, qos=1, retain=True)
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Run a gateway with real brokers and its HTTP API until `stop` is set."""
+    tls, keyring = _credentials(settings)
+    async with Store(settings.state / "gateway.sqlite") as store:
+        gateway = Gateway(settings, store, keyring=keyring, tls=tls, connect=mqtt(tls))
+        await gateway.load()
+        app = api.create(gateway)
+        async with HttpServer(app, host=settings.host, port=settings.api_port, tls=tls) as server:
+            url = advertised(server.url)
+            logger.info("gateway listens api=%s", url)
+            await gateway.run(url, stop)
+
+
+def advertised(url: str) -> str:
+    """Return an API's URL as others reach it: an address that means «every one» names no machine."""
+    for unspecified in ("//0.0.0.0:", "//[::]:"):
+        url = url.replace(unspecified, f"//{socket.gethostname()}:")
+    return url
+
+
+def _credentials(settings: GatewaySettings) -> tuple[TlsFiles | None, Keyring]:
+    if settings.insecure:
+        return None, load_keyring(settings.keys)
+    identity = Identity.load(find_identity(settings.keys, "gateways", settings.region))
+    identity.require(f"{settings.region}/gateway")
+    return identity.tls, identity.keyring

@@ -1,0 +1,71 @@
+"""What a gateway is told at its start; nothing else configures it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trellis.errors import ConfigError, Fault
+from trellis.identifiers import region as region_name
+from trellis.topics import DEFAULT_BASE, Topics
+
+BROKER_WAIT_S = 5.0
+"""How long the region's broker may take to answer at the start."""
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """Settings of one gateway.
+
+    Attributes:
+        region: The region that it serves.
+        keys: Folder of its identity, or of all keys.
+        broker: Its region's broker.
+        parent_broker: The broker of the tier above; the same as `broker` where there is only one.
+        server: Base URL of the central server's HTTP API.
+        host: Address that its own HTTP API binds.
+        api_port: Port of that API, 0 for a free one.
+        state: Folder of its store.
+        insecure: Without TLS, and on loopback only.
+        keep_hours: How long a task's topics stay after its end.
+        base: What all topics start with.
+
+    Raises:
+        ConfigError: Any of it cannot be used; every fault is named.
+        PayloadError: The region's name is none.
+    """
+
+    region: str
+    keys: Path
+    broker: str
+    parent_broker: str
+    server: str
+    host: str = "127.0.0.1"
+    api_port: int = 8081
+    state: Path = Path("state")
+    insecure: bool = False
+    keep_hours: float = 24.0
+    base: str = DEFAULT_BASE
+
+    def __post_init__(self) -> None:
+        region_name(self.region)
+        Topics(self.base)
+        faults = [] if self.insecure else list(self._plain_urls())
+        if not 0 <= self.api_port <= 65535:
+            faults.append(Fault("api-port", f"{self.api_port} must be 0 to 65535"))
+        if not self.keep_hours >= 0:
+            faults.append(Fault("keep-hours", f"{self.keep_hours:g} must not be negative"))
+        if faults:
+            raise ConfigError(f"gateway of region {self.region!r}", faults)
+
+    def _plain_urls(self) -> list[Fault]:
+        urls = {"broker": self.broker, "parent-broker": self.parent_broker, "server": self.server}
+        return [
+            Fault(
+                name,
+                f"{url} is not encrypted",
+                f"use {url.partition('://')[0]}s://, or --insecure for trials",
+            )
+            for name, url in urls.items()
+            if url.startswith(("mqtt://", "http://"))
+        ]
