@@ -83,6 +83,12 @@ def test_models_are_listed_with_their_size_and_whether_they_fit() -> None:
     assert small["convnet"]["problem"] == "wants (channels, height, width) of at least 16×16"
 
 
+def test_without_torch_models_are_listed_without_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    listed = {model["model"]: model for model in json.loads(_run("list", "--json"))}
+    assert (listed["mlp"]["parameters"], listed["mlp"]["fits"]) == (None, True)
+
+
 def test_the_list_for_people_has_a_line_a_model() -> None:
     lines = _run("list").splitlines()
     assert lines[0].split() == ["MODEL", "PARAMETERS", "FITS", "DESCRIPTION"]
