@@ -1,1 +1,1 @@
-"""A device's agent: MQTT task loop, eligibility and data checks, trainer, journal."""
+"""The device agent: takes tasks from MQTT, trains on the device's own data, answers through Flower."""

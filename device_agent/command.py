@@ -1,0 +1,92 @@
+"""`trellis device`: runs one device until it is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="device", help="Run a device: it takes tasks from MQTT and trains on its own data.")
+
+_KEYS = Path("keys")
+_BROKER = "mqtt://127.0.0.1:1883"
+_SERVER = "127.0.0.1:8000"
+
+
+@app.command()
+def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody calls it by position
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="This device's name in its region.")],
+    region: Annotated[str, typer.Option("--region", metavar="REGION", help="The region it belongs to.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="SOURCE", help="Its own data: digits, PATH or NAME=PATH (NPZ or IDX)."
+        ),
+    ],
+    keys: Annotated[
+        Path, typer.Option("--keys", metavar="DIR", help="The folder of all keys, or this device's own.")
+    ] = _KEYS,
+    broker: Annotated[
+        str, typer.Option("--broker", metavar="URL", help="The region's MQTT broker.")
+    ] = _BROKER,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--server", metavar="HOST:PORT", help="A Flower server that it may connect to; repeatable."
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option("--partition", metavar="I/N", help="For trials: take part I (from 0) of N of the data."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", metavar="SPLIT", help="How parts are cut: iid or dirichlet:ALPHA.")
+    ] = "iid",
+    split_seed: Annotated[int, typer.Option("--split-seed", help="The same for all parts of one cut.")] = 42,
+    backend: Annotated[str, typer.Option("--backend", help="What trains: torch.")] = "torch",
+    threads: Annotated[int, typer.Option("--threads", help="Processor threads that training may use.")] = 1,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="Its journal and Flower keys [state/REGION/NAME]."),
+    ] = None,
+    base: Annotated[
+        str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")
+    ] = "trellis/v1",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No TLS, on loopback only; tasks are signed all the same.")
+    ] = False,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = "INFO",
+) -> None:
+    """Run a device: it takes tasks from MQTT and trains on its own data.
+
+    \b
+    Examples:
+      trellis device --name cam-7 --region eu-1 --keys keys --data mnist.npz
+          --broker mqtts://10.0.0.5:8883 --server 10.0.0.5:8000
+      trellis device --name d0 --region eu-1 --data digits --partition 0/3 --insecure
+    """
+    # What follows loads Flower's client and numpy: a second that --help must not take.
+    from device_agent.service import Options, main  # noqa: PLC0415 - as the comment says
+    from trellis.service import configure_logging, run_service  # noqa: PLC0415 - as above
+
+    options = Options(
+        name=name,
+        region=region,
+        data=data,
+        keys=keys,
+        broker=broker,
+        servers=tuple(server or [_SERVER]),
+        partition=partition,
+        split=split,
+        split_seed=split_seed,
+        backend=backend,
+        threads=threads,
+        state=state or Path("state") / region / name,
+        base=base,
+        insecure=insecure,
+    )
+    configure_logging(log_level.upper())
+    raise typer.Exit(run_service(lambda stop: main(options, stop)))

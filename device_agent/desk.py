@@ -1,0 +1,234 @@
+"""The tasks that have come to this device: which are believed, which waits, which is in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from device_agent.eligibility import Believed, Means, Seen, believe, reason_of, require_data, require_means
+from device_agent.participation import Device, Ending, Participation
+from device_agent.reporting import TaskLog, TaskReport
+from models.backends import available_backends
+from models.registry import model_names
+from trellis.descriptor import parse_json
+from trellis.envelope import Envelope
+from trellis.errors import InvalidInput, Refused, TrellisError
+from trellis.mqtt import Bus
+from trellis.payloads import ExecutionState, Reason, Round, TaskState, TaskStatus
+
+logger = logging.getLogger(__name__)
+
+_ENDED = {
+    TaskState.SUCCEEDED: ExecutionState.SUCCEEDED,
+    TaskState.FAILED: ExecutionState.FAILED,
+    TaskState.CANCELED: ExecutionState.CANCELED,
+}
+
+
+class TaskDesk:
+    """Takes descriptors, rounds and statuses as they come, in any order and more than once."""
+
+    def __init__(self, device: Device, bus: Bus, log: TaskLog, *, now: Callable[[], datetime]) -> None:
+        self._device = device
+        self._bus = bus
+        self._log = log
+        self._now = now
+        self._reports: dict[str, TaskReport] = {}
+        self._examined: dict[str, str] = {}  # task -> digest of the revision examined since the start
+        self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
+        self._rounds: dict[str, Round] = {}
+        self._statuses: dict[str, TaskStatus] = {}
+        self._queue: dict[str, Believed] = {}
+        self._in_hand: tuple[Believed, Participation] | None = None
+        self._news = asyncio.Event()
+
+    async def work(self) -> None:
+        """Take part in one task after the other; runs until canceled."""
+        while True:
+            while not self._queue:
+                self._news.clear()
+                await self._news.wait()
+            # Those with an attempt behind them go first: a restart must not hand their turn to others.
+            task = min(self._queue.values(), key=self._turn)
+            await self._take_part(self._queue.pop(task.descriptor.task))
+
+    async def descriptor(self, task: str, payload: bytes) -> None:
+        """A task came, for the first time or again."""
+        self._early.pop(task, None)
+        report = self._report(task)
+        try:
+            believed = believe(
+                Envelope.parse(payload),
+                task=task,
+                region=self._device.settings.region,
+                keyring=self._device.settings.keyring,
+                seen=self._device.journal.seen(task),
+                now=self._now(),
+            )
+        except (Refused, InvalidInput) as error:
+            if isinstance(error, Refused) and error.code == "clock":
+                self._early[task] = payload
+            await self._refuse_stranger(report, error)
+            return
+        descriptor = believed.descriptor
+        # In the journal before it is acted on: from here on an older revision is refused.
+        self._device.journal.believe(task, Seen(descriptor.revision, believed.digest))
+        if self._examined.get(task) == believed.digest:
+            if task not in self._queue and not self._has_in_hand(task):
+                await report.again()
+            return
+        self._examined[task] = believed.digest
+        if descriptor.desired == "canceled":
+            await self._canceled(task, report, descriptor.revision)
+        else:
+            await self._examine(believed, report)
+
+    async def removed(self, task: str) -> None:
+        """The task's descriptor was cleared: as if it was canceled, and where it had ended, forgotten."""
+        for known in (self._early, self._examined, self._rounds, self._statuses):
+            known.pop(task, None)
+        if task in self._queue or self._has_in_hand(task):
+            reason = Reason(code="removed", message="the task was removed")
+            await self._end(task, Ending(ExecutionState.CANCELED, reason))
+        elif (report := self._report(task)).execution is not None:
+            await report.clear()
+            del self._reports[task]
+
+    def round_changed(self, task: str, round_: Round) -> None:
+        """The server announced something: a hint to pull."""
+        self._rounds[task] = round_
+        if self._in_hand is not None and self._has_in_hand(task):
+            self._in_hand[1].round_changed(round_)
+
+    async def status(self, task: str, status: TaskStatus) -> None:
+        """The gateway says how the task stands."""
+        self._statuses[task] = status
+        ending = self._ended_centrally(task)
+        if ending is not None:
+            await self._end(task, ending)
+
+    async def look_again(self) -> None:
+        """Look again at the tasks that came before this device's clock."""
+        for task, payload in list(self._early.items()):
+            if parse_json(Envelope.parse(payload).payload).issued_at <= self._now():
+                await self.descriptor(task, payload)
+
+    async def _examine(self, believed: Believed, report: TaskReport) -> None:
+        task, revision = believed.descriptor.task, believed.descriptor.revision
+        last = report.execution
+        ended = last is not None and last.state.ended and last.state is not ExecutionState.REJECTED
+        if last is not None and ended and last.revision == revision:
+            await report.again()  # ended before this process began
+            return
+        if self._in_hand is not None and self._has_in_hand(task):
+            self._in_hand[1].end(Ending(None))  # a new revision takes its place
+        try:
+            require_means(believed.descriptor, self._means())
+            require_data(believed.descriptor, self._device.data)
+        except (Refused, InvalidInput) as error:
+            self._queue.pop(task, None)
+            await self._reject(report, error, revision)
+            return
+        settings = self._device.settings
+        await report.queued(revision, samples=len(self._device.data), backend=settings.backend)
+        self._queue[task] = believed
+        ending = self._ended_centrally(task)
+        if ending is not None:
+            await self._end(task, ending)
+        self._news.set()
+
+    async def _take_part(self, task: Believed) -> None:
+        name = task.descriptor.task
+        participation = Participation(task, device=self._device, report=self._report(name))
+        self._in_hand = (task, participation)
+        self._log.task = name
+        if name in self._rounds:
+            participation.round_changed(self._rounds[name])
+        logger.info("task %s: revision %d, the device takes part", name, task.descriptor.revision)
+        try:
+            await participation.run()
+        finally:
+            self._in_hand = None
+            self._log.task = None
+
+    async def _canceled(self, task: str, report: TaskReport, revision: int) -> None:
+        reason = Reason(code="canceled", message=f"the operator called the task off with revision {revision}")
+        if task in self._queue or self._has_in_hand(task):
+            await self._end(task, Ending(ExecutionState.CANCELED, reason, revision))
+        elif report.execution is None or not report.execution.state.ended:
+            await report.end(ExecutionState.CANCELED, reason, revision=revision)
+        else:
+            await report.again()
+
+    async def _end(self, task: str, ending: Ending) -> None:
+        if self._queue.pop(task, None) is not None and ending.state is not None:
+            await self._report(task).end(ending.state, ending.reason, revision=ending.revision)
+        if self._in_hand is not None and self._has_in_hand(task):
+            self._in_hand[1].end(ending)
+
+    async def _refuse_stranger(self, report: TaskReport, error: TrellisError) -> None:
+        """Say that a descriptor is not believed; what it is not may not end what was believed."""
+        last = report.execution
+        if last is None or last.state is ExecutionState.REJECTED:
+            await self._reject(report, error, 0)
+        else:
+            logger.error(
+                "a descriptor of task %s is refused: %s", report.task, error, extra={"task": report.task}
+            )
+
+    async def _reject(self, report: TaskReport, error: TrellisError, revision: int) -> None:
+        reason = reason_of(error)
+        last = report.execution
+        if last is not None and last.state is ExecutionState.REJECTED and last.revision == revision:
+            said_before = last.reason is not None and last.reason.code == reason.code
+            if said_before:
+                await report.again()
+                return
+        logger.error("task %s is rejected: %s", report.task, error, extra={"task": report.task})
+        await report.end(ExecutionState.REJECTED, reason, revision=revision)
+
+    def _ended_centrally(self, task: str) -> Ending | None:
+        status = self._statuses.get(task)
+        if status is None or status.central is None or not status.central.ended:
+            return None
+        mine = self._queue.get(task)
+        if mine is None and self._in_hand is not None and self._has_in_hand(task):
+            mine = self._in_hand[0]
+        if mine is None or mine.descriptor.revision != status.revision:
+            return None  # it speaks of an earlier revision
+        said = f"the server's task has {status.central.value}"
+        succeeded = status.central is TaskState.SUCCEEDED
+        return Ending(_ENDED[status.central], None if succeeded else Reason(code="server", message=said))
+
+    def _has_in_hand(self, task: str) -> bool:
+        return self._in_hand is not None and self._in_hand[0].descriptor.task == task
+
+    def _report(self, task: str) -> TaskReport:
+        if task not in self._reports:
+            settings = self._device.settings
+            self._reports[task] = TaskReport(
+                self._bus,
+                self._device.journal,
+                settings.topics,
+                region=settings.region,
+                device=settings.name,
+                task=task,
+            )
+        return self._reports[task]
+
+    def _turn(self, task: Believed) -> tuple[bool, datetime, str]:
+        execution = self._report(task.descriptor.task).execution
+        first = execution is None or execution.attempt == 1
+        return (first, task.descriptor.issued_at, task.descriptor.task)
+
+    def _means(self) -> Means:
+        settings = self._device.settings
+        return Means(
+            servers=settings.servers,
+            tls=settings.tls is not None,
+            models=tuple(model_names()),
+            backend=settings.backend,
+            backends=tuple(available_backends()),
+        )

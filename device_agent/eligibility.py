@@ -1,0 +1,197 @@
+"""Whether this device takes part in a task: rules without effects, in the order in which they are asked.
+
+First whether the task may be believed (`believe`), then whether the device has what it needs
+(`require_means`, `require_data`). Nothing of an envelope is acted on before `believe` has returned.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+
+from models.datasets import Dataset, check
+from trellis.descriptor import TaskDescriptor, parse_json
+from trellis.envelope import Envelope, Keyring
+from trellis.errors import (
+    DataError,
+    DescriptorError,
+    InvalidInput,
+    MissingExtra,
+    PayloadError,
+    Refused,
+    TrellisError,
+)
+from trellis.payloads import Reason
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The highest revision of a task that the journal holds, and the SHA-256 of its signed text."""
+
+    revision: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Means:
+    """What this device has to take part with.
+
+    Attributes:
+        servers: Its own list of Flower servers, `host:port`.
+        tls: Whether it speaks TLS to them.
+        models: The models that it knows.
+        backend: The backend it was started with.
+        backends: The backends that are installed.
+    """
+
+    servers: tuple[str, ...]
+    tls: bool
+    models: tuple[str, ...]
+    backend: str
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Believed:
+    """A task that a pinned operator signed, for this region, now."""
+
+    descriptor: TaskDescriptor
+    digest: str
+    keyid: str
+
+
+def believe(
+    envelope: Envelope, *, task: str, region: str, keyring: Keyring, seen: Seen | None, now: datetime
+) -> Believed:
+    """Return what the envelope says, if this device may act on it.
+
+    Raises:
+        Refused: `signature`, `untrusted`, `conflict`, `region`, `revision`, `clock` or `expired`.
+        DescriptorError: A pinned operator signed something that is no descriptor.
+    """
+    keyid = keyring.verify(envelope)
+    descriptor = parse_json(envelope.payload)
+    if descriptor.task != task:
+        raise Refused(
+            "conflict", f"the topic is task {task!r}'s, the signed descriptor in it is {descriptor.task!r}'s"
+        )
+    if region not in descriptor.regions:
+        named = ", ".join(descriptor.regions[:10])
+        raise Refused("region", f"task {task!r} is for {named}; this device is in region {region!r}")
+    digest = hashlib.sha256(envelope.payload.encode()).hexdigest()
+    _require_new(descriptor, digest, seen)
+    if descriptor.desired == "run":
+        # A cancellation is obeyed at any time: it can only end work.
+        _require_window(descriptor, now)
+    return Believed(descriptor, digest, keyid)
+
+
+def require_means(descriptor: TaskDescriptor, means: Means) -> None:
+    """Return if the device knows the task's server and model and has its backend.
+
+    Raises:
+        Refused: `server`, `model` or `extra`.
+    """
+    server = descriptor.server
+    if server.address.lower() not in {address.lower() for address in means.servers}:
+        known = ", ".join(means.servers)
+        raise Refused(
+            "server",
+            f"task {descriptor.task!r} names server {server.address}, this device's list is {known}: "
+            "if it is right, start the device with --server for it",
+        )
+    if server.tls != means.tls:
+        ours = "speaks TLS only" if means.tls else "was started with --insecure"
+        raise Refused(
+            "server",
+            f"task {descriptor.task!r} says server.tls: {str(server.tls).lower()}, this device {ours}: "
+            f"set server.tls to {str(means.tls).lower()}",
+        )
+    name = descriptor.model.name
+    if name not in means.models:
+        near = difflib.get_close_matches(name, means.models, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise Refused("model", f"model {name!r} is not known here, known are {', '.join(means.models)}{hint}")
+    if means.backend not in means.backends:
+        installed = ", ".join(means.backends) or "none"
+        raise Refused(
+            "extra",
+            f"backend {means.backend!r} is not installed here, installed: {installed}; "
+            f"pip install 'trellis-fl[{means.backend}]'",
+        )
+
+
+def require_data(descriptor: TaskDescriptor, dataset: Dataset) -> None:
+    """Return if the device's own data are what the task demands.
+
+    Raises:
+        DataError: With every fault, and the task's instructions.
+    """
+    demands = descriptor.data
+    try:
+        check(
+            dataset,
+            name=demands.name,
+            shape=demands.shape,
+            classes=demands.classes,
+            min_samples=demands.min_samples,
+        )
+    except DataError as error:
+        if not demands.instructions:
+            raise
+        what = f"{error.what} (the task's instructions: {demands.instructions[:300]})"
+        raise DataError(what, error.faults) from None
+
+
+def reason_of(error: TrellisError) -> Reason:
+    """Return why a task was refused, with its code for machines."""
+    match error:
+        case Refused():
+            code = error.code
+        case DataError():
+            code = "data"
+        case DescriptorError():
+            code = "descriptor"
+        case PayloadError():
+            code = "envelope"
+        case MissingExtra():
+            code = "extra"
+        case InvalidInput():
+            code = "input"
+        case _:
+            code = "failed"
+    return Reason(code=code, message=str(error))
+
+
+def _require_new(descriptor: TaskDescriptor, digest: str, seen: Seen | None) -> None:
+    if seen is None or descriptor.revision > seen.revision:
+        return
+    if descriptor.revision < seen.revision:
+        raise Refused(
+            "revision",
+            f"revision {descriptor.revision} of task {descriptor.task!r} came, this device has seen "
+            f"{seen.revision}: an old descriptor was replayed, or the task needs a higher revision",
+        )
+    if digest != seen.digest:
+        raise Refused(
+            "revision",
+            f"a second, different descriptor calls itself revision {descriptor.revision} of task "
+            f"{descriptor.task!r}: give it revision {descriptor.revision + 1}",
+        )
+
+
+def _require_window(descriptor: TaskDescriptor, now: datetime) -> None:
+    if now < descriptor.issued_at:
+        raise Refused(
+            "clock",
+            f"this device's clock says {now.isoformat(timespec='seconds')}, before the task was issued "
+            f"({descriptor.issued_at.isoformat()}): set the clock; the device looks again by itself",
+        )
+    if now >= descriptor.expires_at:
+        raise Refused(
+            "expired",
+            f"task {descriptor.task!r} expired {descriptor.expires_at.isoformat()}, and it is "
+            f"{now.isoformat(timespec='seconds')}: post a new revision",
+        )

@@ -1,0 +1,262 @@
+"""One task on this device, from its turn to its end.
+
+The event loop keeps MQTT going and says when to wake up or to end; one thread of the task's own opens the
+model, trains, and talks to Flower. Nothing else of a task runs anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from flwr.app import Context, Message, RecordDict
+
+from device_agent.client_app import Membership, build_client_app
+from device_agent.eligibility import Believed, reason_of
+from device_agent.journal import Journal
+from device_agent.link_loop import Halt, Link, LinkLoop, Pace
+from device_agent.reporting import TaskReport
+from device_agent.settings import DeviceSettings
+from device_agent.trainer import Trainer
+from models.backends import StepReport
+from models.datasets import Dataset
+from trellis.errors import InvalidInput, MissingExtra, Refused, TrellisError
+from trellis.payloads import ExecutionState, Phase, Progress, Reason, Round
+
+__all__ = ["Device", "Ending", "Link", "LinkFactory", "Participation"]
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 30.0
+"""How long a task's thread may take to stop: one batch, or one request to a server that is gone."""
+_TELL_S = 5.0
+
+LinkFactory: TypeAlias = Callable[[str, Path], Link]
+"""Makes the link to a server: its address, and the folder of its node key and inbox."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What every task on this device works with."""
+
+    settings: DeviceSettings
+    data: Dataset
+    journal: Journal
+    make_link: LinkFactory
+    pace: Pace
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a task ended on this device; without a state it goes on under a new revision."""
+
+    state: ExecutionState | None
+    reason: Reason | None = None
+    revision: int | None = None
+
+
+class Participation:
+    """One believed task, taken part in until it ends."""
+
+    def __init__(self, task: Believed, *, device: Device, report: TaskReport) -> None:
+        self._descriptor = task.descriptor
+        self._digest = task.digest
+        self._device = device
+        self._report = report
+        self._halt = Halt()
+        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._announced: int | None = None
+        self._step: tuple[int, str] | None = None
+
+    def round_changed(self, round_: Round) -> None:
+        """Pull soon, if messages were sent since; where they are not counted, if the phase changed."""
+        step = (round_.round, round_.phase.value)
+        sent = round_.announced != self._announced if round_.announced else step != self._step
+        self._announced, self._step = round_.announced, step
+        if sent:
+            self._halt.wake()
+
+    def end(self, ending: Ending) -> None:
+        """Stop at the next batch and end so; the first ending counts."""
+        if not self._ending.done():
+            self._ending.set_result(ending)
+
+    async def run(self) -> Ending:
+        """Return when the task has ended here, which its execution then shows.
+
+        Canceled, it stops at the next batch and leaves the task unfinished, to go on at the next start.
+        """
+        await self._report.phase(Phase.VERIFYING)
+        finished = self._start_thread()
+        try:
+            ending = await self._ended(finished)
+        except asyncio.CancelledError:
+            self._halt.call(task_ended=False)
+            await _stopped(finished)
+            raise
+        self._halt.call(task_ended=True)
+        await _stopped(finished)
+        if ending.state is not None:
+            await self._report.end(ending.state, ending.reason, revision=ending.revision)
+            logger.info(
+                "task %s: %s%s",
+                self._descriptor.task,
+                ending.state.value,
+                f": {ending.reason.message}" if ending.reason else "",
+            )
+        return ending
+
+    async def _ended(self, finished: asyncio.Future[None]) -> Ending:
+        expires_s = (self._descriptor.expires_at - datetime.now(UTC)).total_seconds()
+        waiting: set[asyncio.Future[Any]] = {finished, self._ending}
+        await asyncio.wait(waiting, timeout=max(0.0, expires_s), return_when=asyncio.FIRST_COMPLETED)
+        if self._ending.done():
+            return self._ending.result()
+        if not finished.done():
+            message = f"the task expired at {self._descriptor.expires_at.isoformat()}"
+            return Ending(ExecutionState.TIMED_OUT, Reason(code="expired", message=message))
+        error = finished.exception()
+        if isinstance(error, Refused | InvalidInput | MissingExtra):
+            logger.error("task %s is rejected: %s", self._descriptor.task, error)
+            return Ending(ExecutionState.REJECTED, reason_of(error))
+        logger.error("task %s: its thread broke", self._descriptor.task, exc_info=error)
+        code = reason_of(error).code if isinstance(error, TrellisError) else "internal"
+        message = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
+        return Ending(ExecutionState.FAILED, Reason(code=code, message=message))
+
+    def _start_thread(self) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if finished.done():
+                return
+            if error is None:
+                finished.set_result(None)
+            else:
+                finished.set_exception(error)
+
+        def work() -> None:
+            error: BaseException | None = None
+            try:
+                self._work(_Teller(loop, self._report))
+            except BaseException as raised:  # noqa: BLE001 - handed on to the event loop
+                error = raised
+            # The loop is closed where the thread was left behind.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, error)
+
+        # A daemon: a request that hangs on a dead server must not keep the process from ending.
+        threading.Thread(target=work, name=f"task {self._descriptor.task}", daemon=True).start()
+        return finished
+
+    def _work(self, teller: _Teller) -> None:
+        settings, descriptor = self._device.settings, self._descriptor
+        trainer = Trainer.open(
+            descriptor,
+            self._device.data,
+            backend=settings.backend,
+            region=settings.region,
+            device=settings.name,
+            threads=settings.threads,
+        )
+        tier = descriptor.tier_of(settings.region)
+        app = build_client_app(
+            Membership(descriptor.task, self._digest, tier, settings.region, settings.name),
+            trainer,
+            answers=self._device.journal,
+            observer=teller,
+            should_stop=lambda: self._halt.called,
+        )
+
+        def answer(message: Message, node_id: int) -> Message:
+            run_id = message.metadata.run_id
+            return app(message, Context(run_id, node_id, {}, RecordDict(), {}))
+
+        address = descriptor.server.address
+        teller.connecting(f"connecting to {address}", failed=False)
+        folder = settings.state / "flower" / address.replace(":", "_").strip("[]")
+        link = self._device.make_link(address, folder)
+        LinkLoop(link, answer, events=teller, halt=self._halt, pace=self._device.pace).run()
+
+
+class _Teller:
+    """The task's report, as its thread may use it: a call returns when the event loop has told it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, report: TaskReport) -> None:
+        self._loop = loop
+        self._report = report
+        self._progress_at = float("-inf")
+        self._began = 0.0
+        self._reason: Reason | None = None
+
+    def connecting(self, reason: str, *, failed: bool = True) -> None:
+        told = Reason(code="unavailable", message=reason) if failed else None
+        # A server that is away for hours is told once, not with every try.
+        if told is None or told != self._reason:
+            self._reason = told
+            self._tell(self._report.phase(Phase.CONNECTING, reason=told))
+
+    def connected(self, node_id: int) -> None:
+        self._reason = None
+        self._tell(self._report.connected(node_id))
+
+    def checked_in(self, node_id: int, nonce: str) -> None:
+        self._tell(self._report.checked_in(node_id, nonce))
+
+    def working(self, phase: Phase, round_number: int) -> None:
+        self._began = time.monotonic()
+        self._tell(self._report.phase(phase, round_number=round_number))
+
+    def replying(self, message_id: str) -> None:
+        self._report.replying(message_id)
+
+    def replied(self, message: Message, reply: Message) -> None:
+        reason = None
+        if reply.has_error():
+            reason = Reason(code="training", message=reply.error.reason or f"error {reply.error.code}")
+        query = message.metadata.message_type == "query"
+        phase = Phase.WAITING if query else Phase.UPLOADED
+        self._tell(self._report.uploaded(message.metadata.message_id, phase, reason))
+
+    def step(self, round_number: int, report: StepReport) -> None:
+        now = time.monotonic()
+        if now - self._progress_at < 1.0:
+            return
+        self._progress_at = now
+        progress = Progress(
+            round=round_number,
+            epoch=report.epoch,
+            epochs=report.epochs,
+            step=report.step,
+            steps=report.steps,
+            loss=report.loss,
+            samples=report.samples,
+            eta_s=(now - self._began) / report.step * (report.steps - report.step),
+        )
+        asyncio.run_coroutine_threadsafe(self._report.progress(progress), self._loop)
+
+    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        told = asyncio.run_coroutine_threadsafe(telling, self._loop)
+        try:
+            told.result(_TELL_S)
+        except concurrent.futures.TimeoutError:
+            # It is journaled and queued: a broker that hangs must not stop the training.
+            logger.debug("the broker is slow to acknowledge")
+
+
+async def _stopped(finished: asyncio.Future[None]) -> None:
+    done, _ = await asyncio.wait({finished}, timeout=STOP_S)
+    if not done:
+        logger.error("the task's thread did not stop within %g s; it is left behind", STOP_S)
+    elif (error := finished.exception()) is not None:
+        logger.debug("the task's thread ended: %s", error)

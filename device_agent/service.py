@@ -1,0 +1,120 @@
+"""Puts a device together from its options, and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_agent.agent import DeviceAgent
+from device_agent.journal import Journal
+from device_agent.link_loop import Link, Pace
+from device_agent.participation import Device
+from device_agent.presence import Self, describe
+from device_agent.settings import DataSource, DeviceSettings
+from models.backends import available_backends
+from models.datasets import Dataset, load
+from models.datasets.partition import parse_partition, parse_split, partition
+from trellis.errors import DataError
+from trellis.keys.identity import Identity, find_identity, load_keyring
+from trellis.mqtt import Birth, MqttBus, Publication
+from trellis.payloads import now_ms
+from trellis.topics import Topics
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed, or came from the environment or `trellis.toml`."""
+
+    name: str
+    region: str
+    data: str
+    keys: Path
+    broker: str
+    servers: tuple[str, ...]
+    partition: str | None
+    split: str
+    split_seed: int
+    backend: str
+    threads: int
+    state: Path
+    base: str
+    insecure: bool
+
+
+async def main(options: Options, stop: asyncio.Event) -> None:
+    """Run the device until `stop` is set.
+
+    Raises:
+        ConfigError: The options, the keys or the journal cannot be used, or the broker is not there.
+        DataError: The data cannot be read, or hold nothing.
+    """
+    settings = settings_of(options)
+    data = own_data(settings.data)
+    with Journal.open(settings.state / "journal.sqlite", device=settings.principal) as journal:
+        info = describe(data, tuple(available_backends()))
+        this = Self(settings, info, boot_id=journal.next_boot(), since=now_ms())
+        # Bad settings of the broker are told before anything is tried.
+        broker = settings.broker_settings(this.boot_id)
+
+        def open_bus(*, will: Publication, birth: Birth) -> MqttBus:
+            return MqttBus(broker, will=will, birth=birth)
+
+        def make_link(address: str, folder: Path) -> Link:
+            from trellis.flower.link import FlowerLink  # noqa: PLC0415 - no task, no Flower client in memory
+
+            return FlowerLink(address, folder=folder, tls=settings.tls)
+
+        device = Device(settings, data, journal, make_link, Pace())
+        await DeviceAgent(device, this, open_bus).run(stop)
+
+
+def settings_of(options: Options) -> DeviceSettings:
+    """Return the settings, with the device's keys loaded and checked.
+
+    Raises:
+        ConfigError: An option cannot be used, or the certificate is another's.
+    """
+    # The cut is checked even where no part is asked for: a misspelt option is never ignored.
+    parse_split(options.split)
+    part = parse_partition(options.partition) if options.partition is not None else None
+    principal = f"{options.region}/devices/{options.name}"
+    if options.insecure:
+        tls, keyring = None, load_keyring(_own_folder(options))
+    else:
+        identity = Identity.load(find_identity(options.keys, "devices", options.region, options.name))
+        identity.require(principal)
+        tls, keyring = identity.tls, identity.keyring
+    return DeviceSettings(
+        name=options.name,
+        region=options.region,
+        broker=options.broker,
+        servers=options.servers,
+        data=DataSource(options.data, part, options.split, options.split_seed),
+        keyring=keyring,
+        tls=tls,
+        state=options.state,
+        backend=options.backend,
+        threads=options.threads,
+        topics=Topics(options.base),
+    )
+
+
+def own_data(source: DataSource) -> Dataset:
+    """Return the device's own data, read into memory.
+
+    Raises:
+        DataError: They cannot be read, or hold no samples.
+    """
+    dataset = load(source.source, split="train")
+    if source.partition is not None:
+        index, parts = source.partition
+        dataset = partition(dataset, index, parts, split=source.split, seed=source.split_seed)
+    if not len(dataset):
+        raise DataError(f"data set {source.source!r}", "holds no samples")
+    return dataset
+
+
+def _own_folder(options: Options) -> Path:
+    own = options.keys / "devices" / options.region / options.name
+    return own if (own / "operator.pub").exists() else options.keys

@@ -1,0 +1,105 @@
+"""What one device is told at its start, read once and passed down as a value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trellis import identifiers
+from trellis.envelope import Keyring
+from trellis.errors import ConfigError, Fault, PayloadError
+from trellis.loopback import is_loopback
+from trellis.mqtt import BrokerSettings
+from trellis.tls import TlsFiles
+from trellis.topics import Topics
+
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The device's own data: where they lie, and which part of them is its own (for trials)."""
+
+    source: str
+    partition: tuple[int, int] | None = None
+    split: str = "iid"
+    split_seed: int = 42
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """One device.
+
+    Attributes:
+        servers: The Flower servers it may connect to, `host:port`; a task that names another is refused.
+        tls: Its certificate and the CA it trusts; None means plain connections on loopback.
+        keyring: The operators whose tasks it obeys.
+        state: The folder of its journal and its Flower keys.
+        threads: Processor threads that training may use.
+
+    Raises:
+        ConfigError: Anything of it cannot be used; every fault is named.
+    """
+
+    name: str
+    region: str
+    broker: str
+    servers: tuple[str, ...]
+    data: DataSource
+    keyring: Keyring
+    tls: TlsFiles | None
+    state: Path
+    backend: str = "torch"
+    threads: int = 1
+    topics: Topics = field(default_factory=Topics)
+
+    def __post_init__(self) -> None:
+        faults = [*_name_faults(self.name, self.region)]
+        if not self.servers:
+            faults.append(Fault("server", "no server was named", "give --server HOST:PORT"))
+        for address in self.servers:
+            faults += _server_faults(address, insecure=self.tls is None)
+        if self.tls is not None and self.broker.startswith("mqtt://"):
+            problem = f"{self.broker} is not encrypted"
+            faults.append(Fault("broker", problem, "use mqtts://, or --insecure on loopback"))
+        if self.threads < 1:
+            faults.append(Fault("threads", f"{self.threads} came, at least 1 is due"))
+        if faults:
+            raise ConfigError("device settings", faults)
+
+    @property
+    def principal(self) -> str:
+        """The name in its certificate."""
+        return f"{self.region}/devices/{self.name}"
+
+    def broker_settings(self, boot_id: str) -> BrokerSettings:
+        """Return the broker's settings; the client id is this process's own.
+
+        Two processes with one client id would displace each other without end: with ids of their own both
+        see the other's birth, and the elder ends.
+        """
+        return BrokerSettings(self.broker, client_id=f"{self.principal}/{boot_id}", tls=self.tls)
+
+
+def _name_faults(name: str, region: str) -> list[Fault]:
+    faults: list[Fault] = []
+    try:
+        identifiers.identifier(name, what="device")
+    except PayloadError as error:
+        faults.append(Fault("name", str(error)))
+    try:
+        identifiers.region(region)
+    except PayloadError as error:
+        faults.append(Fault("region", str(error)))
+    return faults
+
+
+def _server_faults(address: str, *, insecure: bool) -> list[Fault]:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        return [Fault("server", f"{address[:200]!r} came, HOST:PORT is due", "such as 10.0.0.5:8000")]
+    if insecure and not is_loopback(match[1]):
+        problem = f"{address} is not this machine, and --insecure connects to loopback only"
+        return [Fault("server", problem, "leave --insecure out, with keys from 'trellis keys'")]
+    return []

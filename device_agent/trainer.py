@@ -1,0 +1,151 @@
+"""Local training and evaluation of one task, on this device's own data."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.arrays import Arrays
+from models.backends import Backend, StepReport, TrainPlan, open_backend
+from models.datasets import Dataset, scale
+from trellis.descriptor import TaskDescriptor
+from trellis.errors import TensorError, TrainingFailed
+from trellis.seeds import generator
+from trellis.tensors import check_like
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a message asks for; everything else stands in the signed descriptor."""
+
+    round: int
+    proximal_mu: float = 0.0
+    report_initial_loss: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An update, and what the server's strategy wants to know of it."""
+
+    arrays: Arrays
+    metrics: dict[str, int | float]
+
+
+class Trainer:
+    """One task's model and data; used from the thread that opened it."""
+
+    def __init__(
+        self, descriptor: TaskDescriptor, backend: Backend, data: Dataset, *, region: str, device: str
+    ) -> None:
+        self._train = descriptor.train
+        self._backend = backend
+        self._data = data
+        self._scope = (region, device)
+
+    @classmethod
+    def open(
+        cls,
+        descriptor: TaskDescriptor,
+        data: Dataset,
+        *,
+        backend: str,
+        region: str,
+        device: str,
+        threads: int,
+    ) -> Trainer:
+        """Return the trainer of a task whose demands `data` meet.
+
+        Raises:
+            MissingExtra: The backend is not installed.
+            Refused: The model is not known.
+            InvalidInput: The model does not take such samples.
+        """
+        opened = open_backend(
+            backend,
+            descriptor.model.name,
+            shape=descriptor.data.shape,
+            classes=descriptor.data.classes,
+            seed=descriptor.train.seed,
+        )
+        _limit_threads(backend, threads)
+        scaled = scale(data, descriptor.data.normalize)
+        return cls(descriptor, opened, scaled, region=region, device=device)
+
+    @property
+    def samples(self) -> int:
+        """How many samples this device trains on."""
+        return len(self._data)
+
+    def train(
+        self,
+        arrays: Arrays,
+        request: Request,
+        *,
+        on_step: Callable[[StepReport], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Trained:
+        """Return what local training makes of the round's model.
+
+        Raises:
+            TensorError: `arrays` are not the model's.
+            TrainingFailed: The result is not finite, or the runtime failed.
+            Canceled: `should_stop` said so.
+        """
+        plan = TrainPlan(
+            epochs=self._train.local_epochs,
+            steps=None,
+            batch_size=self._train.batch_size,
+            learning_rate=self._train.learning_rate,
+            momentum=self._train.momentum,
+            proximal_mu=request.proximal_mu,
+            report_initial_loss=request.report_initial_loss,
+        )
+        rng = generator(self._train.seed, "train", *self._scope, request.round)
+        began = time.monotonic()
+        result = self._backend.train(arrays, self._data, plan, rng, on_step=on_step, should_stop=should_stop)
+        try:
+            check_like(result.arrays, arrays)
+        except TensorError as error:
+            raise TrainingFailed(f"the trained model cannot be averaged: {error}") from error
+        metrics: dict[str, int | float] = {
+            "num-examples": result.samples,
+            "train_loss": result.loss,
+            "train_accuracy": result.accuracy,
+            "duration_s": time.monotonic() - began,
+        }
+        if request.report_initial_loss:
+            if result.initial_loss is None:
+                raise TrainingFailed(f"backend {self._backend.name!r} did not measure the initial loss")
+            metrics |= {"train_loss": result.initial_loss, "final_loss": result.loss}
+        return Trained(result.arrays, _finite(metrics))
+
+    def evaluate(
+        self, arrays: Arrays, *, should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, int | float]:
+        """Return loss and accuracy of `arrays` on the device's data.
+
+        Raises:
+            TensorError: `arrays` are not the model's.
+            TrainingFailed: The loss is not finite, or the runtime failed.
+            Canceled: `should_stop` said so.
+        """
+        result = self._backend.evaluate(arrays, self._data, should_stop=should_stop)
+        return _finite(
+            {"num-examples": result.samples, "eval_loss": result.loss, "eval_accuracy": result.accuracy}
+        )
+
+
+def _finite(metrics: dict[str, int | float]) -> dict[str, int | float]:
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingFailed(f"metrics {', '.join(broken)} are not finite")
+    return metrics
+
+
+def _limit_threads(backend: str, threads: int) -> None:
+    if backend == "torch":
+        import torch  # noqa: PLC0415 - only where the task's backend has it in memory anyway
+
+        torch.set_num_threads(threads)
