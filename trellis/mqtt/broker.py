@@ -205,7 +205,8 @@ class EmbeddedBroker:
     async def _stop(self) -> None:
         if self._process is None:
             return
-        await asyncio.to_thread(terminate_tree, self._process.pid)
+        if self._process.returncode is None:
+            await asyncio.to_thread(terminate_tree, self._process.pid)
         await self._process.wait()
         self._pid_file.clear()
 

@@ -147,6 +147,7 @@ class ReconnectingBus:
                         raise self._denial(denied)
             yield subscription
         finally:
+            subscription.close()
             self._subscriptions.remove(subscription)
             kept = {filter for other in self._subscriptions for filter in other.filters}
             unused = [filter for filter in wanted if filter not in kept]
@@ -157,7 +158,7 @@ class ReconnectingBus:
     async def _run(self) -> None:
         failures = 0
         clock = asyncio.get_running_loop()
-        while True:
+        while not self._canceled():
             began = clock.time()
             try:
                 async with self._dialer.connect() as session:
@@ -169,7 +170,13 @@ class ReconnectingBus:
             # A second client with our id makes the broker cut us again and again: as each of those
             # connections is short, the waits between them grow.
             failures = 1 if clock.time() - began >= STABLE_S else failures + 1
-            await asyncio.sleep(self._backoff.delay_s(failures))
+            if not self._canceled():
+                await asyncio.sleep(self._backoff.delay_s(failures))
+
+    def _canceled(self) -> bool:
+        # Before Python 3.13 a TaskGroup that is ending because a child failed swallows a cancellation
+        # that comes just then: it is seen in the count alone.
+        return self._task is not None and self._task.cancelling() > 0
 
     async def _serve(self, session: Session) -> None:
         lost: BaseException | None = None
@@ -246,7 +253,7 @@ class ReconnectingBus:
         self._changed = asyncio.Event()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
+        if task.cancelled() or task.exception() is None:
             return
         logger.error("%s: the bus broke", self._who(), exc_info=task.exception())
         self._notify()
