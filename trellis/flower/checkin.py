@@ -1,0 +1,136 @@
+"""Check-in: which Flower node is which device.
+
+A device's execution on MQTT claims a Flower node; that topic only the device itself may write. The server
+hands that node a nonce in a query message. The claim is believed once the node has answered as that device
+and the device's execution shows the nonce: then node and device are one. Check-ins are idempotent.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.payloads import ExecutionState
+
+logger = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A device that has checked in: `name` is `region/device`."""
+
+    name: str
+    node_id: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class _Question:
+    message_id: str
+    nonce: str
+    asked_at: float
+
+
+def is_taking_part(device: FleetDevice) -> bool:
+    """Whether a device is connected, works on this task, and claims a node."""
+    return device.online and device.state is ExecutionState.IN_PROGRESS and device.node_id is not None
+
+
+class CheckIn:
+    """The members of one task.
+
+    Args:
+        grid: Flower's grid.
+        task: The task's name, which a device must be working on.
+        on_asked: Called with the number of queries just sent, so that devices are told to pull.
+    """
+
+    def __init__(self, grid: Grid, task: str, on_asked: Callable[[int], None]) -> None:
+        self._grid = grid
+        self._task = task
+        self._on_asked = on_asked
+        self._questions: dict[tuple[str, int], _Question] = {}
+        self._members: dict[str, Member] = {}
+
+    def step(self, view: FleetView) -> None:
+        """Ask the nodes that are newly claimed, and take in answers."""
+        strangers = [d for d in view.devices if is_taking_part(d) and not self._knows(d)]
+        now = time.monotonic()
+        unasked = []
+        for device in strangers:
+            question = self._questions.get(_claim(device))
+            if question is None or now - question.asked_at > _ASK_AGAIN_S:
+                unasked.append(device)
+            elif device.nonce == question.nonce and device.message_id == question.message_id:
+                self._take_answer(device, question)
+        if unasked:
+            self._ask(unasked, now)
+
+    def members(self, view: FleetView) -> list[Member]:
+        """Return who has checked in and is here now, by name."""
+        here = (self._members.get(d.name) for d in view.devices if is_taking_part(d) and self._knows(d))
+        return sorted((member for member in here if member is not None), key=lambda member: member.name)
+
+    def name_of(self, node_id: int) -> str:
+        """Return a node's device, or the node ID as text if it never checked in."""
+        for member in self._members.values():
+            if member.node_id == node_id:
+                return member.name
+        return str(node_id)
+
+    def _knows(self, device: FleetDevice) -> bool:
+        member = self._members.get(device.name)
+        return member is not None and member.node_id == device.node_id
+
+    def _ask(self, devices: list[FleetDevice], now: float) -> None:
+        nonces = [secrets.token_hex(16) for _ in devices]
+        messages = [
+            Message(
+                RecordDict({"config": ConfigRecord({"task": self._task, "nonce": nonce})}),
+                dst_node_id=device.node_id or 0,
+                message_type=MessageType.QUERY,
+            )
+            for device, nonce in zip(devices, nonces, strict=True)
+        ]
+        message_ids = list(self._grid.push_messages(messages))
+        for device, nonce, message_id in zip(devices, nonces, message_ids, strict=True):
+            if message_id:
+                self._questions[_claim(device)] = _Question(message_id, nonce, now)
+        self._on_asked(len(messages))
+
+    def _take_answer(self, device: FleetDevice, question: _Question) -> None:
+        for reply in self._grid.pull_messages([question.message_id]):
+            if reply.metadata.reply_to_message_id != question.message_id:
+                continue
+            member = _member(device, question, reply)
+            if member is not None:
+                self._members[device.name] = member
+                logger.info(
+                    "checked in device=%s node=%d samples=%d", member.name, member.node_id, member.samples
+                )
+
+
+def _claim(device: FleetDevice) -> tuple[str, int]:
+    return device.name, device.node_id or 0
+
+
+def _member(device: FleetDevice, question: _Question, reply: Message) -> Member | None:
+    if reply.has_error():
+        logger.warning("check-in of device=%s failed: %s", device.name, reply.error.reason)
+        return None
+    answer = reply.content.config_records.get("config", ConfigRecord())
+    named = "/".join(str(answer.get(key, "")) for key in ("region", "device"))
+    if named != device.name or answer.get("nonce") != question.nonce:
+        logger.warning("node=%s answered as %s, but device=%s claims it", device.node_id, named, device.name)
+        return None
+    samples = answer.get("samples", 0)
+    return Member(device.name, device.node_id or 0, samples if isinstance(samples, int) else 0)

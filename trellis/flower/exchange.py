@@ -1,0 +1,178 @@
+"""One phase of a round: messages out, replies in, until all have replied or a rule closes it.
+
+A *slot* is one place in the round. Its message goes to one device; when that device is lost or fails, the
+slot's message goes to one that stands by, and whoever answers first fills the slot: no slot counts twice.
+
+The phase ends
+- when every slot is filled, or has failed and nobody stands by;
+- when every open slot is lost, nobody stands by, and the quorum is reached: nobody is left to wait for;
+- at the deadline. Below the quorum the caller decides (`Standing.quorum_reached`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import RecordDict
+
+from trellis.flower.backchannel import FleetView, Outcome
+from trellis.flower.checkin import is_taking_part
+from trellis.flower.updates import Update
+
+
+@dataclass
+class Flight:
+    """One message on its way to one device."""
+
+    name: str
+    node_id: int
+    outcome: str = "open"
+    reason: str | None = None
+
+
+@dataclass
+class Slot:
+    """One place in the round and the messages sent for it, by message ID."""
+
+    content: RecordDict
+    message_type: str
+    flights: dict[str, Flight] = field(default_factory=dict)
+    filled_by: str | None = None
+
+    @property
+    def open_flights(self) -> dict[str, Flight]:
+        """The messages that may still be answered."""
+        return {key: flight for key, flight in self.flights.items() if flight.outcome == "open"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a phase stands or ended."""
+
+    slots: int
+    replied: int
+    failed: int
+    lost: int
+    quorum_reached: bool
+    outcomes: tuple[Outcome, ...]
+
+
+class Exchange:
+    """The slots of one phase. Pure: who talks to Flower is `TrellisGrid`."""
+
+    def __init__(self, phase: str, quorum: float) -> None:
+        self._phase = phase
+        self._quorum = quorum
+        self.slots: list[Slot] = []
+        self._updates: dict[str, tuple[int, float | None]] = {}
+
+    def add(self, slot: Slot) -> None:
+        """Take in a slot whose first message has been sent."""
+        self.slots.append(slot)
+
+    def awaited(self) -> dict[str, Slot]:
+        """Return the slots by the IDs of messages that may still be answered."""
+        return {key: slot for slot in self.slots if slot.filled_by is None for key in slot.open_flights}
+
+    def uploaded(self, view: FleetView) -> list[str]:
+        """Return the IDs of awaited messages whose answer has been announced."""
+        announced = {device.message_id for device in view.devices if device.message_id}
+        return [message_id for message_id in self.awaited() if message_id in announced]
+
+    def fill(self, message_id: str, update: Update) -> bool:
+        """Note a good reply; returns False if the slot was filled already, and the reply must be dropped."""
+        slot = self._slot_of(message_id)
+        if slot is None or slot.filled_by is not None:
+            return False
+        slot.filled_by = message_id
+        slot.flights[message_id].outcome = "replied"
+        self._updates[message_id] = (update.samples, update.loss)
+        return True
+
+    def fail(self, message_id: str, reason: str) -> None:
+        """Note that a message will not be answered with anything usable."""
+        slot = self._slot_of(message_id)
+        if slot is not None and slot.flights[message_id].outcome == "open":
+            slot.flights[message_id].outcome = "failed"
+            slot.flights[message_id].reason = reason
+
+    def vacant(self, view: FleetView) -> list[Slot]:
+        """Return the slots that nobody present works on: their message may go to one that stands by."""
+        return [slot for slot in self.slots if slot.filled_by is None and not self._worked_on(slot, view)]
+
+    def busy_nodes(self) -> set[int]:
+        """Return the nodes that were asked in this phase."""
+        return {flight.node_id for slot in self.slots for flight in slot.flights.values()}
+
+    def is_complete(self, view: FleetView) -> bool:
+        """Whether there is nothing to wait for, given that nobody stands by."""
+        open_slots = [slot for slot in self.slots if slot.filled_by is None]
+        if any(self._worked_on(slot, view) for slot in open_slots):
+            return False
+        # All that are open are lost or have failed. A lost device may come back until the deadline: the
+        # phase waits for it only as long as the quorum needs it.
+        return self.quorum_reached or not any(slot.open_flights for slot in open_slots)
+
+    @property
+    def replied(self) -> int:
+        """How many slots are filled."""
+        return sum(slot.filled_by is not None for slot in self.slots)
+
+    @property
+    def quorum_reached(self) -> bool:
+        """Whether the replies are at least the quorum's share of the slots, rounded up."""
+        return bool(self.slots) and self.replied >= quorum_count(self._quorum, len(self.slots))
+
+    def close(self, view: FleetView) -> Standing:
+        """Return how the phase stands; what is open counts as late, or as lost if its device is away."""
+        present = _present(view)
+        outcomes = []
+        for slot in self.slots:
+            for message_id, flight in slot.flights.items():
+                outcome = flight.outcome
+                if outcome == "open":
+                    outcome = "late" if flight.node_id in present else "lost"
+                samples, loss = self._updates.get(message_id, (None, None))
+                region, _, device = flight.name.rpartition("/")
+                outcomes.append(
+                    Outcome.model_construct(
+                        region=region,
+                        device=device,
+                        phase=self._phase,
+                        outcome=outcome,
+                        reason=flight.reason,
+                        samples=samples,
+                        loss=loss,
+                    )
+                )
+        counted = [outcome.outcome for outcome in outcomes]
+        return Standing(
+            slots=len(self.slots),
+            replied=self.replied,
+            failed=counted.count("failed"),
+            lost=counted.count("lost"),
+            quorum_reached=self.quorum_reached,
+            outcomes=tuple(outcomes),
+        )
+
+    def _worked_on(self, slot: Slot, view: FleetView) -> bool:
+        present = _present(view)
+        return any(flight.node_id in present for flight in slot.open_flights.values())
+
+    def _slot_of(self, message_id: str) -> Slot | None:
+        return next((slot for slot in self.slots if message_id in slot.flights), None)
+
+
+def quorum_count(quorum: float, slots: int) -> int:
+    """Return how many replies a quorum needs, at least 1. 0.8 of 10 is 8, whatever floats make of it."""
+    return max(1, math.ceil(round(quorum * slots, 9)))
+
+
+def _present(view: FleetView) -> set[int]:
+    return _node_ids(device.node_id for device in view.devices if is_taking_part(device))
+
+
+def _node_ids(ids: Iterable[int | None]) -> set[int]:
+    return {node_id for node_id in ids if node_id is not None}

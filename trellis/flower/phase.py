@@ -1,0 +1,246 @@
+"""One phase of a round on the wire: messages sent, fleet watched, replies checked and handed on.
+
+The rules of when it ends are `trellis.flower.exchange`'s; this is what talks to Flower and to the fleet.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from trellis.errors import Canceled, TensorError, TrainingFailed
+from trellis.flower.backchannel import FleetView
+from trellis.flower.channel import Fleet
+from trellis.flower.checkin import CheckIn
+from trellis.flower.exchange import Exchange, Flight, Slot, Standing
+from trellis.flower.folding import WeightedMean
+from trellis.flower.packing import unpacked
+from trellis.flower.updates import WEIGHT, Update, read_update, sent_tensors
+from trellis.payloads import Round, RoundPhase, now_ms
+from trellis.tensors import Arrays, packed_bytes
+
+logger = logging.getLogger(__name__)
+
+_PULL_AT_ONCE = 16
+_LOOK_S = 1.0
+_COUNTS_EVERY_S = 0.25
+_PHASES = {"train": RoundPhase.TRAIN, "evaluate": RoundPhase.EVALUATE}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When a phase ends.
+
+    Attributes:
+        deadline_s: Seconds from the sending of a phase's messages.
+        quorum: Share of the slots whose replies are enough once nobody else is here, or at the deadline.
+    """
+
+    deadline_s: float = 120.0
+    quorum: float = 0.8
+
+
+class Announcer:
+    """What is said of the rounds, and how many messages were sent: devices pull when that number grows."""
+
+    def __init__(self, fleet: Fleet, rounds: int) -> None:
+        self._fleet = fleet
+        self._messages = 0
+        self.rounds = rounds
+        self.standing = Round(round=0, rounds=rounds, phase=RoundPhase.GATHERING)
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def say(self, standing: Round) -> None:
+        """Announce where the round stands."""
+        self.standing = standing.model_copy(update={"announced": self._messages, "ts": now_ms()})
+        self._fleet.announce(self.standing)
+
+    def sent(self, messages: int) -> None:
+        """Announce that so many messages more are waiting to be pulled."""
+        self._messages += messages
+        self.say(self.standing)
+
+    def count(self, messages: int) -> None:
+        """Count messages whose announcement is about to follow."""
+        self._messages += messages
+
+
+class Phase:
+    """The run of one phase.
+
+    Args:
+        grid: Flower's grid.
+        fleet: Who is here.
+        checkin: Who is who.
+        announcer: Tells devices to pull.
+        policy: Deadline and quorum.
+        outgoing: Packed messages, all of one type, one for each slot.
+        fold: Fold training updates into their weighted mean.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: Grid,
+        fleet: Fleet,
+        checkin: CheckIn,
+        announcer: Announcer,
+        policy: Policy,
+        outgoing: list[Message],
+        fold: bool,
+    ) -> None:
+        self._grid, self._fleet, self._checkin, self._announcer = grid, fleet, checkin, announcer
+        self._started = time.monotonic()
+        self._deadline = self._started + policy.deadline_s
+        self._type = outgoing[0].metadata.message_type
+        self._exchange = Exchange(self._type, policy.quorum)
+        self._sent: dict[int, dict[str, Arrays]] = {}
+        self._replies: list[tuple[str, Message]] = []
+        self._mean = WeightedMean() if fold and self._type == "train" else None
+        self._template: Message | None = None
+        self._counts_said = 0.0
+        self._closed: Standing | None = None
+        self._round = _round_of(outgoing[0])
+        self._send([(Slot(m.content, self._type), m) for m in outgoing], new=True)
+
+    def run(self) -> tuple[list[Message], Standing]:
+        """Wait until the phase closes; return the replies for the strategy, and what became of everybody."""
+        version = -1
+        while True:
+            remaining = self._deadline - time.monotonic()
+            view = self._fleet.wait(version, max(0.0, min(remaining, _LOOK_S)))
+            version = view.version
+            if view.canceled:
+                raise Canceled("the task was called off")
+            self._checkin.step(view)
+            self._collect(self._exchange.uploaded(view))
+            closing = remaining <= 0
+            if closing:
+                # An announcement may have been lost: ask once for whatever is still awaited.
+                self._collect(list(self._exchange.awaited()))
+            elif self._replace(view):
+                continue
+            if closing or self._exchange.is_complete(view):
+                self._closed = self._exchange.close(view)
+                self._say(now=True)
+                return self._for_strategy(), self._closed
+            self._say()
+
+    def _send(self, pairs: list[tuple[Slot, Message]], *, new: bool = False) -> None:
+        message_ids = list(self._grid.push_messages([message for _, message in pairs]))
+        for (slot, message), message_id in zip(pairs, message_ids, strict=True):
+            node_id = message.metadata.dst_node_id
+            flight = Flight(self._checkin.name_of(node_id), node_id)
+            if new:
+                self._exchange.add(slot)
+            if not message_id:
+                flight.outcome, flight.reason = "failed", "the SuperLink did not take the message"
+            slot.flights[message_id or f"unsent-{node_id}"] = flight
+            if id(slot.content) not in self._sent:
+                self._sent[id(slot.content)] = sent_tensors(slot.content)
+            self._announcer.bytes_down += sum(packed_bytes(r) for r in slot.content.array_records.values())
+        self._announcer.count(len(message_ids))
+        self._say(now=True)
+
+    def _collect(self, message_ids: list[str]) -> None:
+        awaited = self._exchange.awaited()
+        for start in range(0, len(message_ids), _PULL_AT_ONCE):
+            for reply in self._grid.pull_messages(message_ids[start : start + _PULL_AT_ONCE]):
+                # The SuperLink's own errors come from node 1: only this field says whom they are about.
+                message_id = reply.metadata.reply_to_message_id
+                if message_id in awaited:
+                    self._take(message_id, awaited[message_id], reply)
+
+    def _take(self, message_id: str, slot: Slot, reply: Message) -> None:
+        name = slot.flights[message_id].name
+        try:
+            update = read_update(reply, self._sent[id(slot.content)])
+        except (TensorError, TrainingFailed) as error:
+            logger.warning("dropped the reply of device=%s: %s", name, error)
+            self._exchange.fail(message_id, str(error))
+            return
+        if not self._exchange.fill(message_id, update):
+            return
+        self._announcer.bytes_up += update.payload_bytes
+        if self._mean is None:
+            reply.content = unpacked(reply.content, update)
+            self._replies.append((name, reply))
+        else:
+            self._fold_in(self._mean, reply, update)
+
+    def _fold_in(self, mean: WeightedMean, reply: Message, update: Update) -> None:
+        metrics = {key: value for key, value in update.metrics.items() if key != WEIGHT}
+        mean.add(_only(update.records), metrics, update.samples)
+        if self._template is None:
+            reply.content = RecordDict(
+                {next(iter(update.records)): ArrayRecord({}), update.metrics_key: MetricRecord({})}
+            )
+            self._template = reply
+
+    def _replace(self, view: FleetView) -> bool:
+        """Give the messages of slots that nobody works on to members that stand by."""
+        if self._type != "train":
+            return False
+        busy = self._exchange.busy_nodes()
+        free = [member for member in self._checkin.members(view) if member.node_id not in busy]
+        pairs = [
+            (slot, Message(slot.content, member.node_id, slot.message_type))
+            for slot, member in zip(self._exchange.vacant(view), free, strict=False)
+        ]
+        if pairs:
+            logger.info("replaced by standby: %s", ", ".join(str(m.metadata.dst_node_id) for _, m in pairs))
+            self._send(pairs)
+        return bool(pairs)
+
+    def _for_strategy(self) -> list[Message]:
+        if self._mean is None:
+            # By name: a strategy's sums must not depend on who was first.
+            return [reply for _, reply in sorted(self._replies, key=lambda pair: pair[0])]
+        if self._template is None:
+            return []
+        arrays_key, metrics_key = list(self._template.content)
+        arrays = ArrayRecord({name: Array(array) for name, array in self._mean.arrays().items()})
+        metrics = MetricRecord({**self._mean.metrics(), WEIGHT: self._mean.weight})
+        self._template.content = RecordDict({arrays_key: arrays, metrics_key: metrics})
+        return [self._template]
+
+    def _say(self, *, now: bool = False) -> None:
+        """Announce the counts: at once, or when they have changed, a few times a second."""
+        time_s = time.monotonic()
+        changed = self._exchange.replied != self._announcer.standing.replied
+        if not now and (not changed or time_s - self._counts_said < _COUNTS_EVERY_S):
+            return
+        self._counts_said = time_s
+        self._announcer.say(
+            Round(
+                round=self._round,
+                rounds=self._announcer.rounds,
+                phase=_PHASES.get(self._type, RoundPhase.GATHERING),
+                selected=len(self._exchange.slots),
+                replied=self._exchange.replied,
+                failed=self._closed.failed if self._closed else 0,
+                lost=self._closed.lost if self._closed else 0,
+                duration_s=time_s - self._started,
+                bytes_up=self._announcer.bytes_up,
+                bytes_down=self._announcer.bytes_down,
+            )
+        )
+
+
+def _only(records: dict[str, Arrays]) -> Arrays:
+    if len(records) != 1:
+        raise TensorError("update", f"holds {len(records)} records of tensors, folding needs exactly one")
+    return next(iter(records.values()))
+
+
+def _round_of(message: Message) -> int:
+    for record in message.content.config_records.values():
+        value = record.get("server-round", 0)
+        if isinstance(value, int):
+            return value
+    return 0
