@@ -1,0 +1,111 @@
+"""Whether the server takes a task: signature, window, and whether it has what the task names.
+
+admit
+├── PayloadError, DescriptorError   no envelope, or no descriptor
+├── InvalidInput                    the model does not fit the data's shape, or the strategy its numbers
+└── Refused                         untrusted, signature, clock, expired, model, strategy, data, aggregation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from models.registry import find_model, require_fit
+from trellis.descriptor import TaskDescriptor, parse_json
+from trellis.envelope import Envelope, Keyring
+from trellis.errors import Refused
+
+CLOCK_TOLERANCE = timedelta(minutes=2)
+"""An operator's clock may be a little ahead of the server's."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A task whose envelope a pinned key has signed."""
+
+    envelope: Envelope
+    descriptor: TaskDescriptor
+    keyid: str
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The server's rules for what comes.
+
+    Attributes:
+        data: Names of the data sets that the server can evaluate on.
+    """
+
+    keyring: Keyring
+    data: Collection[str] = ()
+
+    def verified(self, body: bytes) -> Admitted:
+        """Return what a pinned key has signed, not yet checked further.
+
+        Raises:
+            InvalidInput: It is no envelope, or holds no descriptor.
+            Refused: No pinned key has signed it.
+        """
+        envelope = Envelope.parse(body)
+        keyid = self.keyring.verify(envelope)
+        return Admitted(envelope, parse_json(envelope.payload), keyid)
+
+    def check(self, descriptor: TaskDescriptor, now: datetime | None = None) -> None:
+        """Return if the server can do this new task.
+
+        Raises:
+            Refused: It may not or cannot; the code says which rule.
+            InvalidInput: The model does not take samples of the shape that the task names.
+        """
+        _check_window(descriptor, now or datetime.now(UTC))
+        _check_tiers(descriptor)
+        require_fit(find_model(descriptor.model.name), descriptor.data.shape)
+        check_strategy(descriptor)
+        if "server" in descriptor.evaluate.on and descriptor.data.name not in self.data:
+            has = ", ".join(sorted(self.data)) or "none"
+            raise Refused(
+                "data",
+                f"task {descriptor.task!r} is to be evaluated on the server with {descriptor.data.name!r}, "
+                f"which has: {has}. Start it with --data {descriptor.data.name}=PATH, or let the task "
+                "evaluate on: [devices]",
+            )
+
+
+def check_strategy(descriptor: TaskDescriptor) -> None:
+    """Return if the strategy is in our table.
+
+    Raises:
+        Refused: It is not (code `strategy`).
+    """
+    # Flower's strategies take seconds to import: only the first task pays.
+    from central_server.rounds.strategies import strategy_names  # noqa: PLC0415 - as the comment says
+
+    known = sorted(strategy_names())
+    if descriptor.strategy.name not in known:
+        raise Refused(
+            "strategy",
+            f"strategy {descriptor.strategy.name!r} is not known here: known are {', '.join(known)}",
+        )
+
+
+def _check_window(descriptor: TaskDescriptor, now: datetime) -> None:
+    if descriptor.issued_at > now + CLOCK_TOLERANCE:
+        raise Refused(
+            "clock",
+            f"task {descriptor.task!r} was issued at {descriptor.issued_at.isoformat()}, and here it is "
+            f"{now.isoformat(timespec='seconds')}: set the clocks",
+        )
+    if descriptor.expires_at <= now:
+        raise Refused(
+            "expired",
+            f"task {descriptor.task!r} expired at {descriptor.expires_at.isoformat()}, and here it is "
+            f"{now.isoformat(timespec='seconds')}: issue it anew",
+        )
+
+
+def _check_tiers(descriptor: TaskDescriptor) -> None:
+    # The one place to change once regions aggregate.
+    if any(descriptor.tier_of(region) == "regional" for region in descriptor.regions):
+        raise Refused("aggregation", "regional aggregation is not in this release: use tier: central")

@@ -1,0 +1,107 @@
+"""The server's HTTP API: operators and gateways ask and post here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from central_server.listening import Gateways
+from central_server.store import MODEL
+from central_server.task import ServerTask
+from central_server.tasks import Tasks
+from central_server.views import task_view
+from trellis import __version__
+from trellis.envelope import MAX_ENVELOPE_BYTES
+from trellis.errors import Refused
+from trellis.http.server import create_app, read_body
+
+
+class Health(Protocol):
+    """What `GET /healthz` asks of the service."""
+
+    @property
+    def broker_connected(self) -> bool: ...
+
+    @property
+    def superlink_alive(self) -> bool: ...
+
+
+def create_api(tasks: Tasks, gateways: Gateways, health: Health) -> FastAPI:
+    """Return the API's app."""
+    app = create_app("Trellis central server")
+
+    @app.post("/v1/tasks")
+    async def post_task(request: Request) -> Response:
+        body = await read_body(request, limit_bytes=MAX_ENVELOPE_BYTES)
+        task, new = await tasks.post(body)
+        return JSONResponse(_brief(task), status_code=201 if new else 200)
+
+    @app.post("/v1/tasks/{name}/cancel")
+    async def cancel_task(name: str, request: Request) -> Response:
+        body = await read_body(request, limit_bytes=MAX_ENVELOPE_BYTES)
+        return JSONResponse(_brief(await tasks.cancel(name, body)))
+
+    @app.get("/v1/tasks")
+    async def list_tasks() -> Response:
+        views = [task_view(task, whole=False).model_dump(mode="json") for task in tasks]
+        return JSONResponse({"tasks": views})
+
+    @app.get("/v1/tasks/{name}")
+    async def show_task(name: str) -> Response:
+        return _json(task_view(tasks.find(name), whole=True).model_dump_json())
+
+    @app.get("/v1/tasks/{name}/round")
+    async def show_round(name: str) -> Response:
+        return _json(tasks.find(name).round.to_bytes())
+
+    @app.get("/v1/tasks/{name}/model")
+    async def get_model(name: str) -> Response:
+        return _model(tasks.find(name))
+
+    _add_surroundings(app, tasks, gateways, health)
+    return app
+
+
+def _add_surroundings(app: FastAPI, tasks: Tasks, gateways: Gateways, health: Health) -> None:
+    @app.get("/v1/gateways")
+    async def list_gateways() -> Response:
+        found = [
+            {"region": region, "state": state.state, "api": state.api}
+            for region, state in gateways.states.items()
+        ]
+        return JSONResponse({"gateways": found})
+
+    @app.get("/healthz")
+    async def show_health() -> Response:
+        well = health.broker_connected and health.superlink_alive
+        return JSONResponse(
+            {
+                "status": "ok" if well else "degraded",
+                "version": __version__,
+                "broker": "connected" if health.broker_connected else "disconnected",
+                "superlink": "running" if health.superlink_alive else "down",
+                "tasks": dict(Counter(str(task.record.state) for task in tasks)),
+            }
+        )
+
+
+def _brief(task: ServerTask) -> dict[str, Any]:
+    return {"task": task.name, "revision": task.record.revision, "state": task.record.state}
+
+
+def _json(text: str | bytes) -> Response:
+    return Response(text, media_type="application/json")
+
+
+def _model(task: ServerTask) -> Response:
+    path = task.folder / MODEL
+    if not path.is_file():
+        raise Refused(
+            "unknown",
+            f"task {task.name!r} has no model yet: it is {task.record.state}, round {task.record.round} of "
+            f"{task.record.rounds}",
+        )
+    return FileResponse(path, media_type="application/octet-stream", filename=f"{task.name}.safetensors")

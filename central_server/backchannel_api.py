@@ -1,0 +1,71 @@
+"""The service's side of the backchannel (`trellis.flower.backchannel`), for ServerApps on this machine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Header, Query, Response
+
+from central_server.tasks import Tasks
+from trellis.errors import Refused
+from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
+from trellis.http.server import create_app
+from trellis.payloads import Round
+
+MAX_WAIT_S = 60.0
+
+
+def create_backchannel(tasks: Tasks, *, token: str, data: Mapping[str, str]) -> FastAPI:
+    """Return the backchannel's app.
+
+    Args:
+        token: What a ServerApp must show; it inherits it in its environment.
+        data: Sources of the server's own evaluation data by data set name.
+    """
+
+    async def authorised(authorization: Annotated[str, Header()] = "") -> None:
+        # Bytes: compare_digest refuses a str that is not ASCII.
+        if not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise Refused(
+                "token", "the backchannel needs the bearer token that the service handed its ServerApp"
+            )
+
+    app = create_app("Trellis backchannel")
+    guard = [Depends(authorised)]
+
+    @app.post("/app/{name}/hello", dependencies=guard)
+    async def hello(name: str, hello: Hello) -> Brief:
+        task = tasks.find(name)
+        task.meet(hello)
+        descriptor = task.descriptor
+        return Brief(
+            descriptor=descriptor.to_json(), folder=str(task.folder), data=data.get(descriptor.data.name)
+        )
+
+    @app.get("/app/{name}/fleet", dependencies=guard)
+    async def fleet(
+        name: str,
+        after: Annotated[int, Query(ge=0)] = 0,
+        wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
+    ) -> Response:
+        view = await tasks.find(name).fleet.wait(after, wait_s)
+        return Response(view.model_dump_json(), media_type="application/json")
+
+    @app.post("/app/{name}/round", dependencies=guard)
+    async def announce(name: str, round: Round) -> dict[str, str]:
+        await tasks.find(name).announce(round)
+        return {}
+
+    @app.post("/app/{name}/record", dependencies=guard)
+    async def record(name: str, record: RoundRecord) -> dict[str, str]:
+        await tasks.find(name).finish_round(record)
+        return {}
+
+    @app.post("/app/{name}/state", dependencies=guard)
+    async def state(name: str, report: StateReport) -> dict[str, str]:
+        await tasks.find(name).report(report)
+        return {}
+
+    return app

@@ -1,0 +1,210 @@
+"""The central server: its HTTP API, the front, the SuperLink behind it, and its tasks, in one event loop.
+
+CentralServer.run
+├── ConfigError   a port is taken, the runs folder is another server's, or no broker listens
+├── Refused       the task given at the start is not taken
+└── Unavailable   the SuperLink does not start
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from central_server import scalars
+from central_server.admission import Admission
+from central_server.api import create_api
+from central_server.backchannel_api import create_backchannel
+from central_server.listening import Gateways, follow_fleet
+from central_server.publisher import Publisher
+from central_server.settings import ServerSettings
+from central_server.store import Store
+from central_server.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
+from central_server.task import ServerTask
+from central_server.tasks import Tasks
+from trellis.errors import ConfigError, Unavailable
+from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
+from trellis.flower.front import front_app
+from trellis.flower.superlink import SuperLink
+from trellis.http.server import HttpServer
+from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
+
+logger = logging.getLogger(__name__)
+
+CLIENT_ID = "trellis-central-server"
+_INCOMING = 65_536
+"""Two retained messages of each device come at once when a task starts."""
+
+OpenBus = Callable[[Publication, Birth], Bus]
+OpenSuperLink = Callable[[dict[str, str]], AbstractAsyncContextManager[RunningSuperLink]]
+
+
+async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
+    """Run the central server until `stop` is set."""
+
+    def open_bus(will: Publication, birth: Birth) -> Bus:
+        broker = BrokerSettings(settings.broker_url, CLIENT_ID, tls=settings.tls)
+        return MqttBus(broker, will=will, birth=birth, limits=Limits(incoming=_INCOMING))
+
+    def open_superlink(environment: dict[str, str]) -> AbstractAsyncContextManager[RunningSuperLink]:
+        return SuperLink(folder=settings.runs.resolve() / ".superlink", environment=environment)
+
+    with Store(settings.runs) as store:
+        await CentralServer(settings, store, open_bus, open_superlink).run(stop)
+
+
+class Front:
+    """The front of the present SuperLink; while there is none, devices are asked to try again."""
+
+    def __init__(self) -> None:
+        self._app: ASGIApp = PlainTextResponse(
+            "the SuperLink is starting", status_code=503, headers={"retry-after": "1"}
+        )
+
+    def point_to(self, address: str) -> None:
+        """Stand before the SuperLink at `address` from now on."""
+        self._app = front_app(address)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class CentralServer:
+    """One central server."""
+
+    def __init__(
+        self, settings: ServerSettings, store: Store, open_bus: OpenBus, open_superlink: OpenSuperLink
+    ) -> None:
+        self._settings = settings
+        self._open_bus = open_bus
+        self._token = secrets.token_urlsafe(32)
+        self._environment: dict[str, str] = {}
+        self._front = Front()
+        self._gateways = Gateways()
+        self._publisher = Publisher(settings.topics)
+        admission = Admission(settings.keyring, frozenset(settings.data))
+        self._tasks = Tasks(store, self._publisher, admission, self._start)
+        self._keeper = SuperLinkKeeper(lambda: open_superlink(self._environment), self._front.point_to)
+        self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
+        self._bus: Bus | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._waiting: list[ServerTask] = []
+        self._workers: set[asyncio.Task[None]] = set()
+        self.api_url = ""
+        self.front_url = ""
+
+    @property
+    def broker_connected(self) -> bool:
+        """Whether the broker has us."""
+        return self._bus is not None and self._bus.connected
+
+    @property
+    def superlink_alive(self) -> bool:
+        """Whether a SuperLink runs."""
+        return self._keeper.current is not None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then end everything; tasks go on at the next start."""
+        # First of all: a task that came before would be taken for new.
+        await self._tasks.resume()
+        async with AsyncExitStack() as stack:
+            await self._open_ports(stack)
+            bus = await stack.enter_async_context(
+                self._open_bus(self._publisher.will(), self._publisher.birth)
+            )
+            self._bus = bus
+            await self._greet(bus)
+            if self._settings.task is not None:
+                task, new = await self._tasks.post(self._settings.task)
+                logger.info("task=%s: %s", task.name, "posted" if new else f"is here: {task.record.state}")
+            await self._work(bus, stop)
+            await self._publisher.goodbye()
+
+    async def _open_ports(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        backchannel = create_backchannel(self._tasks, token=self._token, data=settings.data)
+        inner = await stack.enter_async_context(HttpServer(backchannel, host="127.0.0.1", port=0, tls=None))
+        self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
+        front = HttpServer(self._front, host=settings.host, port=settings.front_port, tls=settings.tls)
+        self.front_url = _reachable((await stack.enter_async_context(front)).url)
+        api = HttpServer(
+            create_api(self._tasks, self._gateways, self),
+            host=settings.host,
+            port=settings.api_port,
+            tls=settings.tls,
+        )
+        self.api_url = _reachable((await stack.enter_async_context(api)).url)
+        self._publisher.api = self.api_url
+        logger.info("API %s, Flower front %s, runs in %s", self.api_url, self.front_url, settings.runs)
+
+    async def _greet(self, bus: Bus) -> None:
+        try:
+            await bus.wait_connected(self._settings.timing.broker_s)
+        except Unavailable as error:
+            raise ConfigError(f"broker {self._settings.broker_url}", str(error)) from None
+        self._publisher.open(bus)
+
+    async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._spawn(self._keeper.run(), "superlink")
+            self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
+            self._spawn(asyncio.to_thread(scalars.warm_up), "tensorboard")
+            while self._waiting:
+                self._start(self._waiting.pop())
+            await stop.wait()
+            # Tasks that still come are stored, and started at the next start.
+            self._group = None
+            for task in self._tasks:
+                task.close()
+            for worker in list(self._workers):
+                worker.cancel()
+
+    def _start(self, task: ServerTask) -> None:
+        if self._group is None:
+            self._waiting.append(task)
+        else:
+            self._spawn(self._follow(task), f"task {task.name}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._group is None:
+            raise RuntimeError("the server does not work")
+        worker = self._group.create_task(work, name=name)
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
+
+    async def _follow(self, task: ServerTask) -> None:
+        """See a task to its end, and its topics until they are cleared."""
+        if self._bus is None:
+            raise RuntimeError("the server has no bus")
+        if not task.ended or self._left_s(task) > 0:
+            await task.show()
+            async with asyncio.TaskGroup() as group:
+                listener = group.create_task(
+                    follow_fleet(self._bus, self._settings.topics, task.fleet), name=f"fleet {task.name}"
+                )
+                await self._supervisor.drive(task)
+                await asyncio.sleep(max(self._left_s(task), 0))
+                listener.cancel()
+        await task.clear()
+
+    def _left_s(self, task: ServerTask) -> float:
+        return task.record.since / 1000 + self._settings.timing.retention_s - time.time()
+
+
+def _reachable(url: str) -> str:
+    """Return `url` with a name for others where it binds every address."""
+    host = urlsplit(url).hostname or ""
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        return url.replace(f"[{host}]" if ":" in host else host, socket.gethostname())
+    return url

@@ -1,0 +1,97 @@
+"""What the central server is told at its start: read once by its command, then passed down as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trellis.envelope import Keyring
+from trellis.errors import ConfigError, Fault
+from trellis.tls import TlsFiles
+from trellis.topics import Topics
+
+FLOWER_APP = Path(__file__).parent / "flower_app"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the service waits for what.
+
+    Attributes:
+        broker_s: For the broker at the start.
+        submit_s: For `flwr run` to answer.
+        hello_s: For a ServerApp's first word; one that keeps silent longer counts as dead.
+        watch_s: Between two looks at a ServerApp's process.
+        cancel_s: For a ServerApp to end a task that was called off; then its run is stopped.
+        leave_s: For a ServerApp to end after its task has; then its run is stopped.
+        retention_s: Until the topics of an ended task are cleared.
+    """
+
+    broker_s: float = 5.0
+    submit_s: float = 60.0
+    hello_s: float = 60.0
+    watch_s: float = 1.0
+    cancel_s: float = 10.0
+    leave_s: float = 20.0
+    retention_s: float = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The central server's settings.
+
+    Attributes:
+        keyring: The operators whose tasks it takes.
+        tls: Its certificate; None only on loopback.
+        runs: The folder that holds one folder per task.
+        data: Sources of its own evaluation data by the data set's name.
+        task: A signed task to start at once, as the bytes of its envelope.
+    """
+
+    broker_url: str
+    keyring: Keyring
+    tls: TlsFiles | None
+    host: str = "127.0.0.1"
+    front_port: int = 8000
+    api_port: int = 8080
+    runs: Path = Path("runs")
+    data: Mapping[str, str] = field(default_factory=dict)
+    topics: Topics = field(default_factory=Topics)
+    task: bytes | None = None
+    app: Path = FLOWER_APP
+    timing: Timing = field(default_factory=Timing)
+
+
+def data_sources(sources: Iterable[str]) -> dict[str, str]:
+    """Return the sources `digits`, `PATH` or `NAME=PATH` by data set name, with absolute paths.
+
+    Raises:
+        ConfigError: A path is not there, or two sources have one name; every fault is named.
+    """
+    found: dict[str, str] = {}
+    faults: list[Fault] = []
+    for source in sources:
+        name, path = _named(source)
+        if path is not None and not path.exists():
+            faults.append(Fault("data", f"{source!r}: {path} is not there", "give digits, PATH or NAME=PATH"))
+        elif name in found:
+            faults.append(Fault("data", f"{source!r} and {found[name]!r} are both {name!r}", "NAME=PATH"))
+        else:
+            found[name] = source if path is None else f"{name}={path.resolve()}"
+    if faults:
+        raise ConfigError("options", faults)
+    return found
+
+
+def _named(source: str) -> tuple[str, Path | None]:
+    # The same rules as models.datasets.sources.load, which would read the whole data set to tell.
+    if source == "digits":
+        return source, None
+    name, equals, text = source.partition("=")
+    if equals and "/" not in name:
+        return name, Path(text)
+    path = Path(source).resolve()
+    if path.is_dir():
+        return path.name, path
+    return (path.with_suffix("").stem if path.suffix == ".gz" else path.stem), path

@@ -1,0 +1,179 @@
+"""`runs/<task>/`: what the server keeps of a task. Everything is on disk before it is acted on.
+
+descriptor.json    the signed envelope as it came     metrics.jsonl    one finished round a line
+state.json         the task's state                   summary.json, report.html    at the end
+The ServerApp writes `checkpoints/` and `model.safetensors` beside them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationError
+
+from trellis.descriptor import TaskDescriptor, parse_json
+from trellis.envelope import Envelope
+from trellis.errors import ConfigError, InvalidInput, TrellisError
+from trellis.flower.backchannel import RoundRecord
+from trellis.identifiers import identifier
+from trellis.payloads import CentralTask, Count, TaskState, now_ms
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTOR = "descriptor.json"
+STATE = "state.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+REPORT = "report.html"
+MODEL = "model.safetensors"
+
+
+class TaskRecord(CentralTask):
+    """`state.json`: what `central/tasks/<task>/state` says, and when the task was posted (ms)."""
+
+    posted: Count
+
+    def public(self) -> CentralTask:
+        """Return what is published of it."""
+        return CentralTask.model_validate(self.model_dump(exclude={"posted"}) | {"ts": now_ms()})
+
+
+@dataclass(frozen=True)
+class StoredTask:
+    """A task as the disk has it; the descriptor is the envelope's, parsed."""
+
+    envelope: Envelope
+    descriptor: TaskDescriptor
+    record: TaskRecord
+    history: tuple[RoundRecord, ...] = ()
+
+
+class Store:
+    """The folder of all tasks; one server holds it at a time."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs.resolve()
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.runs / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"runs folder {self.runs}", f"cannot be used: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ConfigError(
+                f"runs folder {self.runs}", "is held by another `trellis server`: end it, or give --runs"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def folder(self, task: str) -> Path:
+        """Return where a task's files lie."""
+        return self.runs / task
+
+    def load(self) -> list[StoredTask]:
+        """Return every task; a folder that cannot be read is named in the log and left alone."""
+        tasks: list[StoredTask] = []
+        for folder in sorted(self.runs.iterdir()):
+            if not (folder / DESCRIPTOR).is_file():
+                continue
+            try:
+                tasks.append(_read_task(folder))
+            except (TrellisError, OSError) as error:
+                logger.error("folder %s is left alone: %s", folder, error)
+        return tasks
+
+    def save(self, task: StoredTask) -> None:
+        """Write a task's envelope, then its state: an envelope alone is a task that was just posted."""
+        folder = self.folder(task.descriptor.task)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / DESCRIPTOR, task.envelope.to_bytes())
+        self.save_record(task.record)
+
+    def save_record(self, record: TaskRecord) -> None:
+        """Write a task's state."""
+        write_atomically(self.folder(record.task) / STATE, record.to_bytes())
+
+    def append_round(self, task: str, record: RoundRecord) -> None:
+        """Append one finished round to the task's metrics."""
+        line = record.model_dump_json().encode() + b"\n"
+        path = self.folder(task) / METRICS
+        with path.open("ab+") as file:
+            if file.tell() and _last_byte(file.fileno()) != b"\n":
+                line = b"\n" + line  # a kill tore the line before
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file in one step: after a kill at any moment it holds the old content or the new."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _last_byte(descriptor: int) -> bytes:
+    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1)
+
+
+def _read_task(folder: Path) -> StoredTask:
+    envelope = Envelope.parse((folder / DESCRIPTOR).read_bytes())
+    descriptor = parse_json(envelope.payload)
+    if descriptor.task != identifier(folder.name, what="folder"):
+        raise InvalidInput(f"folder {folder.name!r}", f"holds the task {descriptor.task!r}")
+    state = folder / STATE
+    record = TaskRecord.parse(state.read_bytes()) if state.is_file() else posted(descriptor)
+    # The envelope is written first: after a kill between the two it is the newer one.
+    record = record.model_copy(update={"revision": descriptor.revision})
+    return StoredTask(envelope, descriptor, record, tuple(_read_rounds(folder / METRICS)))
+
+
+def posted(descriptor: TaskDescriptor) -> TaskRecord:
+    """Return the record of a task that has just come."""
+    now = now_ms()
+    return TaskRecord(
+        task=descriptor.task,
+        revision=descriptor.revision,
+        state=TaskState.POSTED,
+        since=now,
+        posted=now,
+        rounds=descriptor.train.rounds,
+    )
+
+
+def _read_rounds(path: Path) -> list[RoundRecord]:
+    if not path.is_file():
+        return []
+    rounds: dict[int, RoundRecord] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            record = RoundRecord.model_validate_json(line)
+        except ValidationError:
+            logger.warning("%s line %d is torn and left out", path, number)
+            continue
+        rounds[record.round] = record  # a resumed run does its last round again
+    return [rounds[number] for number in sorted(rounds)]

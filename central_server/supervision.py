@@ -1,0 +1,180 @@
+"""Keeps a SuperLink running, and a ServerApp on every task that has not ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+from central_server.app_process import AppProcess
+from central_server.settings import Timing
+from central_server.task import ServerTask
+from trellis.errors import TrellisError
+from trellis.payloads import TaskState
+
+logger = logging.getLogger(__name__)
+
+MAX_FRUITLESS = 3
+"""Restarts in a row without a finished round between them; then the task fails."""
+
+_LONGEST_PAUSE_S = 10.0
+_STABLE_S = 30.0
+
+
+class RunningSuperLink(Protocol):
+    """What is used of `trellis.flower.superlink.SuperLink`."""
+
+    @property
+    def address(self) -> str: ...
+
+    async def submit(self, app: Path, run_config: Mapping[str, str | int | float | bool]) -> int: ...
+
+    async def stop_run(self, run_id: int) -> None: ...
+
+    async def wait_ended(self) -> int: ...
+
+
+OpenSuperLink = Callable[[], AbstractAsyncContextManager[RunningSuperLink]]
+
+
+class SuperLinkKeeper:
+    """Has a SuperLink running at all times: one that ends by itself is followed by another.
+
+    Args:
+        open_superlink: Starts one.
+        on_started: Called with the address of each.
+    """
+
+    def __init__(self, open_superlink: OpenSuperLink, on_started: Callable[[str], None]) -> None:
+        self._open, self._on_started = open_superlink, on_started
+        self._started = asyncio.Event()
+        self.current: RunningSuperLink | None = None
+
+    async def run(self) -> None:
+        """Keep one running until canceled.
+
+        Raises:
+            TrellisError: The first did not start.
+        """
+        pause_s, first = 0.1, True
+        while True:
+            began = time.monotonic()
+            try:
+                async with self._open() as superlink:
+                    self._on_started(superlink.address)
+                    self.current, first = superlink, False
+                    self._started.set()
+                    status = await superlink.wait_ended()
+                    logger.error("the SuperLink ended by itself with status %d: it is started again", status)
+            except TrellisError as error:
+                if first:
+                    raise
+                logger.error("the SuperLink does not start: %s", error)
+            finally:
+                self.current = None
+                self._started.clear()
+            pause_s = 0.1 if time.monotonic() - began > _STABLE_S else min(pause_s * 2, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    async def running(self) -> RunningSuperLink:
+        """Return the SuperLink once there is one."""
+        while self.current is None:
+            await self._started.wait()
+        return self.current
+
+
+class Supervisor:
+    """Drives tasks: a run of the ServerApp for each, and another when one dies."""
+
+    def __init__(self, keeper: SuperLinkKeeper, app: Path, timing: Timing) -> None:
+        self._keeper, self._app, self._timing = keeper, app, timing
+
+    async def drive(self, task: ServerTask) -> None:
+        """Return when the task has ended and its ServerApp has left."""
+        fruitless = 0
+        while not task.ended:
+            superlink = await self._keeper.running()
+            if task.canceled:
+                await task.end(TaskState.CANCELED, "canceled", "called off before its next run began")
+                break
+            rounds = task.record.round
+            why = await self._run_once(task, superlink)
+            if task.ended or why is None:
+                break
+            if task.canceled:
+                await task.end(TaskState.CANCELED, "canceled", "called off by the operator")
+                break
+            if self._keeper.current is not superlink:
+                logger.warning("task=%s: its run ended with the SuperLink; another follows", task.name)
+                continue
+            fruitless = 1 if task.record.round > rounds else fruitless + 1
+            if fruitless > MAX_FRUITLESS:
+                message = (
+                    f"{fruitless} ServerApps in a row ended without a finished round; of the last: {why}"
+                )
+                await task.end(TaskState.FAILED, "app", message)
+                break
+            logger.warning("task=%s: %s; another run follows from the checkpoint", task.name, why)
+
+    async def _run_once(self, task: ServerTask, superlink: RunningSuperLink) -> str | None:
+        """Return why the run ended before the task did, or None if the task has ended."""
+        await _end(task.expect(None))
+        try:
+            async with asyncio.timeout(self._timing.submit_s):
+                run_id = await superlink.submit(self._app, {"task": task.name})
+        except TimeoutError:
+            return f"the SuperLink took no run within {self._timing.submit_s:g} s"
+        except TrellisError as error:
+            await task.wait_change(self._timing.watch_s)
+            return f"the SuperLink took no run: {error}"
+        logger.info("task=%s run=%d: submitted", task.name, run_id)
+        await _end(task.expect(run_id))
+        # Canceled here, the service is ending, and the SuperLink takes its runs with it.
+        why = await self._watch(task, superlink)
+        await self._put_away(task, superlink, run_id, leave_s=self._timing.leave_s if why is None else 0.0)
+        return why
+
+    async def _watch(self, task: ServerTask, superlink: RunningSuperLink) -> str | None:
+        hello_until = time.monotonic() + self._timing.hello_s
+        canceled_at: float | None = None
+        while not task.ended:
+            now = time.monotonic()
+            if self._keeper.current is not superlink:
+                return "the SuperLink ended"
+            if task.canceled:
+                canceled_at = canceled_at or now
+                if now - canceled_at >= self._timing.cancel_s:
+                    return "it did not end when called off"
+            if task.app is not None and not task.app.alive:
+                return f"its process {task.app.pid} ended"
+            if task.app is None and now >= hello_until:
+                return f"it said nothing for {self._timing.hello_s:g} s (see superlink.log)"
+            await task.wait_change(self._timing.watch_s)
+        return None
+
+    async def _put_away(
+        self, task: ServerTask, superlink: RunningSuperLink, run_id: int, *, leave_s: float
+    ) -> None:
+        """See that nothing of a run goes on; one whose task has ended may take `leave_s` to leave."""
+        app = task.app
+        until = time.monotonic() + leave_s
+        while app is not None and app.alive and time.monotonic() < until:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.1)
+        task.expect(None)
+        if app is not None and not app.alive:
+            return  # the SuperLink finds out by itself, in a minute; asking it would cost two seconds
+        if self._keeper.current is superlink:
+            with contextlib.suppress(TrellisError, TimeoutError):
+                async with asyncio.timeout(self._timing.cancel_s):
+                    await superlink.stop_run(run_id)
+        await _end(app)
+
+
+async def _end(app: AppProcess | None) -> None:
+    if app is not None:
+        await asyncio.to_thread(app.end)

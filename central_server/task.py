@@ -1,0 +1,215 @@
+"""One task at the server, alive: what happens to it is stored first, then remembered, then published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from central_server.app_process import AppProcess
+from central_server.fleet import TaskFleet
+from central_server.publisher import Publisher
+from central_server.report import render
+from central_server.scalars import Scalars
+from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord, write_atomically
+from central_server.summary import summarise
+from trellis.descriptor import TaskDescriptor
+from trellis.envelope import Envelope
+from trellis.errors import Refused
+from trellis.flower.backchannel import Hello, RoundRecord, StateReport
+from trellis.payloads import Reason, Round, RoundPhase, TaskState, now_ms
+
+logger = logging.getLogger(__name__)
+
+
+class ServerTask:
+    """A task from its posting to its end, and the ServerApp that works on it.
+
+    Attributes:
+        app: The ServerApp that said hello for the present run.
+        fleet: The devices that have an execution of the task.
+    """
+
+    def __init__(self, stored: StoredTask, store: Store, publisher: Publisher) -> None:
+        self._stored, self._store, self._publisher = stored, store, publisher
+        self._history = {record.round: record for record in stored.history}
+        self._round: Round | None = None
+        self._writing = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._run: int | None = None
+        self._scalars = Scalars(self.folder)
+        self.app: AppProcess | None = None
+        self.fleet = TaskFleet(self.name, stored.descriptor.regions)
+        if self.canceled:
+            self.fleet.cancel()
+
+    @property
+    def name(self) -> str:
+        """The task's identifier."""
+        return self._stored.descriptor.task
+
+    @property
+    def descriptor(self) -> TaskDescriptor:
+        """The descriptor of the newest revision."""
+        return self._stored.descriptor
+
+    @property
+    def record(self) -> TaskRecord:
+        """Its state."""
+        return self._stored.record
+
+    @property
+    def history(self) -> tuple[RoundRecord, ...]:
+        """The finished rounds in order."""
+        return tuple(self._history[number] for number in sorted(self._history))
+
+    @property
+    def round(self) -> Round:
+        """Where its rounds stand; gathering as long as the ServerApp has said nothing."""
+        return self._round or Round(
+            round=self.record.round, rounds=self.record.rounds, phase=RoundPhase.GATHERING
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self._store.folder(self.name)
+
+    @property
+    def canceled(self) -> bool:
+        """Whether the operator called it off."""
+        return self.descriptor.desired == "canceled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more follows."""
+        return self.record.state.ended
+
+    async def save(self) -> None:
+        """Store a task that has just come."""
+        await asyncio.to_thread(self._store.save, self._stored)
+
+    async def mend(self) -> None:
+        """Write what a kill at the task's very end kept an earlier server from writing."""
+        if self.ended and not (self.folder / REPORT).is_file():
+            await asyncio.to_thread(self._write_summary)
+
+    async def show(self) -> None:
+        """Publish its state."""
+        await self._publisher.task_state(self.record.public())
+
+    async def call_off(self, envelope: Envelope, descriptor: TaskDescriptor) -> None:
+        """Store the revision that calls the task off, and let the ServerApp know."""
+        async with self._writing:
+            record = self.record.model_copy(update={"revision": descriptor.revision})
+            stored = replace(self._stored, envelope=envelope, descriptor=descriptor, record=record)
+            await asyncio.to_thread(self._store.save, stored)
+            self._stored = stored
+        logger.info("task=%s revision=%d: called off", self.name, descriptor.revision)
+        self.fleet.cancel()
+        self._notify()
+        await self._publisher.task_state(self.record.public())
+
+    def meet(self, hello: Hello) -> None:
+        """Take a ServerApp's first word.
+
+        Raises:
+            Refused: Another run is due, the task has ended, or there is no such process.
+        """
+        if self._run is not None and hello.run_id != self._run:
+            raise Refused("run", f"task {self.name!r}: run {hello.run_id} came, due is run {self._run}")
+        if self.ended:
+            raise Refused("run", f"task {self.name!r} is {self.record.state}: nothing is left to do")
+        self.app = AppProcess.of(hello)
+        logger.info("task=%s run=%d pid=%d: the ServerApp is there", self.name, hello.run_id, hello.pid)
+        self._notify()
+
+    def expect(self, run_id: int | None) -> AppProcess | None:
+        """Take a hello from this run alone, or from any (None) while it is not known yet.
+
+        Return the ServerApp of another run that was there, which is to be ended.
+        """
+        self._run = run_id
+        app = self.app
+        if app is None or app.run_id == run_id:
+            return None
+        self.app = None
+        return app
+
+    async def announce(self, round: Round) -> None:
+        """Publish where the rounds stand, at once: devices wait for it."""
+        self._round = round
+        await self._publisher.round(self.name, round)
+
+    async def finish_round(self, finished: RoundRecord) -> None:
+        """Keep a finished round."""
+        async with self._writing:
+            await asyncio.to_thread(self._keep_round, finished)
+            self._history[finished.round] = finished
+            await self._replace(round=max(self.record.round, finished.round), metrics=_metrics(finished))
+        await self._publisher.task_state(self.record.public())
+
+    async def report(self, report: StateReport) -> None:
+        """Take in what the ServerApp says of the task's state; after its end nothing is taken."""
+        async with self._writing:
+            if self.ended:
+                return
+            since = self.record.since if report.state == self.record.state else now_ms()
+            metrics = {**self.record.metrics, **report.metrics}
+            await self._replace(state=report.state, since=since, reason=report.reason, metrics=metrics)
+            if report.state.ended:
+                # Whoever reads of the end finds its summary.
+                await asyncio.to_thread(self._write_summary)
+        logger.info(
+            "task=%s state=%s %s", self.name, report.state, report.reason.message if report.reason else ""
+        )
+        self._notify()
+        await self._publisher.task_state(self.record.public())
+
+    async def end(self, state: TaskState, code: str, message: str) -> None:
+        """End the task for a reason that the ServerApp could not give."""
+        await self.report(StateReport(state=state, reason=Reason(code=code, message=message)))
+
+    async def wait_change(self, timeout_s: float) -> None:
+        """Return when the ServerApp is there, the task was called off or has ended, or in `timeout_s`."""
+        changed = self._changed
+        try:
+            async with asyncio.timeout(timeout_s):
+                await changed.wait()
+        except TimeoutError:
+            return
+
+    async def clear(self) -> None:
+        """Remove its topics."""
+        await self._publisher.clear(self.name)
+
+    def close(self) -> None:
+        """Let go whoever waits for its fleet, and its open files."""
+        self.fleet.close()
+        self._scalars.close()
+
+    async def _replace(self, **changes: object) -> None:
+        record = self.record.model_copy(update={**changes, "ts": now_ms()})
+        await asyncio.to_thread(self._store.save_record, record)
+        self._stored = replace(self._stored, record=record)
+
+    def _keep_round(self, finished: RoundRecord) -> None:
+        self._store.append_round(self.name, finished)
+        self._scalars.write(finished)
+
+    def _write_summary(self) -> None:
+        self._scalars.close()
+        history = self.history
+        summary = summarise(self.record, history, self.fleet.view.devices, self.folder)
+        write_atomically(self.folder / SUMMARY, summary.model_dump_json(indent=2).encode() + b"\n")
+        write_atomically(self.folder / REPORT, render(summary, history).encode())
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _metrics(finished: RoundRecord) -> dict[str, float]:
+    named = {"loss": finished.loss, "accuracy": finished.accuracy}
+    return {**finished.metrics, **{name: value for name, value in named.items() if value is not None}}

@@ -1,0 +1,47 @@
+"""What the HTTP API shows of a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from central_server.task import ServerTask
+from trellis.flower.backchannel import FleetDevice, RoundRecord
+from trellis.payloads import Reason, TaskState
+
+
+class TaskView(BaseModel):
+    """A task as `GET /v1/tasks/{id}` answers it; in the list `history` holds the last round alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    revision: int
+    state: TaskState
+    since: int
+    round: int
+    rounds: int
+    reason: Reason | None
+    metrics: dict[str, float]
+    devices: tuple[FleetDevice, ...]
+    history: tuple[RoundRecord, ...]
+    descriptor: dict[str, Any]  # as JSON: it was validated when it came
+
+
+def task_view(task: ServerTask, *, whole: bool) -> TaskView:
+    """Return the view of `task`; with all its rounds if `whole`."""
+    record = task.record
+    return TaskView(
+        task=task.name,
+        revision=record.revision,
+        state=record.state,
+        since=record.since,
+        round=record.round,
+        rounds=record.rounds,
+        reason=record.reason,
+        metrics=record.metrics,
+        devices=task.fleet.view.devices,
+        history=task.history if whole else task.history[-1:],
+        descriptor=task.descriptor.model_dump(mode="json", exclude_none=True),
+    )
