@@ -1,0 +1,168 @@
+"""A gateway in this process, on brokers in memory, and an operator who signs its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from regional_gateway import api
+from regional_gateway.service import Gateway
+from regional_gateway.settings import GatewaySettings
+from regional_gateway.store import Store
+from trellis.descriptor import TaskDescriptor, parse_mapping
+from trellis.envelope import Keyring, SigningKey, sign
+from trellis.http.server import HttpServer
+from trellis.mqtt import Birth, Bus, MemoryBroker, Publication
+
+REGION_URL, PARENT_URL = "mqtt://127.0.0.1:11", "mqtt://127.0.0.1:12"
+BASE = "trellis/v1"
+DEADLINE_S = 5.0
+
+
+@dataclass
+class Operator:
+    """Signs tasks."""
+
+    key: SigningKey = field(default_factory=SigningKey.generate)
+
+    @property
+    def keyring(self) -> Keyring:
+        return Keyring([self.key.public])
+
+    def descriptor(self, **changes: Any) -> TaskDescriptor:
+        return parse_mapping(
+            {
+                "task": "digits",
+                "regions": ["eu-1", "us-1"],
+                "server": {"address": "127.0.0.1:8000", "tls": False},
+                "model": {"name": "mlp"},
+                "data": {"name": "digits", "shape": [64], "classes": 10},
+                "train": {"rounds": 3, "learning_rate": 0.1},
+                **changes,
+            }
+        )
+
+    def envelope(self, **changes: Any) -> bytes:
+        return sign(self.descriptor(**changes).to_json(), self.key).to_bytes()
+
+
+@dataclass
+class Watcher:
+    """What a plain MQTT client has seen of a broker."""
+
+    bus: Bus
+    retained: dict[str, bytes] = field(default_factory=dict)
+    heard: list[tuple[str, bytes]] = field(default_factory=list)
+
+    async def follow(self) -> None:
+        async with self.bus.subscribe("#") as messages:
+            async for message in messages:
+                topic = message.topic.removeprefix(f"{BASE}/")
+                self.heard.append((topic, message.payload))
+                self.retained[topic] = message.payload
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        await self.bus.publish(f"{BASE}/{topic}", payload, retain=True)
+
+
+@dataclass
+class Running:
+    """A gateway at work."""
+
+    gateway: Gateway
+    http: httpx.AsyncClient
+    task: asyncio.Task[None]
+
+
+@dataclass
+class World:
+    """Two brokers in memory (the same one twice, unless `two`) and what gateways leave on disk."""
+
+    folder: Path
+    operator: Operator
+    two: bool = False
+    keep_hours: float = 24.0
+    server: str = "http://127.0.0.1:9"  # the discard port: nobody answers
+    region: MemoryBroker = field(default_factory=MemoryBroker)
+    upper: MemoryBroker = field(default_factory=MemoryBroker)
+
+    @property
+    def parent(self) -> MemoryBroker:
+        return self.upper if self.two else self.region
+
+    def connect(self, url: str, client_id: str, *, will: Publication, birth: Birth) -> Bus:
+        broker = self.region if url == REGION_URL else self.upper
+        return broker.bus(client_id, will=will, birth=birth)
+
+    @contextlib.asynccontextmanager
+    async def gateway(self) -> AsyncIterator[Running]:
+        settings = GatewaySettings(
+            region="eu-1",
+            keys=self.folder,
+            broker=REGION_URL,
+            parent_broker=PARENT_URL if self.two else REGION_URL,
+            server=self.server,
+            state=self.folder,
+            insecure=True,
+            keep_hours=self.keep_hours,
+        )
+        stop = asyncio.Event()
+        async with Store(self.folder / "gateway.sqlite") as store:
+            gateway = Gateway(settings, store, keyring=self.operator.keyring, tls=None, connect=self.connect)
+            await gateway.load()
+            async with HttpServer(api.create(gateway), host="127.0.0.1", port=0, tls=None) as server:
+                task = asyncio.create_task(gateway.run(server.url, stop))
+                async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+                    await eventually(lambda: gateway.connections[0] or task.done())
+                    await eventually(lambda: gateway._announcer is not None or task.done())
+                    yield Running(gateway, http, task)
+                    stop.set()
+                    await asyncio.wait_for(task, DEADLINE_S)
+
+    @contextlib.asynccontextmanager
+    async def watcher(self, broker: MemoryBroker, name: str = "watcher") -> AsyncIterator[Watcher]:
+        async with broker.bus(name) as bus:
+            await bus.wait_connected(DEADLINE_S)
+            watcher = Watcher(bus)
+            task = asyncio.create_task(watcher.follow())
+            yield watcher
+            task.cancel()
+
+
+async def eventually(condition: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
+    """Return the first true value of `condition`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while not (value := condition()):
+        if loop.time() > deadline:
+            raise AssertionError(f"did not come true within {timeout_s:g} s")
+        await asyncio.sleep(0.01)
+    return value
+
+
+@pytest.fixture
+def operator() -> Operator:
+    return Operator()
+
+
+@pytest.fixture
+def world(tmp_path: Path, operator: Operator) -> World:
+    return World(tmp_path, operator)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Awaitable[Any]]:
+    return eventually
+
+
+@pytest.fixture
+def watching(world: World) -> Callable[..., AbstractAsyncContextManager[Watcher]]:
+    return world.watcher

@@ -1,0 +1,149 @@
+"""The relay: what is taken, what is refused, and that it is on disk first."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regional_gateway.ledger import Ledger, TaskRecord
+from regional_gateway.relay import Relay
+from regional_gateway.store import Store
+from trellis.envelope import Envelope, SigningKey, sign
+from trellis.errors import PayloadError, Refused, Unavailable
+from trellis.payloads import CentralTask, TaskState
+
+
+@dataclass
+class Desk:
+    store: Store
+    ledger: Ledger
+    relay: Relay
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, operator: Any) -> AsyncIterator[Desk]:
+    async with Store(tmp_path / "gateway.sqlite") as store:
+        ledger = await Ledger.load(store)
+        yield Desk(store, ledger, Relay(ledger, keyring=operator.keyring, region="eu-1"))
+
+
+async def refused(desk: Desk, data: bytes) -> str:
+    with pytest.raises(Refused) as caught:
+        await desk.relay.admit(data)
+    return caught.value.code
+
+
+async def test_a_signed_task_is_taken_and_stored(desk: Desk, operator: Any) -> None:
+    data = operator.envelope()
+    admission = await desk.relay.admit(data)
+    assert admission.changed
+    (row,) = await desk.store.tasks()
+    stored, posted = Envelope.parse(row.envelope), Envelope.parse(data)
+    assert (stored.payload, stored.signatures) == (posted.payload, posted.signatures)
+    assert list(stored.relay) == ["eu-1"]
+    assert operator.keyring.verify(stored) == operator.key.keyid
+
+
+async def test_the_same_task_twice_changes_nothing(desk: Desk, operator: Any) -> None:
+    first = await desk.relay.admit(operator.envelope())
+    rows = await desk.store.tasks()
+    # Signed again a day later, with another window.
+    later = operator.envelope(issued_at=(datetime.now(UTC) - timedelta(days=1)).isoformat())
+    second = await desk.relay.admit(later)
+    assert (second.changed, second.record) == (False, first.record)
+    assert await desk.store.tasks() == rows
+
+
+async def test_a_later_revision_is_taken_and_an_older_one_refused(desk: Desk, operator: Any) -> None:
+    await desk.relay.admit(operator.envelope(revision=2))
+    assert await refused(desk, operator.envelope(revision=1)) == "revision"
+    admission = await desk.relay.admit(operator.envelope(revision=3, desired="canceled"))
+    assert admission.changed
+    assert admission.record.ended_ms is not None
+
+
+async def test_the_same_revision_with_other_content_is_a_conflict(desk: Desk, operator: Any) -> None:
+    await desk.relay.admit(operator.envelope())
+    assert await refused(desk, operator.envelope(train={"rounds": 4, "learning_rate": 0.1})) == "conflict"
+
+
+async def test_what_this_region_may_not_pass_on_is_refused(desk: Desk, operator: Any) -> None:
+    past = datetime.now(UTC) - timedelta(days=2)
+    window = {"issued_at": past.isoformat(), "expires_at": (past + timedelta(days=1)).isoformat()}
+    stranger = sign(operator.descriptor().to_json(), SigningKey.generate()).to_bytes()
+    forged = Envelope.parse(operator.envelope())
+    forged = forged.model_copy(update={"payload": forged.payload.replace("0.1", "0.2")})
+    assert await refused(desk, operator.envelope(regions=["us-1"])) == "region"
+    assert await refused(desk, operator.envelope(**window)) == "expired"
+    assert await refused(desk, stranger) == "untrusted"
+    assert await refused(desk, forged.to_bytes()) == "signature"
+    assert await desk.store.tasks() == []
+
+
+async def test_what_is_no_envelope_is_invalid(desk: Desk, operator: Any) -> None:
+    for data in (b"", b"{}", operator.descriptor().to_json().encode()):
+        with pytest.raises(PayloadError):
+            await desk.relay.admit(data)
+
+
+async def test_a_refusal_is_noted_on_the_task_that_it_concerns_until_the_next_revision(
+    desk: Desk, operator: Any
+) -> None:
+    await desk.relay.admit(operator.envelope(revision=2))
+    await refused(desk, operator.envelope(revision=1))
+    record = desk.ledger.get("digits")
+    assert record is not None
+    assert record.verdict is not None
+    assert record.verdict.code == "revision"
+    assert (await desk.store.tasks())[0].verdict is not None
+    assert (await desk.relay.admit(operator.envelope(revision=3))).record.verdict is None
+
+
+async def test_a_task_that_cannot_be_stored_is_not_taken(tmp_path: Path, operator: Any) -> None:
+    async with Store(tmp_path / "gateway.sqlite") as store:
+        ledger = await Ledger.load(store)
+    relay = Relay(ledger, keyring=operator.keyring, region="eu-1")
+    with pytest.raises(Unavailable):
+        await relay.admit(operator.envelope())
+    assert ledger.get("digits") is None
+
+
+async def test_the_ledger_is_the_same_after_a_restart(desk: Desk, operator: Any) -> None:
+    await desk.relay.admit(operator.envelope(revision=2))
+    await refused(desk, operator.envelope(revision=1))
+    again = await Ledger.load(desk.store)
+    assert list(again) == list(desk.ledger)
+
+
+def record_of(operator: Any, **changes: Any) -> TaskRecord:
+    return TaskRecord(operator.descriptor(**changes), b"", posted_ms=0)
+
+
+def said(state: TaskState, revision: int = 1) -> CentralTask:
+    return CentralTask(task="digits", revision=revision, state=state, since=0, rounds=3)
+
+
+def test_the_end_at_the_centre_is_the_task_end(operator: Any) -> None:
+    record = record_of(operator).at_centre(said(TaskState.RUNNING), 5)
+    assert (record.central, record.ended_ms, record.runs) == (TaskState.RUNNING, None, True)
+    record = record.at_centre(said(TaskState.SUCCEEDED), 6).at_centre(said(TaskState.SUCCEEDED), 7)
+    assert (record.central, record.ended_ms, record.runs) == (TaskState.SUCCEEDED, 6, False)
+
+
+def test_the_end_of_an_earlier_revision_is_no_end(operator: Any) -> None:
+    record = record_of(operator).at_centre(said(TaskState.SUCCEEDED), 5)
+    again = record.followed_by(operator.descriptor(revision=2), b"", 9)
+    assert (again.central, again.ended_ms) == (None, None)
+    assert again.at_centre(said(TaskState.SUCCEEDED, revision=1), 10) == again
+    assert again.at_centre(said(TaskState.FAILED, revision=2), 11).ended_ms == 11
+
+
+def test_a_task_that_the_centre_never_began_is_over_when_it_expires(operator: Any) -> None:
+    record = record_of(operator, expires_at="2100-01-01T00:00:00Z")
+    assert record.over_ms == 4_102_444_800_000  # 2100-01-01 UTC in ms
+    assert record.at_centre(said(TaskState.RUNNING), 5).over_ms is None
