@@ -66,10 +66,15 @@ async def until_ended(task: str, source: Source, *, quiet: bool) -> Ending:
         Unavailable: The server is away for longer than a restart takes.
     """
     async with _shown(task, source, quiet), server_client(source.server, source.keys) as client:
-        return await _ending(client, task)
+        return await ending_of(client, task)
 
 
-async def _ending(client: ServiceClient, task: str) -> Ending:
+async def ending_of(client: ServiceClient, task: str) -> Ending:
+    """Ask the server until a task has ended, and return how.
+
+    Raises:
+        Unavailable: The server is away for longer than a restart takes.
+    """
     clock = asyncio.get_running_loop().time
     heard = clock()
     while True:

@@ -1,0 +1,124 @@
+"""`trellis demo`: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trellis.cli.demo.plan import DemoPlan, plan_demo
+from trellis.cli.demo.stage import Stage
+from trellis.cli.watching.screen import Screen
+from trellis.errors import ConfigError
+
+app = typer.Typer(name="demo")
+
+
+@app.command()
+def demo(
+    *,
+    regions: Annotated[
+        int, typer.Option("--regions", min=1, max=20, help="How many, each with a gateway.")
+    ] = 2,
+    devices: Annotated[int, typer.Option("--devices", min=1, max=100, help="How many in all.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000)] = 10,
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="SOURCE", help="digits, or [NAME=]PATH of an NPZ file or IDX folder."),
+    ] = "digits",
+    model: Annotated[
+        str | None, typer.Option("--model", help="Default: mlp, and lenet5 for pictures of 28×28.")
+    ] = None,
+    strategy: Annotated[str, typer.Option("--strategy", help="fedavg, fedprox or fedadam.")] = "fedavg",
+    split: Annotated[
+        str, typer.Option("--split", help="How the devices share the data out: iid or dirichlet:ALPHA.")
+    ] = "iid",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with logs, keys and states.")] = False,
+    summary: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there, as JSON.")
+    ] = None,
+) -> None:
+    """See a whole federation work: a broker, a Flower server, gateways and devices, each a real process.
+
+    It makes keys, posts a signed task, shows the rounds as they happen, and loads the trained model afresh to
+    measure it on data that no device had. Everything is stopped at its end, and at Ctrl-C.
+
+    \b
+    Examples:
+      trellis demo
+      trellis demo --devices 6 --split dirichlet:0.3 --strategy fedprox
+      trellis demo --data mnist.npz --rounds 3 --json summary.json
+    """
+    if summary is not None and not summary.absolute().parent.is_dir():
+        raise ConfigError(f"--json {str(summary)!r}", "its folder does not exist")
+    plan = plan_demo(
+        regions=regions,
+        devices=devices,
+        rounds=rounds,
+        data=data,
+        model=model,
+        strategy=strategy,
+        split=split,
+    )
+    received: list[signal.Signals] = []
+    try:
+        found = asyncio.run(_supervised(plan, keep, received))
+    except asyncio.CancelledError:
+        typer.echo("stopped: nothing of the demo runs any more", err=True)
+        raise typer.Exit(128 + received[0] if received else 1) from None
+    if summary is not None:
+        summary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    typer.echo(_told(found, data))
+
+
+async def _supervised(plan: DemoPlan, keep: bool, received: list[signal.Signals]) -> dict[str, Any]:
+    playing = asyncio.ensure_future(_play(plan, keep))
+
+    def on_signal(number: signal.Signals) -> None:
+        # Once is enough: a second Ctrl-C must not interrupt the clearing up, which takes seconds at most.
+        if not received:
+            received.append(number)
+            playing.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return await playing
+
+
+async def _play(plan: DemoPlan, keep: bool) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(prefix="trellis-demo-"))
+    result = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        return await Stage(plan, folder, result).play(Screen())
+    except BaseException:
+        shutil.rmtree(result, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            result.parent.rmdir()  # only if it is empty: it was ours
+        raise
+    finally:
+        if keep:
+            typer.echo(f"kept {folder}: logs/, keys/, runs/ and state/", err=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _told(found: dict[str, Any], data: str) -> str:
+    model = found["model"]
+    lines = [
+        "",
+        f"accuracy   {found['accuracy']:.2%} on data that no device had, {found['rounds']} rounds, "
+        f"{found['seconds']:.0f} s",
+        f"model      {model}",
+        f"try it     trellis model evaluate {model} --data {shlex.quote(data)}",
+        f"load it    safetensors.numpy.load_file({model!r})",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""The demo's run: starts the processes, posts the task, follows it, and measures the model that comes out.
+
+It speaks HTTP, MQTT and processes, as an operator would, and imports no service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trellis.cli.demo.children import Child, Children, free_ports, words_of
+from trellis.cli.demo.plan import DemoPlan
+from trellis.cli.demo.summary import summarise
+from trellis.cli.fleet_keys import make_keys
+from trellis.cli.options import server_client
+from trellis.cli.task import delivery
+from trellis.cli.task.following import Ending, Source, ending_of
+from trellis.cli.watching.command import filters, open_bus
+from trellis.cli.watching.follower import Follower
+from trellis.cli.watching.picture import Picture
+from trellis.cli.watching.screen import Screen
+from trellis.errors import TrellisError, Unavailable
+from trellis.payloads import Presence, TaskState
+from trellis.topics import Topics
+
+START_S = 90.0
+GOODBYE_S = 8.0
+EVALUATE_S = 120.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the demo listens on 127.0.0.1."""
+
+    broker: int
+    front: int
+    api: int
+    gateways: tuple[int, ...]
+
+    @classmethod
+    def choose(cls, regions: int) -> Ports:
+        """Return ports that are free now."""
+        broker, front, api, *gateways = free_ports(3 + regions)
+        return cls(broker, front, api, tuple(gateways))
+
+    @property
+    def broker_url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.broker}"
+
+    @property
+    def server_url(self) -> str:
+        return f"http://127.0.0.1:{self.api}"
+
+    def gateway_url(self, index: int) -> str:
+        """Return the HTTP API of the gateway of region `index`."""
+        return f"http://127.0.0.1:{self.gateways[index]}"
+
+
+class Stage:
+    """One demo in `folder`; what is worth keeping goes to `result`."""
+
+    def __init__(self, plan: DemoPlan, folder: Path, result: Path) -> None:
+        self._plan, self._folder, self._result = plan, folder, result
+        self._ports = Ports.choose(len(plan.regions))
+        self._topics = Topics()
+        self._task = plan.task(self._ports.front)
+        self._keys = folder / "keys"
+
+    async def play(self, screen: Screen) -> dict[str, Any]:
+        """Run the whole demo, show it on `screen`, and return its summary; nothing of it runs afterwards.
+
+        Raises:
+            TrellisError: Something failed; the last words of whoever knows why are in the message.
+        """
+        began = time.monotonic()
+        make_keys(self._keys, self._plan.regions)
+        async with Children(self._folder) as children:
+            cast = [self._start_broker(children)]
+            with screen:
+                async with self._following(screen, children, cast) as follower:
+                    cast += self._start_services(children)
+                    ending = await self._while_all_run(children, cast, self._run_task(follower))
+                    if ending.state is not TaskState.SUCCEEDED:
+                        raise TrellisError(f"the task {ending.state}: {ending.reason}\n{words_of(cast)}")
+                    picture = await self._devices_ended(follower)
+            model = await self._fetch_model()
+            accuracy = await self._measure(children, model)
+        return summarise(
+            self._plan,
+            self._task.task,
+            ending.view,
+            picture,
+            accuracy=accuracy,
+            seconds=time.monotonic() - began,
+            model=str(model),
+        )
+
+    def _start_broker(self, children: Children) -> Child:
+        return children.start("broker", "broker", "--port", str(self._ports.broker), "--insecure")
+
+    def _start_services(self, children: Children) -> list[Child]:
+        plan, ports = self._plan, self._ports
+        shared = ("--keys", str(self._keys), "--broker", ports.broker_url, "--insecure")
+        server = ("--front-port", str(ports.front), "--api-port", str(ports.api), "--data", plan.data.source)
+        started = [children.start("server", "server", *server, *shared)]
+        for index, region in enumerate(plan.regions):
+            own = ("--region", region, "--api-port", str(ports.gateways[index]), "--server", ports.server_url)
+            started.append(children.start(f"gateway-{region}", "gateway", *own, *shared))
+        for device in plan.devices:
+            own = ("--name", device.name, "--region", device.region, "--server", f"127.0.0.1:{ports.front}")
+            part = ("--data", plan.data.source, "--partition", device.partition, "--split", plan.split)
+            started.append(children.start(f"device-{device.name}", "device", *own, *part, *shared))
+        return started
+
+    @contextlib.asynccontextmanager
+    async def _following(
+        self, screen: Screen, children: Children, cast: list[Child]
+    ) -> AsyncIterator[Follower]:
+        async with open_bus(self._ports.broker_url, self._keys) as bus:
+            await self._while_all_run(children, cast, bus.wait_connected(START_S))
+            async with bus.subscribe(*filters(self._topics, None)) as messages:
+                follower = Follower(self._topics, screen)
+                running = asyncio.create_task(follower.run(messages), name="view")
+                try:
+                    yield follower
+                finally:
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
+
+    async def _run_task(self, follower: Follower) -> Ending:
+        task = delivery.signed(self._task, self._keys)
+        await _in_time(follower, "the server", _server_online)
+        await delivery.post_to_server(task, self._ports.server_url, self._keys)
+        await _in_time(follower, "every gateway", self._gateways_online)
+        urls = {region: self._ports.gateway_url(n) for n, region in enumerate(self._plan.regions)}
+        await delivery.post_to_gateways(task, urls, self._keys)
+        source = Source(self._ports.server_url, self._ports.broker_url, self._keys, self._topics)
+        async with server_client(source.server, source.keys) as client:
+            return await ending_of(client, self._task.task)
+
+    def _gateways_online(self, picture: Picture) -> bool:
+        states = [picture.gateways.get(region) for region in self._plan.regions]
+        return all(state is not None and state.state is Presence.ONLINE for state in states)
+
+    async def _devices_ended(self, follower: Follower) -> Picture:
+        # The end reaches devices through their gateway: the summary waits a little for what they make of it.
+        with contextlib.suppress(TimeoutError):
+            return await follower.until(self._all_ended, timeout_s=GOODBYE_S)
+        return follower.picture
+
+    def _all_ended(self, picture: Picture) -> bool:
+        executions = [
+            picture.devices[key].executions.get(self._task.task)
+            for device in self._plan.devices
+            if (key := (device.region, device.name)) in picture.devices
+        ]
+        ended = [one for one in executions if one is not None and one.state.ended]
+        return len(ended) == len(self._plan.devices)
+
+    async def _fetch_model(self) -> Path:
+        self._result.mkdir(parents=True)
+        model = self._result / "model.safetensors"
+        async with server_client(self._ports.server_url, self._keys) as client:
+            await client.download(f"/v1/tasks/{self._task.task}/model", model)
+        for name in ("report.html", "metrics.jsonl"):
+            written = self._folder / "runs" / self._task.task / name
+            if written.exists():
+                shutil.copy(written, self._result / name)
+        return model
+
+    async def _measure(self, children: Children, model: Path) -> float:
+        command = ("model", "evaluate", os.path.abspath(model), "--data", self._plan.data.source, "--json")
+        printed = await children.result_of("evaluation", *command, timeout_s=EVALUATE_S)
+        return float(json.loads(printed)["accuracy"])
+
+    @staticmethod
+    async def _while_all_run(children: Children, cast: list[Child], work: Coroutine[Any, Any, T]) -> T:
+        working = asyncio.ensure_future(work)
+        guard = asyncio.create_task(children.until_one_ends(cast), name="guard")
+        try:
+            await asyncio.wait({working, guard}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                guard.result()
+            return working.result()
+        finally:
+            for task in (working, guard):
+                task.cancel()
+            await asyncio.gather(working, guard, return_exceptions=True)
+
+
+def _server_online(picture: Picture) -> bool:
+    return picture.server is not None and picture.server.state is Presence.ONLINE
+
+
+async def _in_time(follower: Follower, who: str, holds: Callable[[Picture], bool]) -> None:
+    try:
+        await follower.until(holds, timeout_s=START_S)
+    except TimeoutError:
+        raise Unavailable(f"{who} is not online after {START_S:g} s") from None
