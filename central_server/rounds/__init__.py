@@ -1,0 +1,1 @@
+"""The ServerApp: gathering, rounds, strategies, checkpoints, evaluation."""

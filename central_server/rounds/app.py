@@ -1,0 +1,88 @@
+"""The ServerApp: one Flower run is one task, from its check-in to its end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import cast
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from central_server.rounds.evaluation import server_data
+from central_server.rounds.loop import RoundLoop
+from central_server.rounds.strategies import build_strategy
+from models.backends import open_backend
+from trellis.descriptor import parse_json
+from trellis.errors import Canceled, TrellisError, Unavailable
+from trellis.flower.backchannel import Brief, StateReport
+from trellis.flower.channel import ServiceChannel
+from trellis.flower.grid import TrellisGrid
+from trellis.flower.phase import Policy
+from trellis.payloads import Reason, TaskState
+
+logger = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one task and report its end to the service."""
+    logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
+    with ServiceChannel(str(context.run_config["task"])) as channel:
+        brief = channel.hello(context.run_id)
+        try:
+            metrics = _loop(grid, channel, brief).run()
+        except Canceled as error:
+            channel.report(_ended(TaskState.CANCELED, "canceled", str(error)))
+        except Unavailable:
+            # The service is gone or going: whoever comes back resumes from the checkpoint.
+            raise
+        except TrellisError as error:
+            channel.report(_ended(TaskState.FAILED, "failed", str(error)))
+        except Exception as error:
+            # A bug, here or in a strategy: the operator sees it where the task is looked at.
+            logger.exception("the round loop failed")
+            summary = traceback.format_exception_only(error)[-1].strip()
+            channel.report(_ended(TaskState.FAILED, "internal", summary))
+            raise
+        else:
+            channel.report(StateReport(state=TaskState.SUCCEEDED, metrics=metrics))
+
+
+def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
+    descriptor = parse_json(brief.descriptor)
+    strategy, entry = build_strategy(descriptor)
+    participants = descriptor.participants
+    wrapped = TrellisGrid(
+        grid,
+        channel,
+        task=descriptor.task,
+        policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
+        rounds=descriptor.train.rounds,
+        fold=entry.sums,
+    )
+    return RoundLoop(
+        descriptor=descriptor,
+        strategy=cast(Strategy, strategy),
+        entry=entry,
+        grid=wrapped,
+        channel=channel,
+        folder=Path(brief.folder),
+        backend=open_backend(
+            "torch",
+            descriptor.model.name,
+            shape=descriptor.data.shape,
+            classes=descriptor.data.classes,
+            seed=descriptor.train.seed,
+        ),
+        data=server_data(descriptor, brief.data),
+    )
+
+
+def _ended(state: TaskState, code: str, message: str) -> StateReport:
+    return StateReport(state=state, reason=Reason(code=code, message=message[:2000]))

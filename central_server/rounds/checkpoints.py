@@ -1,0 +1,107 @@
+"""Checkpoints: what a task needs to go on after a crash, as one safetensors file a round.
+
+`checkpoints/round-NNNN.safetensors` holds the global model, the strategy's state (moments of an optimiser)
+and, as metadata, the round. It is written whole before the round is reported. Every
+random choice derives from seed and round, so there is no generator to store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from trellis.tensors import Arrays
+
+logger = logging.getLogger(__name__)
+
+_KEPT = 2
+"""The newest, and one before it in case a disk loses the last write."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a finished round.
+
+    Attributes:
+        round: The finished round.
+        arrays: The global model.
+        strategy: The strategy's named arrays, by attribute.
+    """
+
+    round: int
+    arrays: Arrays
+    strategy: dict[str, Arrays] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one task in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "checkpoints"
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; on return it survives a crash. Older ones than the last two are removed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model/{name}": array for name, array in checkpoint.arrays.items()}
+        for attribute, arrays in checkpoint.strategy.items():
+            tensors |= {f"strategy/{attribute}/{name}": array for name, array in arrays.items()}
+        contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}
+        metadata = {"round": str(checkpoint.round), "order": json.dumps(list(checkpoint.arrays))}
+        path = self._folder / f"round-{checkpoint.round:04d}.safetensors"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            file.write(save(contiguous, metadata=metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        for old in self._files()[:-_KEPT]:
+            old.unlink()
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest readable checkpoint, or None. A damaged one is passed over, and said so."""
+        for path in reversed(self._files()):
+            try:
+                return _read(path)
+            except (SafetensorError, KeyError, ValueError, OSError) as error:
+                logger.error("checkpoint %s cannot be read: %s; taking the one before it", path, error)
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("round-*.safetensors"))
+
+
+def strategy_state(strategy: object, attributes: tuple[str, ...]) -> dict[str, Arrays]:
+    """Return the named arrays that a strategy carries from round to round; those not yet set are left out."""
+    found: dict[str, Mapping[str, NDArray[np.generic]] | None] = {
+        name: getattr(strategy, name) for name in attributes
+    }
+    return {name: {k: np.asarray(v) for k, v in arrays.items()} for name, arrays in found.items() if arrays}
+
+
+def restore_strategy(strategy: object, state: Mapping[str, Arrays]) -> None:
+    """Give a fresh strategy what a checkpoint held of the old one."""
+    for name, arrays in state.items():
+        setattr(strategy, name, dict(arrays))
+
+
+def _read(path: Path) -> Checkpoint:
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    strategy: dict[str, Arrays] = {}
+    for key, array in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "strategy":
+            attribute, _, name = rest.partition("/")
+            strategy.setdefault(attribute, {})[name] = array
+    order = json.loads(metadata["order"])
+    return Checkpoint(int(metadata["round"]), {name: tensors[f"model/{name}"] for name in order}, strategy)

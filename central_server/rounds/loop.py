@@ -1,0 +1,266 @@
+"""The round loop: gather, select, train, aggregate, checkpoint, evaluate, report.
+
+It uses the four public steps of a Flower strategy (`configure_train`, `aggregate_train`,
+`configure_evaluate`, `aggregate_evaluate`), because `Strategy.start` can neither stop, nor resume, nor keep a deadline.
+
+    RoundLoop.run
+    ├── Canceled      the task was called off
+    ├── Unavailable   the service is gone
+    └── TaskFailed    too few devices, or no quorum: the reason is for people
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from central_server.rounds.checkpoints import Checkpoint, Checkpoints, restore_strategy, strategy_state
+from central_server.rounds.evaluation import ServerData, evaluate, read_model, write_model
+from central_server.rounds.selection import select
+from central_server.rounds.strategies import Entry
+from models.backends import Backend
+from trellis.descriptor import TaskDescriptor
+from trellis.errors import TrellisError
+from trellis.flower.backchannel import Outcome, RoundRecord, StateReport
+from trellis.flower.channel import ServiceChannel
+from trellis.flower.checkin import Member
+from trellis.flower.exchange import Standing
+from trellis.flower.grid import TrellisGrid
+from trellis.payloads import Round, RoundPhase, TaskState
+from trellis.tensors import Arrays
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+"""A round below its quorum is tried again with whoever is here, so often."""
+
+
+class TaskFailed(TrellisError):
+    """The task cannot go on; the message is the reason that people are told."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training phase."""
+
+    arrays: Arrays
+    metrics: dict[str, float]
+    standing: Standing
+
+
+class RoundLoop:
+    """One task's rounds from a fresh start or a checkpoint to the saved model."""
+
+    def __init__(
+        self,
+        *,
+        descriptor: TaskDescriptor,
+        strategy: Strategy,
+        entry: Entry,
+        grid: TrellisGrid,
+        channel: ServiceChannel,
+        folder: Path,
+        backend: Backend,
+        data: ServerData | None,
+    ) -> None:
+        self._task, self._strategy, self._entry = descriptor, strategy, entry
+        self._grid, self._channel = grid, channel
+        self._backend, self._data = backend, data
+        self._checkpoints = Checkpoints(folder)
+        self._model_file = folder / "model.safetensors"
+        self._rounds = descriptor.train.rounds
+
+    def run(self) -> dict[str, float]:
+        """Run what is left of the task; return the final metrics."""
+        checkpoint = self._checkpoints.latest()
+        if checkpoint is None:
+            done, arrays = 0, self._backend.initial()
+        else:
+            done, arrays = checkpoint.round, checkpoint.arrays
+            restore_strategy(self._strategy, checkpoint.strategy)
+            logger.info("going on after round %d", done)
+        metrics: dict[str, float] = {}
+        for number in range(done + 1, self._rounds + 1):
+            arrays, metrics = self._round(number, arrays)
+        return self._finish(arrays, metrics)
+
+    def _round(self, number: int, arrays: Arrays) -> tuple[Arrays, dict[str, float]]:
+        started, (up, down) = time.monotonic(), self._grid.traffic
+        trained = self._train(number, arrays)
+        state = strategy_state(self._strategy, self._entry.state)
+        # Written before it is acted on: what is reported below has happened.
+        self._checkpoints.write(Checkpoint(number, trained.arrays, state))
+        metrics, evaluated = dict(trained.metrics), None
+        if self._is_evaluated(number):
+            self._grid.say(self._standing(number, RoundPhase.EVALUATE, trained.standing))
+            found, evaluated = self._evaluate(number, trained.arrays)
+            metrics |= found
+        up_now, down_now = self._grid.traffic
+        record = RoundRecord(
+            round=number,
+            loss=_first(metrics, "server_loss", "eval_loss", "train_loss"),
+            accuracy=_first(metrics, "server_accuracy", "eval_accuracy", "train_accuracy"),
+            metrics=metrics,
+            selected=trained.standing.slots,
+            replied=trained.standing.replied,
+            failed=trained.standing.failed + trained.standing.lost,
+            outcomes=_outcomes(trained.standing, evaluated),
+            duration_s=round(time.monotonic() - started, 4),
+            bytes_up=up_now - up,
+            bytes_down=down_now - down,
+        )
+        self._channel.record(record)
+        done = self._standing(number, RoundPhase.DONE, trained.standing)
+        self._grid.say(
+            done.model_copy(
+                update={
+                    "loss": record.loss,
+                    "metrics": metrics,
+                    "duration_s": record.duration_s,
+                    "bytes_up": record.bytes_up,
+                    "bytes_down": record.bytes_down,
+                }
+            )
+        )
+        logger.info("round %d/%d loss=%s replied=%d", number, self._rounds, record.loss, record.replied)
+        return trained.arrays, metrics
+
+    def _train(self, number: int, arrays: Arrays) -> Trained:
+        problem = ""
+        for attempt in range(1, _ATTEMPTS + 1):
+            members = self._gather(number)
+            self._channel.report(StateReport(state=TaskState.RUNNING))
+            participants = self._task.participants
+            chosen = select(members, participants, seed=self._task.train.seed, round_number=number)
+            self._grid.show_only(chosen)
+            before = strategy_state(self._strategy, self._entry.state)
+            messages = self._strategy.configure_train(
+                number, _record(arrays), self._config(number), self._grid
+            )
+            replies = list(self._grid.send_and_receive(messages))
+            standing = self._grid.last
+            if standing is not None and standing.quorum_reached:
+                new, metrics = self._strategy.aggregate_train(number, replies)
+                if new is not None:
+                    return Trained(_like(new, arrays), _floats(metrics), standing)
+            restore_strategy(self._strategy, before)
+            problem = _shortfall(number, standing, participants.quorum)
+            logger.warning("attempt %d of %d: %s", attempt, _ATTEMPTS, problem)
+        raise TaskFailed(f"{problem}; tried {_ATTEMPTS} times")
+
+    def _evaluate(self, number: int, arrays: Arrays) -> tuple[dict[str, float], Standing | None]:
+        metrics: dict[str, float] = {}
+        standing = None
+        if "devices" in self._task.evaluate.on:
+            self._grid.show_only(self._present())
+            if list(self._grid.get_node_ids()):
+                messages = self._strategy.configure_evaluate(
+                    number, _record(arrays), self._config(number), self._grid
+                )
+                replies = list(self._grid.send_and_receive(messages))
+                standing = self._grid.last
+                metrics |= _floats(self._strategy.aggregate_evaluate(number, replies))
+        if self._data is not None:
+            metrics |= evaluate(self._backend, arrays, self._data)
+        return metrics, standing
+
+    def _present(self) -> list[Member]:
+        _, members = self._grid.wait_members(-1, 0.0)
+        taking_part = self._task.participants.model_copy(update={"fraction": 1.0})
+        return select(members, taking_part, seed=self._task.train.seed, round_number=0) if members else []
+
+    def _gather(self, number: int) -> list[Member]:
+        """Return who is here once the minimum is; a round never starts below it.
+
+        Raises:
+            TaskFailed: It is not reached within the deadline.
+        """
+        participants = self._task.participants
+        deadline, version, said = time.monotonic() + participants.deadline_s, -1, -1
+        while True:
+            left = deadline - time.monotonic()
+            version, members = self._grid.wait_members(version, max(0.0, min(left, 1.0)))
+            if len(members) >= participants.minimum:
+                return members
+            if left <= 0:
+                here = ", ".join(member.name for member in members) or "none"
+                raise TaskFailed(
+                    f"round {number}: waited {participants.deadline_s:g} s for {participants.minimum} "
+                    f"devices, {len(members)} are here ({here})"
+                )
+            if len(members) != said:
+                said = len(members)
+                if said == 0 or number == 1:
+                    self._channel.report(StateReport(state=TaskState.GATHERING))
+                self._grid.say(
+                    Round(round=number - 1, rounds=self._rounds, phase=RoundPhase.GATHERING, standby=said)
+                )
+
+    def _finish(self, arrays: Arrays, metrics: dict[str, float]) -> dict[str, float]:
+        self._channel.report(StateReport(state=TaskState.FINISHING))
+        write_model(self._model_file, arrays, self._task, self._rounds)
+        saved = read_model(self._model_file)
+        if self._is_evaluated(self._rounds):
+            # The last round's evaluation was of these very arrays; what may differ is only the file.
+            final = evaluate(self._backend, saved, self._data) if self._data else {}
+        else:
+            final, _ = self._evaluate(self._rounds, saved)
+        return {**metrics, **final}
+
+    def _config(self, number: int) -> ConfigRecord:
+        return ConfigRecord({"task": self._task.task, "round": number})
+
+    def _is_evaluated(self, number: int) -> bool:
+        every = self._task.evaluate.every
+        return bool(self._task.evaluate.on) and every > 0 and (number % every == 0 or number == self._rounds)
+
+    def _standing(self, number: int, phase: RoundPhase, standing: Standing) -> Round:
+        return Round(
+            round=number,
+            rounds=self._rounds,
+            phase=phase,
+            selected=standing.slots,
+            replied=standing.replied,
+            failed=standing.failed,
+            lost=standing.lost,
+        )
+
+
+def _record(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def _like(record: ArrayRecord, arrays: Arrays) -> Arrays:
+    """Return a strategy's result in the model's own dtypes: FedAdam and others return float64."""
+    return {name: record[name].numpy().astype(array.dtype, copy=False) for name, array in arrays.items()}
+
+
+def _floats(metrics: MetricRecord | None) -> dict[str, float]:
+    found = {} if metrics is None else metrics
+    return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and np.isfinite(v)}
+
+
+def _first(metrics: Mapping[str, float], *names: str) -> float | None:
+    return next((metrics[name] for name in names if name in metrics), None)
+
+
+def _outcomes(trained: Standing, evaluated: Standing | None) -> tuple[Outcome, ...]:
+    return trained.outcomes + (evaluated.outcomes if evaluated is not None else ())
+
+
+def _shortfall(number: int, standing: Standing | None, quorum: float) -> str:
+    if standing is None:
+        return f"round {number}: no device was left to train"
+    reasons = sorted({outcome.reason for outcome in standing.outcomes if outcome.reason})
+    why = f" ({'; '.join(reasons)[:500]})" if reasons else ""
+    return (
+        f"round {number}: {standing.replied} of {standing.slots} replied, {standing.failed} failed, "
+        f"{standing.lost} lost; the quorum is {quorum:g}{why}"
+    )
