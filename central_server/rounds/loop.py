@@ -1,7 +1,8 @@
 """The round loop: gather, select, train, aggregate, checkpoint, evaluate, report.
 
 It uses the four public steps of a Flower strategy (`configure_train`, `aggregate_train`,
-`configure_evaluate`, `aggregate_evaluate`), because `Strategy.start` can neither stop, nor resume, nor keep a deadline.
+`configure_evaluate`, `aggregate_evaluate`), because `Strategy.start` can neither stop, nor resume, nor keep
+a deadline.
 
     RoundLoop.run
     ├── Canceled      the task was called off
