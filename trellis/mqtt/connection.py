@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -34,12 +35,22 @@ ANSWER_S = 10.0
 # MQTT 3.1.1's return codes 1, 2, 4 and 5, as paho translates them: another try would end the same way.
 _REFUSALS = frozenset({132, 133, 134, 135})
 
+_ALERT = re.compile(r"ALERT_(?:UNKNOWN_CA|\w*CERTIFICATE\w*|ACCESS_DENIED|DECRYPT_ERROR)")
+
+_paho_logger = logging.getLogger(f"{__name__}.paho")
+_paho_logger.setLevel(logging.CRITICAL)  # the bus says it once, in words that name broker and remedy
+
 
 class _Client(aiomqtt.Client):
     """aiomqtt's client, which also learns of a connection that ends before the broker has answered.
 
     aiomqtt would wait for that answer until its timeout.
+
+    Attributes:
+        last_error: What paho said last of an error, or "".
     """
+
+    last_error = ""
 
     def _on_disconnect(
         self,
@@ -54,6 +65,26 @@ class _Client(aiomqtt.Client):
                 aiomqtt.MqttError(f"connection closed without an answer: {reason_code}")
             )
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: object, sock: paho.SocketLike) -> None:
+        # paho calls this from the thread in which it connects. aiomqtt takes the descriptor there and
+        # registers it later, when it may be closed already, or another socket's.
+        def write() -> None:
+            try:
+                client.loop_write()
+            except (OSError, ValueError) as error:
+                if not self._disconnected.done():
+                    self._disconnected.set_exception(error)
+
+        def register() -> None:
+            if sock.fileno() >= 0:
+                self._loop.add_writer(sock.fileno(), write)
+
+        self._loop.call_soon_threadsafe(register)
+
+    def _note_log(self, client: paho.Client, userdata: object, level: int, text: str) -> None:
+        if level == paho.MQTT_LOG_ERR:
+            self.last_error = text
 
     def cut(self) -> None:
         """Close the socket, however far things have got; aiomqtt leaves it open after a failed connect."""
@@ -70,8 +101,12 @@ class _Client(aiomqtt.Client):
         done = self._disconnected.done() and not self._disconnected.cancelled()
         return self._disconnected.exception() if done else None
 
-    def limit_connect(self) -> None:
+    def prepare(self) -> None:
+        """Set what aiomqtt has no parameter for."""
+        self.pending_calls_threshold = 1000  # the outbox bounds them
         self._client.connect_timeout = CONNECT_S
+        # paho tells of a failed read only in its log: of a TLS alert, too.
+        self._client.on_log = self._note_log
 
 
 class MqttDialer:
@@ -117,10 +152,9 @@ class MqttDialer:
             tls_context=client_context(settings.tls) if settings.encrypted and settings.tls else None,
             will=None if will is None else aiomqtt.Will(will.topic, will.payload, will.qos, will.retain),
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-            logger=logging.getLogger(f"{__name__}.paho"),
+            logger=_paho_logger,
         )
-        client.pending_calls_threshold = 1000  # the outbox bounds them
-        client.limit_connect()
+        client.prepare()
         return client
 
     async def _enter(self, client: _Client) -> None:
@@ -135,9 +169,9 @@ class MqttDialer:
             raise self._refusal(error) from error
         except aiomqtt.MqttError as error:
             # aiomqtt hides the cause (`raise … from None`) but Python keeps it.
-            raise self._failure(error.__context__ or error) from error
+            raise self._failure(error.__context__ or error, client.last_error) from error
         except (ssl.SSLError, OSError) as error:
-            raise self._failure(error) from error
+            raise self._failure(error, client.last_error) from error
         finally:
             watching.cancel()
             if not entering.done():
@@ -149,17 +183,18 @@ class MqttDialer:
             if not entering.cancelled():
                 entering.exception()
 
-    def _failure(self, cause: BaseException) -> Exception:
+    def _failure(self, cause: BaseException, log: str) -> Exception:
         if isinstance(cause, ssl.SSLCertVerificationError):
             tls = self._settings.tls
             problem = f"the broker's certificate does not pass: {cause.verify_message}"
             remedy = f"is {tls.ca if tls else 'this'} the CA that signed it, and the host name in it?"
             return ConfigError(f"broker {self.url}", [Fault("tls.ca", problem, remedy)])
-        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
+        # From TLS 1.3 on a broker refuses our certificate after the handshake, so it comes with a read.
+        if alert := _ALERT.search(f"{cause} {log}"):
             return Refused(
                 "broker",
                 f"broker {self.url}, client {self.client_id!r}: the broker does not accept our certificate "
-                f"({cause.reason}); use one that its CA has signed",
+                f"({alert[0].lower().replace('_', ' ')}); use one that its CA has signed",
             )
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
             problem = f"no TLS connection comes about: {cause.reason or cause}"
