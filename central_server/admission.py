@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from central_server.rounds.strategies import check_strategy
 from models.registry import find_model, require_fit
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.envelope import Envelope, Keyring
@@ -57,7 +58,7 @@ class Admission:
 
         Raises:
             Refused: It may not or cannot; the code says which rule.
-            InvalidInput: The model does not take samples of the shape that the task names.
+            InvalidInput: The strategy is unknown, or the model does not take samples of that shape.
         """
         _check_window(descriptor, now or datetime.now(UTC))
         _check_tiers(descriptor)
@@ -71,23 +72,6 @@ class Admission:
                 f"which has: {has}. Start it with --data {descriptor.data.name}=PATH, or let the task "
                 "evaluate on: [devices]",
             )
-
-
-def check_strategy(descriptor: TaskDescriptor) -> None:
-    """Return if the strategy is in our table.
-
-    Raises:
-        Refused: It is not (code `strategy`).
-    """
-    # Flower's strategies take seconds to import: only the first task pays.
-    from central_server.rounds.strategies import strategy_names  # noqa: PLC0415 - as the comment says
-
-    known = sorted(strategy_names())
-    if descriptor.strategy.name not in known:
-        raise Refused(
-            "strategy",
-            f"strategy {descriptor.strategy.name!r} is not known here: known are {', '.join(known)}",
-        )
 
 
 def _check_window(descriptor: TaskDescriptor, now: datetime) -> None:

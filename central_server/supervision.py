@@ -70,6 +70,7 @@ class SuperLinkKeeper:
                     self.current, first = superlink, False
                     self._started.set()
                     status = await superlink.wait_ended()
+                    self.current = None  # at once: clearing up after it takes a moment
                     logger.error("the SuperLink ended by itself with status %d: it is started again", status)
             except TrellisError as error:
                 if first:
@@ -96,30 +97,23 @@ class Supervisor:
 
     async def drive(self, task: ServerTask) -> None:
         """Return when the task has ended and its ServerApp has left."""
-        fruitless = 0
+        fruitless, why = 0, ""
         while not task.ended:
             superlink = await self._keeper.running()
             if task.canceled:
-                await task.end(TaskState.CANCELED, "canceled", "called off before its next run began")
-                break
-            rounds = task.record.round
-            why = await self._run_once(task, superlink)
-            if task.ended or why is None:
-                break
-            if task.canceled:
                 await task.end(TaskState.CANCELED, "canceled", "called off by the operator")
-                break
-            if self._keeper.current is not superlink:
-                logger.warning("task=%s: its run ended with the SuperLink; another follows", task.name)
-                continue
-            fruitless = 1 if task.record.round > rounds else fruitless + 1
+                return
             if fruitless > MAX_FRUITLESS:
                 message = (
                     f"{fruitless} ServerApps in a row ended without a finished round; of the last: {why}"
                 )
                 await task.end(TaskState.FAILED, "app", message)
-                break
-            logger.warning("task=%s: %s; another run follows from the checkpoint", task.name, why)
+                return
+            rounds = task.record.round
+            why = await self._run_once(task, superlink) or "the task has ended"
+            logger.info("task=%s: its run is over: %s", task.name, why)
+            if self._keeper.current is superlink:
+                fruitless = 1 if task.record.round > rounds else fruitless + 1
 
     async def _run_once(self, task: ServerTask, superlink: RunningSuperLink) -> str | None:
         """Return why the run ended before the task did, or None if the task has ended."""

@@ -74,7 +74,7 @@ class Tasks:
                 return known, False
             if descriptor.desired == "canceled":
                 return await self._call_off(admitted), False
-            # Models and strategies are looked up, which imports their packages.
+            # A model is looked up, which may import a package.
             await asyncio.to_thread(self._admission.check, descriptor)
             task = ServerTask(
                 StoredTask(admitted.envelope, descriptor, posted(descriptor)), self._store, self._publisher

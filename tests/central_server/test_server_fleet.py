@@ -1,0 +1,134 @@
+"""A task's fleet: what devices say becomes a view whose version grows with real changes alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+from central_server.fleet import TaskFleet
+from trellis.flower.backchannel import FleetDevice
+from trellis.payloads import Execution, ExecutionState, FlowerLinkage, Phase, Presence, State
+
+
+def online(boot_id: str = "b1") -> State:
+    return State(state=Presence.ONLINE, boot_id=boot_id, since=1)
+
+
+def offline(boot_id: str = "b1") -> State:
+    return State(state=Presence.OFFLINE, boot_id=boot_id, since=2)
+
+
+def execution(version: int, phase: Phase = Phase.WAITING, message_id: str | None = None) -> Execution:
+    return Execution(
+        state=ExecutionState.IN_PROGRESS,
+        phase=phase,
+        version=version,
+        samples=100,
+        flower=FlowerLinkage(node_id=7, nonce="n", message_id=message_id),
+    )
+
+
+def fleet() -> TaskFleet:
+    return TaskFleet("digits-mlp", ["eu-1"])
+
+
+def test_a_device_is_seen_once_it_has_an_execution() -> None:
+    seen = fleet()
+    seen.device_state("eu-1", "cam-1", online())
+    assert seen.view.devices == ()
+    seen.execution("eu-1", "cam-1", execution(1))
+    assert seen.view.devices == (
+        FleetDevice(
+            region="eu-1",
+            device="cam-1",
+            online=True,
+            state=ExecutionState.IN_PROGRESS,
+            phase=Phase.WAITING,
+            node_id=7,
+            nonce="n",
+            samples=100,
+        ),
+    )
+
+
+def test_order_of_arrival_makes_no_difference() -> None:
+    one, other = fleet(), fleet()
+    one.device_state("eu-1", "cam-1", online())
+    one.execution("eu-1", "cam-1", execution(1))
+    one.execution("eu-1", "cam-0", execution(4))
+    other.execution("eu-1", "cam-0", execution(4))
+    other.execution("eu-1", "cam-1", execution(1))
+    other.device_state("eu-1", "cam-1", online())
+    assert one.view.devices == other.view.devices
+    assert [device.device for device in one.view.devices] == ["cam-0", "cam-1"]
+
+
+def test_the_version_grows_only_when_something_changes() -> None:
+    seen = fleet()
+    before = seen.view.version
+    assert before == 1
+    seen.execution("eu-1", "cam-1", execution(1))
+    assert seen.view.version == 2
+    seen.execution("eu-1", "cam-1", execution(1))
+    seen.execution("eu-1", "cam-1", execution(2))  # a newer version that says the same
+    seen.device_state("eu-1", "cam-9", online())  # has no part in the task
+    assert seen.view.version == 2
+    seen.cancel()
+    seen.cancel()
+    assert (seen.view.version, seen.view.canceled) == (3, True)
+
+
+def test_an_older_execution_is_dropped() -> None:
+    seen = fleet()
+    seen.execution("eu-1", "cam-1", execution(5, Phase.UPLOADED, "m2"))
+    seen.execution("eu-1", "cam-1", execution(4, Phase.TRAINING))
+    assert seen.view.devices[0].message_id == "m2"
+
+
+def test_a_device_that_lost_its_journal_counts_anew_after_its_birth() -> None:
+    seen = fleet()
+    seen.device_state("eu-1", "cam-1", online("b1"))
+    seen.execution("eu-1", "cam-1", execution(50, Phase.TRAINING))
+    seen.device_state("eu-1", "cam-1", online("b2"))
+    seen.execution("eu-1", "cam-1", execution(1, Phase.WAITING))
+    assert seen.view.devices[0].phase is Phase.WAITING
+
+
+def test_the_late_will_of_an_earlier_process_does_not_count() -> None:
+    seen = fleet()
+    seen.execution("eu-1", "cam-1", execution(1))
+    seen.device_state("eu-1", "cam-1", online("b2"))
+    seen.device_state("eu-1", "cam-1", offline("b1"))
+    assert seen.view.devices[0].online
+    seen.device_state("eu-1", "cam-1", offline("b2"))
+    assert not seen.view.devices[0].online
+
+
+def test_foreign_regions_are_left_out_and_cleared_topics_remove() -> None:
+    seen = fleet()
+    seen.execution("mars-1", "cam-1", execution(1))
+    assert seen.view.version == 1
+    seen.execution("eu-1", "cam-1", execution(9))
+    seen.execution("eu-1", "cam-1", None)
+    assert seen.view.devices == ()
+    seen.execution("eu-1", "cam-1", execution(1))
+    assert len(seen.view.devices) == 1
+
+
+async def test_whoever_waits_is_answered_by_the_next_change() -> None:
+    seen = fleet()
+    waiting = asyncio.create_task(seen.wait(1, 10.0))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    seen.execution("eu-1", "cam-1", execution(1))
+    view = await asyncio.wait_for(waiting, 1.0)
+    assert (view.version, len(view.devices)) == (2, 1)
+    assert (await seen.wait(0, 10.0)).version == 2  # has news already
+
+
+async def test_waiting_ends_at_its_deadline_and_at_the_end_of_the_service() -> None:
+    seen = fleet()
+    assert (await seen.wait(1, 0.01)).version == 1
+    waiting = asyncio.create_task(seen.wait(1, 60.0))
+    await asyncio.sleep(0)
+    seen.close()
+    assert (await asyncio.wait_for(waiting, 1.0)).version == 1

@@ -1,0 +1,125 @@
+"""Supervision: every task that has not ended has a live ServerApp, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import psutil
+
+from tests.central_server.parts import QUICK, Launcher, descriptor, signed, until
+
+
+async def test_a_dead_app_is_followed_by_another_run_within_5_s(launch: Launcher) -> None:
+    launch.script = ["one-round", "works"]
+    async with launch() as running:
+        await running.post(descriptor())
+
+        async def first_round() -> bool:
+            return (await running.view())["round"] == 1
+
+        await until(first_round)
+        began = time.monotonic()
+        await until(lambda: len(running.superlinks[0].runs) == 2)
+        assert time.monotonic() - began < 5
+        view = await running.reach("succeeded")
+        assert [record["round"] for record in view["history"]] == [1, 2, 3]
+
+
+async def test_after_three_restarts_without_progress_the_task_fails_with_a_reason(launch: Launcher) -> None:
+    launch.script = ["dies"] * 9
+    async with launch() as running:
+        await running.post(descriptor())
+        view = await running.reach("failed", timeout_s=30)
+        assert len(running.superlinks[0].runs) == 4
+        assert "4 ServerApps in a row" in view["reason"]["message"]
+        assert "its process" in view["reason"]["message"]
+
+
+async def test_a_finished_round_starts_the_count_anew(launch: Launcher) -> None:
+    # The second redoes round 1: no progress. Three restarts in a row without any are allowed.
+    launch.script = ["one-round", "dies", "dies", "works"]
+    async with launch() as running:
+        await running.post(descriptor())
+        await running.reach("succeeded", timeout_s=30)
+
+
+async def test_an_app_that_never_says_hello_counts_as_dead(launch: Launcher) -> None:
+    launch.script = ["silent", "works"]
+    async with launch(timing=replace(QUICK, hello_s=0.5)) as running:
+        await running.post(descriptor())
+        silent, _ = await until(
+            lambda: len(running.superlinks[0].runs) == 2 and [*running.superlinks[0].runs]
+        )
+        assert running.superlinks[0].stopped == [silent]
+        await running.reach("succeeded")
+
+
+async def test_an_app_deaf_to_cancellation_is_stopped(launch: Launcher) -> None:
+    launch.script = ["deaf"]
+    async with launch() as running:
+        await running.post(descriptor())
+        task = running.server._tasks.find("digits-mlp")
+        app = await until(lambda: task.app)
+        body = signed(descriptor().canceled())
+        await running.http.post("/v1/tasks/digits-mlp/cancel", content=body)
+        await running.reach("canceled")
+        assert not app.alive
+        assert len(running.superlinks[0].runs) == 1
+
+
+async def test_a_superlink_that_dies_is_followed_by_another_with_all_tasks(launch: Launcher) -> None:
+    launch.script = ["deaf", "deaf", "works", "works"]
+    async with launch() as running:
+        await running.post(descriptor())
+        await running.post(descriptor(task="second"))
+        tasks = [running.server._tasks.find(name) for name in ("digits-mlp", "second")]
+        await until(lambda: all(task.app for task in tasks))
+        running.superlinks[0].died.set()
+        await until(lambda: len(running.superlinks) == 2)
+        await running.reach("succeeded")
+        await running.reach("succeeded", "second")
+
+
+async def test_a_new_server_takes_up_what_an_earlier_one_left(launch: Launcher) -> None:
+    launch.script = ["one-round"]
+    async with launch() as running:
+        await running.post(descriptor())
+
+        async def first_round() -> bool:
+            return (await running.view())["round"] == 1
+
+        await until(first_round)
+    launch.script = ["works"]
+    async with launch() as running:
+        view = await running.reach("succeeded")
+        assert [record["round"] for record in view["history"]] == [1, 2, 3]
+    async with launch() as running:
+        view = await running.view()
+        assert (view["state"], view["round"]) == ("succeeded", 3)
+        assert running.superlinks[-1].runs == {}
+
+
+async def test_the_topics_of_an_ended_task_are_cleared_in_time(launch: Launcher) -> None:
+    launch.script = ["works"]
+    async with launch(timing=replace(QUICK, retention_s=0.5)) as running:
+        await running.post(descriptor())
+        await running.reach("succeeded")
+
+        def kept() -> list[str]:
+            return [topic for topic in running.broker._retained if "digits-mlp" in topic]
+
+        assert await until(lambda: not kept())
+        assert (await running.view())["state"] == "succeeded"
+
+
+async def test_the_service_leaves_no_process(launch: Launcher) -> None:
+    launch.script = ["deaf"]
+    async with launch() as running:
+        await running.post(descriptor())
+        await until(lambda: running.server._tasks.find("digits-mlp").app)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    left = [child for child in psutil.Process(os.getpid()).children() if child.status() != "zombie"]
+    assert not [child for child in left if "stand_in_app.py" in " ".join(child.cmdline())]
