@@ -75,7 +75,8 @@ def believe(
     descriptor = parse_json(envelope.payload)
     if descriptor.task != task:
         raise Refused(
-            "conflict", f"the topic is task {task!r}'s, the signed descriptor in it is {descriptor.task!r}'s"
+            "conflict",
+            f"the topic names task {task!r}, the signed descriptor in it is of task {descriptor.task!r}",
         )
     if region not in descriptor.regions:
         named = ", ".join(descriptor.regions[:10])
