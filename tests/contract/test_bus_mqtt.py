@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.contract.bus_fixtures import BrokerRig, missing, take, take_until, until
 from trellis.errors import ConfigError, Refused, Unavailable
-from trellis.mqtt import BrokerSettings, MqttBus, Publication, TlsFiles
+from trellis.mqtt import BrokerSettings, BusMessage, MqttBus, Publication, TlsFiles
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
 
@@ -38,8 +38,10 @@ async def mosquitto(tmp_path: Path) -> AsyncIterator[BrokerRig]:
 
 
 @contextlib.asynccontextmanager
-async def scripted_broker(connack: bytes, suback: int | None = None) -> AsyncIterator[str]:
-    """A broker that answers every CONNECT and SUBSCRIBE alike."""
+async def scripted_broker(
+    connack: bytes, suback: int | None = None, pushed: bytes = b""
+) -> AsyncIterator[str]:
+    """A broker that answers every CONNECT and SUBSCRIBE alike, and sends `pushed` after the latter."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -49,7 +51,7 @@ async def scripted_broker(connack: bytes, suback: int | None = None) -> AsyncIte
                 if kind == 0x10:
                     writer.write(connack)
                 elif kind == 0x82 and suback is not None:
-                    writer.write(bytes([0x90, 3, body[0], body[1], suback]))
+                    writer.write(bytes([0x90, 3, body[0], body[1], suback]) + pushed)
                 elif kind == 0xA2:
                     writer.write(bytes([0xB0, 2, body[0], body[1]]))
                 elif kind == 0xE0:
@@ -141,6 +143,17 @@ async def test_a_subscription_denied_at_the_connect_is_refused_from_its_iteratio
             await take(got)
 
 
+async def test_what_a_broker_sends_beyond_the_filters_is_dropped() -> None:
+    # PUBLISH at QoS 0 with retain: length, topic with its own length, payload.
+    stray, wanted = b"\x31\x08\x00\x05other1", b"\x31\x05\x00\x02t/1"
+    async with (
+        scripted_broker(CONNACK_ACCEPTED, suback=1, pushed=stray + wanted) as url,
+        MqttBus(BrokerSettings(url, "a")) as bus,
+        bus.subscribe("t/#") as got,
+    ):
+        assert await take(got) == [BusMessage("t/", b"1", retain=True)]
+
+
 async def test_a_client_that_may_not_connect_hears_it_at_once() -> None:
     async with scripted_broker(CONNACK_NOT_AUTHORISED) as url, MqttBus(BrokerSettings(url, "a")) as bus:
         with pytest.raises(Refused, match="does not let client 'a' in"):
@@ -188,7 +201,7 @@ async def test_a_stalled_link_is_noticed_by_both_sides(mosquitto: BrokerRig) -> 
 
 CLIENT = """
 import asyncio, sys
-from trellis.mqtt import BrokerSettings, MqttBus, Publication
+from trellis.mqtt import BrokerSettings, BusMessage, MqttBus, Publication
 
 async def main():
     will = Publication("t/state", b"offline", retain=True)

@@ -74,7 +74,6 @@ class Outbox:
         """Queue again what was not acknowledged, and let go everybody who waits for it."""
         latest = {e.publication.topic: n for n, e in self._entries.items() if e.publication.retain}
         for number, entry in list(self._entries.items()):
-            entry.sent = False
             entry.settled.set()
             if entry.publication.retain and latest[entry.publication.topic] != number:
                 del self._entries[number]
