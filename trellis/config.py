@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trellis.errors import ConfigError, Fault
-from trellis.faults import shown
 
 PREFIX = "TRELLIS_"
 FILE_NAME = "trellis.toml"
@@ -28,7 +27,7 @@ COMMON = "common"
 INTERNAL_VARIABLES = frozenset({"TRELLIS_CONFIG", "TRELLIS_BACKCHANNEL", "TRELLIS_BACKCHANNEL_TOKEN"})
 """Variables that are no command's option: the file's own path, and what a service hands to its Flower app."""
 
-SHARED_OPTIONS = frozenset({"base", "broker", "insecure", "json", "keys", "log-json", "log-level"})
+SHARED_OPTIONS = frozenset({"base", "broker", "insecure", "json", "keys", "log-level"})
 """Options of many commands: known without importing those commands to ask them."""
 
 Scalar = bool | int | float | str
@@ -68,6 +67,8 @@ class OptionSpec:
             if isinstance(item, bool | int | float | str) and self._fits(item):
                 items.append(item)
                 continue
+            from trellis.faults import shown  # noqa: PLC0415 - pydantic, which --help and --version do without
+
             due = f"a list, each {_WORDS[self.kind]}" if self.multiple else _WORDS[self.kind]
             return f"must be {due}, got {shown(value)}"
         wrong = self.check(items)

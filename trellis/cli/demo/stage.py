@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -75,6 +74,7 @@ class Stage:
         self._topics = Topics()
         self._task = plan.task(self._ports.front)
         self._keys = folder / "keys"
+        self._here = Path.cwd()  # children run elsewhere
 
     async def play(self, screen: Screen) -> dict[str, Any]:
         """Run the whole demo, show it on `screen`, and return its summary; nothing of it runs afterwards.
@@ -91,7 +91,7 @@ class Stage:
                     cast += self._start_services(children)
                     ending = await self._while_all_run(children, cast, self._run_task(follower))
                     if ending.state is not TaskState.SUCCEEDED:
-                        raise TrellisError(f"the task {ending.state}: {ending.reason}\n{words_of(cast)}")
+                        raise _failed(ending, cast)
                     picture = await self._devices_ended(follower)
             model = await self._fetch_model()
             accuracy = await self._measure(children, model)
@@ -179,7 +179,7 @@ class Stage:
         return model
 
     async def _measure(self, children: Children, model: Path) -> float:
-        command = ("model", "evaluate", os.path.abspath(model), "--data", self._plan.data.source, "--json")
+        command = ("model", "evaluate", str(self._here / model), "--data", self._plan.data.source, "--json")
         printed = await children.result_of("evaluation", *command, timeout_s=EVALUATE_S)
         return float(json.loads(printed)["accuracy"])
 
@@ -196,6 +196,12 @@ class Stage:
             for task in (working, guard):
                 task.cancel()
             await asyncio.gather(working, guard, return_exceptions=True)
+
+
+def _failed(ending: Ending, cast: list[Child]) -> TrellisError:
+    words = words_of(child for child in cast if child.name == "server")
+    hint = "--keep keeps the logs of all"
+    return TrellisError(f"the demo's task {ending.state}: {ending.reason} ({hint})\n{words}")
 
 
 def _server_online(picture: Picture) -> bool:

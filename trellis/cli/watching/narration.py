@@ -38,7 +38,7 @@ def narrate(before: Picture, after: Picture, *, task: str | None = None) -> list
         if task in (None, name):
             lines += _task(name, before.tasks.get(name, TaskPicture()), one)
     fresh = [line for line in after.logs if line not in before.logs and task in (None, line.task)]
-    lines += [f"{line.level.lower()} {line.region}/{line.device}: {line.message}" for line in fresh]
+    lines += [f"{line.level.lower()} {line.region}/{line.device}: {line.brief}" for line in fresh]
     return lines
 
 

@@ -46,6 +46,12 @@ class LogLine:
     level: str
     message: str
 
+    @property
+    def brief(self) -> str:
+        """The message in one line: of a traceback what it was about, and what it came to."""
+        lines = self.message.strip().splitlines() or [""]
+        return lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1].strip()}"
+
 
 @dataclass(frozen=True)
 class DeviceView:

@@ -41,7 +41,7 @@ def render(
         parts.append(Text(f"… and {len(devices) - max_devices} more devices", style="dim"))
     parts += [
         Text(
-            f"{line.level.lower()} {line.region}/{line.device}: {line.message.splitlines()[-1:]}",
+            f"{line.level.lower()} {line.region}/{line.device}: {line.brief}",
             style="yellow",
         )
         for line in picture.logs
