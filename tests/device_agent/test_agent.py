@@ -1,0 +1,410 @@
+# ruff: noqa: PLR0917 - fixtures are parameters, which pytest passes by name
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+import device_agent.agent
+from device_agent.agent import DeviceAgent
+from device_agent.eligibility import Seen
+from device_agent.participation import Device
+from device_agent.presence import Self, describe
+from trellis.envelope import SigningKey
+from trellis.errors import ConfigError
+from trellis.mqtt import MemoryBroker
+from trellis.payloads import (
+    Execution,
+    ExecutionState,
+    Info,
+    Log,
+    Phase,
+    Presence,
+    State,
+    TaskState,
+    TaskStatus,
+)
+
+BASE = "trellis/v1/eu-1"
+OWN = f"{BASE}/devices/cam-7"
+
+
+class Fleet:
+    """The region's MQTT client in a test: posts as the gateway does, and reads what the device says."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.broker = broker
+        self.said: dict[str, list[bytes]] = {}
+        self.bus: Any = None
+
+    async def post(self, task: str, envelope: bytes) -> None:
+        await self.bus.publish(f"{BASE}/tasks/{task}/descriptor", envelope, retain=True)
+
+    async def status(self, task: str, central: TaskState, revision: int = 1) -> None:
+        status = TaskStatus(task=task, revision=revision, desired="run", central=central)
+        await self.bus.publish(f"{BASE}/tasks/{task}/status", status.to_bytes(), retain=True)
+
+    def executions(self, task: str) -> list[Execution]:
+        said = self.said.get(f"{OWN}/tasks/{task}/execution", [])
+        return [Execution.parse(payload) for payload in said if payload]
+
+    def states(self) -> list[State]:
+        return [State.parse(payload) for payload in self.said.get(f"{OWN}/state", [])]
+
+    def logs(self, task: str) -> list[Log]:
+        return [Log.parse(payload) for payload in self.said.get(f"{OWN}/tasks/{task}/log", [])]
+
+    async def until(self, due: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while not (found := due()):
+            assert time.monotonic() < deadline, f"it did not come about: {self.said}"
+            await asyncio.sleep(0.01)
+        return found
+
+    async def execution(self, task: str, due: Callable[[Execution], Any]) -> Execution:
+        found: Execution = await self.until(lambda: next(filter(due, self.executions(task)), None))
+        return found
+
+    async def state(self, task: str, state: ExecutionState) -> Execution:
+        return await self.execution(task, lambda execution: execution.state is state)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    fleet = Fleet(MemoryBroker())
+
+    async def read(messages: AsyncIterator[Any]) -> None:
+        async for message in messages:
+            fleet.said.setdefault(message.topic, []).append(message.payload)
+
+    async with fleet.broker.bus("gateway") as fleet.bus, fleet.bus.subscribe("trellis/v1/#") as messages:
+        await fleet.bus.wait_connected(5)
+        reading = asyncio.create_task(read(messages))
+        yield fleet
+        reading.cancel()
+
+
+def self_of(device: Device) -> Self:
+    return Self(device.settings, describe(device.data, ("torch",)), device.journal.next_boot(), since=1)
+
+
+@asynccontextmanager
+async def running(device: Device, broker: MemoryBroker) -> AsyncIterator[asyncio.Task[None]]:
+    this = self_of(device)
+    stop = asyncio.Event()
+    agent = DeviceAgent(device, this, lambda *, will, birth: broker.bus(this.boot_id, will=will, birth=birth))
+    task = asyncio.create_task(agent.run(stop))
+    try:
+        yield task
+    finally:
+        stop.set()
+        await asyncio.wait([task], timeout=40)
+        assert task.done()
+
+
+async def test_birth_says_what_the_device_is_and_goodbye_that_it_left(device, fleet):
+    async with running(device, fleet.broker):
+        await fleet.until(lambda: f"{OWN}/info" in fleet.said)
+        info = Info.parse(fleet.said[f"{OWN}/info"][0])
+        assert (info.data.name, info.data.samples, info.data.shape, info.data.classes) == (
+            "blobs",
+            64,
+            (4,),
+            3,
+        )
+        assert info.backends == ("torch",)
+    states = fleet.states()
+    assert [state.state for state in states] == [Presence.ONLINE, Presence.OFFLINE]
+    assert states[0].boot_id == states[1].boot_id
+
+
+async def test_a_lost_connection_fires_the_will_and_the_birth_follows(device, fleet):
+    async with running(device, fleet.broker):
+        boot_id = (await fleet.until(fleet.states))[0].boot_id
+        fleet.broker.cut(boot_id)
+        await fleet.until(lambda: len(fleet.states()) >= 3)
+        last = fleet.states()[-1]
+        assert (last.state, last.boot_id) == (Presence.ONLINE, boot_id)
+
+
+async def test_an_old_will_is_answered_with_the_birth(device, fleet):
+    async with running(device, fleet.broker):
+        boot_id = (await fleet.until(fleet.states))[0].boot_id
+        old = State(state=Presence.OFFLINE, boot_id="00000000000001-x", since=1)
+        await fleet.bus.publish(f"{OWN}/state", old.to_bytes(), retain=True)
+        await fleet.until(lambda: fleet.states()[-1].boot_id == boot_id)
+        assert fleet.states()[-1].state is Presence.ONLINE
+
+
+async def test_the_elder_of_two_with_one_name_ends_and_says_so(device, fleet):
+    async with running(device, fleet.broker) as elder:
+        await fleet.until(fleet.states)
+        younger = State(state=Presence.ONLINE, boot_id="99999999999999-x", since=1)
+        await fleet.bus.publish(f"{OWN}/state", younger.to_bytes(), retain=True)
+        await asyncio.wait([elder], timeout=10)
+        with pytest.raises(ExceptionGroup) as group:
+            elder.result()
+        error = group.value.exceptions[0]
+        assert isinstance(error, ConfigError)
+        assert error.exit_code == 2
+        assert "device 'cam-7' of region 'eu-1': was started a second time" in str(error)
+    assert fleet.states()[-1].boot_id == "99999999999999-x"  # the elder's goodbye would hide the younger
+
+
+async def test_a_broker_that_is_not_there_ends_the_device_with_code_2(device, fleet, monkeypatch):
+    monkeypatch.setattr(device_agent.agent, "CONNECT_S", 0.2)
+    fleet.broker.stop()
+    async with running(device, fleet.broker) as agent:
+        with pytest.raises(ConfigError, match="trellis broker"):
+            await agent
+
+
+async def test_a_posted_task_runs_to_its_end(device, fleet, flower, make_task, signed):
+    query = flower.send("query", {"task": "blobs", "nonce": "n1"})
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await asyncio.to_thread(flower.reply, query)
+        await fleet.status("blobs", TaskState.RUNNING)
+        await fleet.status("blobs", TaskState.SUCCEEDED)
+        await fleet.state("blobs", ExecutionState.SUCCEEDED)
+    assert flower.deactivated == [True]
+    versions = [execution.version for execution in fleet.executions("blobs")]
+    assert versions == sorted(set(versions))
+    assert device.journal.seen("blobs").revision == 1
+
+
+async def test_an_announced_round_wakes_the_device(device, fleet, flower, make_task, signed):
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.until(lambda: flower.pulls)
+        query = flower.send("query", {"task": "blobs", "nonce": "n1"})
+        round_ = b'{"schema":1,"ts":1,"round":1,"rounds":3,"phase":"train","announced":1}'
+        await fleet.bus.publish(f"{BASE}/tasks/blobs/round", round_, retain=True)
+        await asyncio.to_thread(flower.reply, query, 5)
+
+
+async def test_a_status_of_an_earlier_revision_ends_nothing(device, fleet, flower, make_task, signed):
+    await fleet.status("blobs", TaskState.FAILED, revision=1)
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task(revision=2)))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await fleet.status("blobs", TaskState.FAILED, revision=2)
+        execution = await fleet.state("blobs", ExecutionState.FAILED)
+        assert execution.reason.message == "the server's task has failed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"server": {"address": "10.9.9.9:8000", "tls": False}}, "server"),
+        ({"model": {"name": "lenet"}}, "model"),
+        ({"data": {"name": "cats", "shape": [4], "classes": 3}}, "data"),
+        ({"regions": ["us-1"]}, "region"),
+        ({"expires_at": "2026-01-02T00:00:00Z", "issued_at": "2026-01-01T00:00:00Z"}, "expired"),
+    ],
+)
+async def test_a_task_that_the_device_cannot_take_is_rejected_and_the_others_go_on(
+    device, fleet, flower, make_task, signed, changes, code
+):
+    async with running(device, fleet.broker):
+        await fleet.post("bad", signed(make_task(task="bad", **changes)))
+        await fleet.post("blobs", signed(make_task()))
+        execution = await fleet.state("bad", ExecutionState.REJECTED)
+        assert execution.reason.code == code
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        log = (await fleet.until(lambda: fleet.logs("bad")))[0]
+        assert log.level == "ERROR"
+        assert execution.reason.message in log.message
+
+
+async def test_a_strangers_task_is_rejected_and_cannot_end_a_believed_one(
+    device, fleet, flower, make_task, signed
+):
+    stranger = SigningKey.generate()
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task(), stranger))
+        rejected = await fleet.state("blobs", ExecutionState.REJECTED)
+        assert rejected.reason.code == "untrusted"
+        assert device.journal.seen("blobs") is None
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        for payload in (signed(make_task(revision=9, desired="canceled"), stranger), b"{}", b"\xff"):
+            await fleet.post("blobs", payload)
+        await fleet.until(lambda: len([log for log in fleet.logs("blobs") if "refused" in log.message]) == 3)
+        assert fleet.executions("blobs")[-1].state is ExecutionState.IN_PROGRESS
+
+
+async def test_tasks_take_turns_in_the_order_of_their_posting(device, fleet, flower, make_task, signed):
+    def issued(minutes: int) -> str:
+        return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+
+    async with running(device, fleet.broker):
+        await fleet.post("first", signed(make_task(task="first", issued_at=issued(9))))
+        await fleet.execution("first", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("third", signed(make_task(task="third", issued_at=issued(3))))
+        await fleet.post("second", signed(make_task(task="second", issued_at=issued(5))))
+        await fleet.state("second", ExecutionState.QUEUED)
+        await fleet.state("third", ExecutionState.QUEUED)
+        await fleet.status("first", TaskState.SUCCEEDED)
+        await fleet.execution("second", lambda e: e.phase is Phase.WAITING)
+        assert [e.state for e in fleet.executions("third")] == [ExecutionState.QUEUED]
+        await fleet.status("third", TaskState.CANCELED)
+        assert (await fleet.state("third", ExecutionState.CANCELED)).phase is None
+
+
+async def test_a_signed_cancellation_ends_the_task_and_its_replay_cannot_start_it(
+    device, fleet, flower, make_task, signed
+):
+    task = make_task()
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(task))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("blobs", signed(task.canceled()))
+        execution = await fleet.state("blobs", ExecutionState.CANCELED)
+        assert (execution.revision, execution.reason.code) == (2, "canceled")
+        await fleet.post("blobs", signed(task))
+        await fleet.until(lambda: [log for log in fleet.logs("blobs") if "has seen 2" in log.message])
+        assert fleet.executions("blobs")[-1].state is ExecutionState.CANCELED
+
+
+async def test_a_device_that_was_away_hears_of_the_cancellation(device, fleet, make_task, signed):
+    await fleet.post("blobs", signed(make_task().canceled()))
+    async with running(device, fleet.broker):
+        assert (await fleet.state("blobs", ExecutionState.CANCELED)).revision == 2
+
+
+async def test_a_cleared_descriptor_cancels_and_then_clears_the_execution(
+    device, fleet, flower, make_task, signed
+):
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("blobs", b"")
+        assert (await fleet.state("blobs", ExecutionState.CANCELED)).reason.code == "removed"
+        await fleet.post("blobs", b"")
+        await fleet.until(lambda: fleet.said[f"{OWN}/tasks/blobs/execution"][-1] == b"")
+
+
+async def test_a_new_revision_takes_the_place_of_the_running_one(device, fleet, flower, make_task, signed):
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("blobs", signed(make_task(revision=2)))
+        execution = await fleet.execution("blobs", lambda e: e.revision == 2 and e.phase is Phase.WAITING)
+        assert execution.attempt == 2
+        assert not any(e.state.ended for e in fleet.executions("blobs"))
+
+
+async def test_a_restarted_device_goes_on_with_its_task_before_others(
+    device, fleet, flower, make_task, signed
+):
+    def issued(minutes: int) -> str:
+        return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task(issued_at=issued(3))))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+    assert flower.deactivated == [False]
+    assert fleet.executions("blobs")[-1].state is ExecutionState.IN_PROGRESS
+    await fleet.post("older", signed(make_task(task="older", issued_at=issued(9))))
+    async with running(device, fleet.broker):
+        execution = await fleet.execution("blobs", lambda e: e.attempt == 2 and e.phase is Phase.WAITING)
+        assert execution.version > 4
+        assert [e.state for e in fleet.executions("older")] == [ExecutionState.QUEUED]
+
+
+async def test_a_restarted_device_leaves_ended_tasks_alone_and_says_again_how_they_ended(
+    device, fleet, flower, make_task, signed
+):
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await fleet.status("blobs", TaskState.SUCCEEDED)
+        ended = await fleet.state("blobs", ExecutionState.SUCCEEDED)
+    before = len(fleet.executions("blobs"))
+    async with running(device, fleet.broker):
+        await fleet.until(lambda: len(fleet.executions("blobs")) > before)
+        assert fleet.executions("blobs")[-1] == ended
+    assert len(flower.deactivated) == 1
+
+
+async def test_a_rejected_task_is_looked_at_anew_after_a_restart(device, fleet, flower, make_task, signed):
+    other = replace(device, settings=replace(device.settings, servers=("127.0.0.1:9999",)))
+    await fleet.post("blobs", signed(make_task()))
+    async with running(other, fleet.broker):
+        assert (await fleet.state("blobs", ExecutionState.REJECTED)).reason.code == "server"
+    async with running(device, fleet.broker):
+        execution = await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        assert execution.attempt == 1  # it never began before
+
+
+async def test_a_task_from_the_future_is_rejected_until_its_time_comes(
+    device, fleet, flower, make_task, signed, monkeypatch
+):
+    monkeypatch.setattr(device_agent.agent, "LOOK_AGAIN_S", 0.05)
+    soon = datetime.now(UTC) + timedelta(seconds=1.5)
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task(issued_at=soon.isoformat())))
+        rejected = await fleet.state("blobs", ExecutionState.REJECTED)
+        assert rejected.reason.code == "clock"
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        assert datetime.now(UTC) >= soon
+    assert [e.state for e in fleet.executions("blobs")].count(ExecutionState.REJECTED) == 1
+
+
+async def test_the_same_descriptor_again_changes_nothing(device, fleet, flower, make_task, signed):
+    envelope = signed(make_task())
+    async with running(device, fleet.broker):
+        for _ in range(3):
+            await fleet.post("blobs", envelope)
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        fleet.broker.cut(fleet.states()[0].boot_id)  # retained messages come again
+        await fleet.until(lambda: len(fleet.states()) >= 3)
+        await asyncio.sleep(0.1)
+        assert fleet.executions("blobs")[-1].attempt == 1
+        assert [e.state for e in fleet.executions("blobs")].count(ExecutionState.QUEUED) == 1
+
+
+async def test_the_revision_is_in_the_journal_before_anything_is_said(
+    device, fleet, flower, make_task, signed
+):
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task(revision=5)))
+        await fleet.until(lambda: fleet.executions("blobs"))
+        seen = device.journal.seen("blobs")
+        assert isinstance(seen, Seen)
+        assert seen.revision == 5
+
+
+async def test_log_lines_carry_tracebacks_and_keep_to_ten_a_second(
+    device, fleet, flower, make_task, signed, monkeypatch
+):
+    logger = logging.getLogger("device_agent.test")
+    logger.setLevel(logging.INFO)
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await asyncio.sleep(1.1)
+        fleet.said.pop(f"{OWN}/tasks/blobs/log", None)
+        try:
+            raise RuntimeError("the camera fell down")
+        except RuntimeError:
+            logger.exception("it broke")
+        for number in range(30):
+            logger.info("line %d", number)
+        await fleet.until(lambda: len(fleet.logs("blobs")) == 10)
+        await asyncio.sleep(1.1)
+        logger.info("later")
+        await fleet.until(lambda: len(fleet.logs("blobs")) == 11)
+    logs = fleet.logs("blobs")
+    assert logs[0].level == "ERROR"
+    assert logs[0].message.startswith("it broke\nTraceback (most recent call last)")
+    assert logs[0].message.endswith("RuntimeError: the camera fell down")
+    assert logs[-1].message == "(21 lines left out) later"
