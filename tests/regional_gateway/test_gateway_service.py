@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from regional_gateway.brokers import are_one
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope, SigningKey, sign
 from trellis.errors import ConfigError
+from trellis.http.client import ServiceClient
 from trellis.http.server import HttpServer, create_app
 from trellis.mqtt import Publication
 from trellis.payloads import (
@@ -341,6 +343,37 @@ async def test_rounds_go_on_over_http_while_the_parents_broker_is_away(
             await wait_until(lambda: (said := status(low)) and said.central is TaskState.SUCCEEDED)
             world.parent.start()
             await wait_until(lambda: running.gateway.connections[1])
+
+
+async def test_nobody_is_polled_while_the_parents_broker_is_there(
+    world: Any, wait_until: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regional_gateway.centre.POLL_EVERY_S", 0.01)
+    asked: list[str] = []
+    app = create_app("a central server")
+
+    @app.get("/{path:path}")
+    async def anything(path: str) -> Any:
+        asked.append(path)
+        return {}
+
+    async with (
+        HttpServer(app, host="127.0.0.1", port=0, tls=None) as central_server,
+        ServiceClient(central_server.url, tls=None) as client,
+        world.gateway() as running,
+    ):
+        await post(running, operator.envelope())
+        asked_by_then: list[int] = []
+
+        def is_due() -> bool:
+            asked_by_then.append(len(asked))
+            return len(asked_by_then) > 5
+
+        polling = asyncio.create_task(running.gateway._centre.poll(client, is_due))
+        await wait_until(lambda: asked)
+        polling.cancel()
+        assert asked_by_then[:6] == [0] * 6
+        assert set(asked) <= {"v1/tasks/digits/round", "v1/tasks/digits"}
 
 
 @pytest.mark.parametrize("end", ["at the centre", "canceled"])
