@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Query, Response
@@ -12,17 +12,22 @@ from central_server.tasks import Tasks
 from trellis.errors import Refused
 from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
 from trellis.http.server import create_app
-from trellis.payloads import Round
+from trellis.payloads import Round, TaskState
 
 MAX_WAIT_S = 60.0
+_DOUBT_S = 1.0
+"""An app whose SuperLink dies may take that for a failure of its own, and say so before the service knows."""
 
 
-def create_backchannel(tasks: Tasks, *, token: str, data: Mapping[str, str]) -> FastAPI:
+def create_backchannel(
+    tasks: Tasks, *, token: str, data: Mapping[str, str], outlives: Callable[[float], Awaitable[bool]]
+) -> FastAPI:
     """Return the backchannel's app.
 
     Args:
         token: What a ServerApp must show; it inherits it in its environment.
         data: Sources of the server's own evaluation data by data set name.
+        outlives: Whether the SuperLink of now still runs in so many seconds.
     """
 
     async def authorised(authorization: Annotated[str, Header()] = "") -> None:
@@ -47,7 +52,7 @@ def create_backchannel(tasks: Tasks, *, token: str, data: Mapping[str, str]) -> 
     @app.get("/app/{name}/fleet", dependencies=guard)
     async def fleet(
         name: str,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: int = 0,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
     ) -> Response:
         view = await tasks.find(name).fleet.wait(after, wait_s)
@@ -65,6 +70,10 @@ def create_backchannel(tasks: Tasks, *, token: str, data: Mapping[str, str]) -> 
 
     @app.post("/app/{name}/state", dependencies=guard)
     async def state(name: str, report: StateReport) -> dict[str, str]:
+        if report.state is TaskState.FAILED and not await outlives(_DOUBT_S):
+            raise Refused(
+                "run", f"task {name!r} has not failed: its SuperLink ended, and another run follows"
+            )
         await tasks.find(name).report(report)
         return {}
 

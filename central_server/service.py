@@ -132,7 +132,9 @@ class CentralServer:
 
     async def _open_ports(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        backchannel = create_backchannel(self._tasks, token=self._token, data=settings.data)
+        backchannel = create_backchannel(
+            self._tasks, token=self._token, data=settings.data, outlives=self._keeper.outlives
+        )
         inner = await stack.enter_async_context(HttpServer(backchannel, host="127.0.0.1", port=0, tls=None))
         self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
         front = HttpServer(self._front, host=settings.host, port=settings.front_port, tls=settings.tls)

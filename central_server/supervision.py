@@ -69,18 +69,25 @@ class SuperLinkKeeper:
                     self._on_started(superlink.address)
                     self.current, first = superlink, False
                     self._started.set()
-                    status = await superlink.wait_ended()
-                    self.current = None  # at once: clearing up after it takes a moment
+                    try:
+                        status = await superlink.wait_ended()
+                    finally:
+                        self.current = None  # at once: clearing up after it takes a moment
                     logger.error("the SuperLink ended by itself with status %d: it is started again", status)
             except TrellisError as error:
                 if first:
                     raise
                 logger.error("the SuperLink does not start: %s", error)
             finally:
-                self.current = None
                 self._started.clear()
             pause_s = 0.1 if time.monotonic() - began > _STABLE_S else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
+
+    async def outlives(self, timeout_s: float) -> bool:
+        """Whether the SuperLink of now still runs in `timeout_s`."""
+        now = self.current
+        await asyncio.sleep(timeout_s)
+        return now is not None and self.current is now
 
     async def running(self) -> RunningSuperLink:
         """Return the SuperLink once there is one."""

@@ -38,6 +38,7 @@ class ServerTask:
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._run: int | None = None
+        self._closed = False
         self._scalars = Scalars(self.folder)
         self.app: AppProcess | None = None
         self.fleet = TaskFleet(self.name, stored.descriptor.regions)
@@ -147,16 +148,22 @@ class ServerTask:
         async with self._writing:
             await asyncio.to_thread(self._keep_round, finished)
             self._history[finished.round] = finished
-            await self._replace(round=max(self.record.round, finished.round), metrics=_metrics(finished))
+            metrics = _with_headline(_measured(finished))
+            await self._replace(round=max(self.record.round, finished.round), metrics=metrics)
         await self._publisher.task_state(self.record.public())
 
     async def report(self, report: StateReport) -> None:
-        """Take in what the ServerApp says of the task's state; after its end nothing is taken."""
+        """Take in what the ServerApp says of the task's state.
+
+        Nothing is taken after the task's end, nor once the service is ending: then an app fails because its
+        SuperLink leaves, and the task goes on at the next start.
+        """
         async with self._writing:
-            if self.ended:
+            same = (report.state, report.reason) == (self.record.state, self.record.reason)
+            if self.ended or self._closed or (same and not report.metrics):
                 return
             since = self.record.since if report.state == self.record.state else now_ms()
-            metrics = {**self.record.metrics, **report.metrics}
+            metrics = {**self.record.metrics, **_with_headline(report.metrics)}
             await self._replace(state=report.state, since=since, reason=report.reason, metrics=metrics)
             if report.state.ended:
                 # Whoever reads of the end finds its summary.
@@ -185,7 +192,8 @@ class ServerTask:
         await self._publisher.clear(self.name)
 
     def close(self) -> None:
-        """Let go whoever waits for its fleet, and its open files."""
+        """Let go whoever waits for its fleet, and its open files; the service is ending."""
+        self._closed = True
         self.fleet.close()
         self._scalars.close()
 
@@ -210,6 +218,17 @@ class ServerTask:
         self._changed = asyncio.Event()
 
 
-def _metrics(finished: RoundRecord) -> dict[str, float]:
+def _measured(finished: RoundRecord) -> dict[str, float]:
     named = {"loss": finished.loss, "accuracy": finished.accuracy}
     return {**finished.metrics, **{name: value for name, value in named.items() if value is not None}}
+
+
+def _with_headline(metrics: dict[str, float]) -> dict[str, float]:
+    """Add `loss` and `accuracy`: the server's own where it has evaluated, else the devices'."""
+    headline = {
+        name: metrics[f"{where}_{name}"]
+        for where in ("train", "eval", "server")
+        for name in ("loss", "accuracy")
+        if f"{where}_{name}" in metrics
+    }
+    return {**headline, **metrics}

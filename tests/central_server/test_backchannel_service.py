@@ -99,6 +99,29 @@ async def test_a_round_is_on_mqtt_before_its_call_is_answered(launch: Launcher) 
             assert (time.monotonic() - began) / 20 < 0.1
 
 
+async def test_an_app_that_fails_because_its_superlink_dies_does_not_fail_its_task(launch: Launcher) -> None:
+    async with launch() as running, running.backchannel as app:
+        await running.post(descriptor())
+        report = {"state": "failed", "reason": {"code": "internal", "message": "ConnectError"}}
+        said = asyncio.create_task(app.post("/app/digits-mlp/state", json=report))
+        await asyncio.sleep(0.05)
+        running.superlinks[0].died.set()
+        assert (await said).status_code == 403
+        assert (await running.view())["state"] == "posted"
+
+
+async def test_the_headline_is_the_servers_own_evaluation_where_it_has_one(launch: Launcher) -> None:
+    async with launch() as running, running.backchannel as app:
+        await running.post(descriptor())
+        record = {"round": 1, "loss": 0.4, "accuracy": 0.8, "metrics": {"train_loss": 0.4}}
+        await app.post("/app/digits-mlp/record", json=record)
+        assert (await running.view())["metrics"] == {"train_loss": 0.4, "loss": 0.4, "accuracy": 0.8}
+        final = {"eval_accuracy": 0.85, "server_accuracy": 0.9, "server_loss": 0.3}
+        await app.post("/app/digits-mlp/state", json={"state": "succeeded", "metrics": final})
+        metrics = (await running.view())["metrics"]
+        assert (metrics["accuracy"], metrics["loss"], metrics["eval_accuracy"]) == (0.9, 0.3, 0.85)
+
+
 async def test_reports_after_the_end_change_nothing(launch: Launcher) -> None:
     async with launch() as running, running.backchannel as app:
         await running.post(descriptor())
