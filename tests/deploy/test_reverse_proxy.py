@@ -1,0 +1,172 @@
+"""The shipped nginx lines, under a real nginx where there is one: the Fleet API passes, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from trellis.keys.authority import create_authority, issue
+from trellis.keys.principals import SERVER, device
+
+LIMIT_S = 20.0
+SHIPPED = Path(__file__).parents[2] / "deploy" / "reverse-proxy" / "trellis.conf"
+CAM = device("eu-1", "cam-7")
+
+# Paths as they stand on the wire. Whatever they mean after decoding, none is a request of a device.
+FORBIDDEN = (
+    "/",
+    "/v1/control/start-run",
+    "/v1/runtime/pull",
+    "/v1/fleet",
+    "/v1/fleet/",
+    "/v1/fleet/../control/start-run",
+    "/v1/control/../fleet/pull-messages",
+    "/v1/fleet/%2e%2e/control/start-run",
+    "/v1/fleet/..%2fcontrol",
+    "/v1/fleet//pull-messages",
+    "/v1/fleet/pull%2dmessages",
+    "/v1/fleet/pull-messages?x=1",
+    "/v1/fleet/pull-messages/more",
+    "/V1/fleet/pull-messages",
+)
+
+
+class Front(BaseHTTPRequestHandler):
+    """Stands for the front of `trellis server`, and answers with the path it was asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        answer = f"{self.path} {len(body)}".encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+def context(folder: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
+    made = ssl.create_default_context(purpose, cafile=folder / "ca.crt")
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    return made
+
+
+@contextlib.contextmanager
+def front(folder: Path) -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    server.daemon_threads = True
+    server.socket = context(folder, ssl.Purpose.CLIENT_AUTH).wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def configuration(keys: Path, folder: Path, port: int, front_port: int) -> str:
+    text = SHIPPED.read_text(encoding="utf-8")
+    for shipped, here in {
+        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+        "server 127.0.0.1:8000": f"server 127.0.0.1:{front_port}",
+        "/etc/trellis/keys/": f"{keys / 'server'}/",
+    }.items():
+        assert shipped in text
+        text = text.replace(shipped, here)
+    temporary = "\n".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return (
+        f"daemon off; master_process off; pid {folder}/pid; error_log stderr;\n"
+        f"events {{}}\nhttp {{\naccess_log off;\n{temporary}\n{text}\n}}\n"
+    )
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    create_authority(tmp_path / "keys")
+    issue(tmp_path / "keys", SERVER)
+    issue(tmp_path / "keys", CAM)
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def port(keys: Path, tmp_path: Path) -> Iterator[int]:
+    # An example for one proxy of many: unlike the broker it is no part of every deployment.
+    nginx = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = int(free.getsockname()[1])
+    with front(keys / "server") as front_port:
+        path = tmp_path / "nginx.conf"
+        path.write_text(configuration(keys, tmp_path, number, front_port), encoding="utf-8")
+        process = subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(path)])
+        try:
+            wait_listening(process, number)
+            yield number
+        finally:
+            process.terminate()
+            process.wait(LIMIT_S)
+
+
+def wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"nginx ended with {process.returncode}"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    pytest.fail("nginx does not listen")
+
+
+def ask(
+    port: int, tls: ssl.SSLContext, path: str, method: str = "POST", body: bytes = b""
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPSConnection("localhost", port, timeout=LIMIT_S, context=tls)
+    with contextlib.closing(connection):
+        # A raw path: http.client does not resolve its dots.
+        connection.request(method, path, body=body)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def test_the_fleet_api_passes_with_a_model_and_nothing_else_does(port: int, keys: Path) -> None:
+    tls = context(keys / CAM.folder, ssl.Purpose.SERVER_AUTH)
+    assert ask(port, tls, "/v1/fleet/pull-messages") == (200, b"/v1/fleet/pull-messages 0")
+    assert ask(port, tls, "/v1/fleet/push-object", body=b"x" * 3_000_000) == (
+        200,
+        b"/v1/fleet/push-object 3000000",
+    )
+    assert [(path, ask(port, tls, path)[0]) for path in FORBIDDEN] == [(path, 404) for path in FORBIDDEN]
+    assert ask(port, tls, "/v1/fleet/pull-messages", "GET")[0] == 404
+
+
+def test_nobody_comes_in_without_a_certificate_of_this_fleet(port: int, keys: Path, tmp_path: Path) -> None:
+    create_authority(tmp_path / "other")
+    stranger = issue(tmp_path / "other", CAM)
+    for folder in (None, stranger):
+        tls = ssl.create_default_context(cafile=keys / "ca" / "ca.crt")
+        if folder is not None:
+            tls.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+        status, answer = ask(port, tls, "/v1/fleet/pull-messages")
+        assert status == 400
+        assert b"certificate" in answer
