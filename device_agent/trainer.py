@@ -11,7 +11,7 @@ from models.arrays import Arrays
 from models.backends import Backend, StepReport, TrainPlan, open_backend
 from models.datasets import Dataset, scale
 from trellis.descriptor import TaskDescriptor
-from trellis.errors import TensorError, TrainingFailed
+from trellis.errors import InvalidInput, Refused, TensorError, TrainingFailed
 from trellis.seeds import generator
 from trellis.tensors import check_like
 
@@ -59,16 +59,18 @@ class Trainer:
 
         Raises:
             MissingExtra: The backend is not installed.
-            Refused: The model is not known.
-            InvalidInput: The model does not take such samples.
+            Refused: The model is not known, or does not take such samples (code `model`).
         """
-        opened = open_backend(
-            backend,
-            descriptor.model.name,
-            shape=descriptor.data.shape,
-            classes=descriptor.data.classes,
-            seed=descriptor.train.seed,
-        )
+        try:
+            opened = open_backend(
+                backend,
+                descriptor.model.name,
+                shape=descriptor.data.shape,
+                classes=descriptor.data.classes,
+                seed=descriptor.train.seed,
+            )
+        except InvalidInput as error:
+            raise Refused("model", str(error)) from error
         _limit_threads(backend, threads)
         scaled = scale(data, descriptor.data.normalize)
         return cls(descriptor, opened, scaled, region=region, device=device)

@@ -407,6 +407,7 @@ async def test_a_model_that_does_not_take_the_data_is_rejected(device, bus, watc
     async with taking_part(device, bus, make_task(model={"name": "lenet5"})) as (_, running):
         ending = await asyncio.wait_for(running, 20)
     assert ending.state is ExecutionState.REJECTED
+    assert ending.reason.code == "model"
     assert "lenet5" in ending.reason.message
     assert flower.deactivated == []  # Flower was never reached
 
