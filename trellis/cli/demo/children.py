@@ -42,7 +42,8 @@ class Children:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._logs = folder, folder / "logs"
+        self._logs.mkdir(exist_ok=True)
         self._running: list[Child] = []
 
     async def __aenter__(self) -> Children:
@@ -56,8 +57,7 @@ class Children:
 
     def start(self, name: str, *arguments: str) -> Child:
         """Start `trellis ARGUMENTS` as a process of its own, in a folder without settings."""
-        log = self._folder / "logs" / f"{name}.log"
-        log.parent.mkdir(exist_ok=True)
+        log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = self._spawn(arguments, output=output.fileno(), errors=subprocess.STDOUT)
         child = Child(name, process, log)
@@ -70,7 +70,7 @@ class Children:
         Raises:
             TrellisError: It failed, or took too long; its last words are in the message.
         """
-        output, log = self._folder / "logs" / f"{name}.out", self._folder / "logs" / f"{name}.log"
+        output, log = self._logs / f"{name}.out", self._logs / f"{name}.log"
         with output.open("wb") as out, log.open("wb") as errors:
             process = self._spawn(arguments, output=out.fileno(), errors=errors.fileno())
         child = Child(name, process, log)

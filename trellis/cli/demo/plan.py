@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from trellis.errors import ConfigError, DataError, Fault
 TASK = "demo"
 _REGIONS = ("eu-1", "us-1", "ap-1", "sa-1", "af-1", "oc-1")
 _DIGITS_SAMPLES = 1437
+
+# What numpy raises for a file that is empty, no archive, an archive of other things, or a bare array.
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def describe(source: str) -> DemoData:
     try:
         with np.load(path, allow_pickle=False) as stored:
             x, y = (stored[key] for key in (("x_train", "y_train") if "x_train" in stored else ("x", "y")))
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise DataError(what, f"is no NPZ file with x_train and y_train, or x and y: {error}") from None
     if x.ndim < 2 or not y.size:
         raise DataError(what, f"has x of shape {x.shape}, (samples, …) is due")

@@ -1,0 +1,158 @@
+"""The demo's plan and its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import trellis
+from trellis.cli.demo.children import Children, free_ports
+from trellis.cli.demo.plan import DemoPlan, describe, plan_demo
+from trellis.errors import ConfigError, DataError, DescriptorError, TrellisError, Unavailable
+
+ROOT = Path(trellis.__file__).parent.parent
+
+
+def plan(
+    *,
+    regions: int = 2,
+    devices: int = 4,
+    data: str = "digits",
+    model: str | None = None,
+    strategy: str = "fedavg",
+) -> DemoPlan:
+    return plan_demo(
+        regions=regions, devices=devices, rounds=10, data=data, model=model, strategy=strategy, split="iid"
+    )
+
+
+def test_devices_are_shared_out_to_the_regions_and_each_has_its_own_part() -> None:
+    found = plan(devices=5)
+    assert [(one.name, one.region, one.partition) for one in found.devices] == [
+        ("cam-1", "eu-1", "0/5"),
+        ("cam-2", "eu-1", "1/5"),
+        ("cam-3", "eu-1", "2/5"),
+        ("cam-4", "us-1", "3/5"),
+        ("cam-5", "us-1", "4/5"),
+    ]
+
+
+@pytest.mark.parametrize(("regions", "devices"), [(1, 1), (3, 3), (7, 20), (20, 100)])
+def test_every_region_has_a_device(regions: int, devices: int) -> None:
+    found = plan(regions=regions, devices=devices)
+    assert {one.region for one in found.devices} == set(found.regions)
+    assert len(found.regions) == regions
+
+
+def test_more_regions_than_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 are fewer than the 2 regions"):
+        plan(devices=1)
+
+
+def test_the_task_waits_for_all_devices() -> None:
+    task = plan(devices=3).task(8000)
+    assert (task.participants.minimum, task.server.address, task.server.tls) == (3, "127.0.0.1:8000", False)
+    assert (task.model.name, task.data.shape, task.data.classes) == ("mlp", (1, 8, 8), 10)
+
+
+def test_a_strategy_that_is_no_name_is_a_fault_of_the_task() -> None:
+    with pytest.raises(DescriptorError, match=r"strategy\.name"):
+        plan(strategy="Fed Avg").task(8000)
+
+
+def test_pictures_of_28_by_28_get_lenet5_unless_another_model_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "mnist.npz"
+    x, y = np.zeros((6, 28, 28), np.uint8), np.arange(6)
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    found = plan(data=str(path))
+    assert (found.model, found.data.name, found.data.shape, found.data.classes) == (
+        "lenet5",
+        "mnist",
+        (1, 28, 28),
+        6,
+    )
+    assert found.data.source == f"mnist={path}"
+    assert plan(data=f"other={path}", model="mlp").model == "mlp"
+    assert describe(f"other={path}").name == "other"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", None])
+def test_data_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        describe(str(path))
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(free_ports(20))) == 20
+
+
+async def test_a_child_that_ends_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
+    async with Children(tmp_path) as children:
+        child = children.start("wrong", "task", "validate", "none.yaml")
+        with pytest.raises(
+            Unavailable, match=r"wrong has ended \(exit status 2\):\n    error: task file 'none.yaml'"
+        ):
+            await children.until_one_ends([child])
+
+
+async def test_the_result_of_a_command_is_what_it_prints(tmp_path: Path) -> None:
+    async with Children(tmp_path) as children:
+        printed = await children.result_of("schema", "task", "schema", timeout_s=60)
+        assert json.loads(printed)["title"] == "TaskDescriptor"
+        with pytest.raises(TrellisError, match=r"bad failed \(exit status 2\):\n    error: "):
+            await children.result_of("bad", "nonsense", timeout_s=60)
+
+
+async def test_children_see_none_of_the_users_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRELLIS_NONSENSE", "1")
+    async with Children(tmp_path) as children:
+        assert await children.result_of("schema", "task", "schema", timeout_s=60)
+
+
+async def test_no_child_is_left_when_the_children_are_left(tmp_path: Path) -> None:
+    async with Children(tmp_path) as children:
+        child = children.start("broker", "broker", "--port", "0")
+        pid = child.process.pid
+        assert psutil.Process(pid).is_running()
+    assert not psutil.pid_exists(pid)
+
+
+def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    work, temporary = tmp_path / "work", tmp_path / "temporary"
+    work.mkdir()
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trellis", "demo", "--regions", "1", "--devices", "1"],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert "is online" in process.stdout.readline()
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        assert len(family) > 4  # the demo, its broker and mosquitto, server, gateway, device
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (130, "stopped: nothing of the demo runs any more\n")
+        assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+        assert (list(work.iterdir()), list(temporary.iterdir())) == ([], [])
+    finally:
+        process.kill()
+        process.wait()

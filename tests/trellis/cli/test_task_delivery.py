@@ -1,0 +1,215 @@
+"""Tasks carried over real HTTP to a server and gateways that keep what they were sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+
+from trellis import descriptor
+from trellis.cli import main
+from trellis.envelope import Envelope
+from trellis.errors import Refused
+from trellis.http.server import HttpServer, create_app
+from trellis.keys.identity import load_keyring
+
+
+class Counterpart:
+    """A service that takes every signed task of the pinned operator, and tells of one that has ended."""
+
+    def __init__(self, keys: Path) -> None:
+        self.keyring = load_keyring(keys)
+        self.taken: list[descriptor.TaskDescriptor] = []
+        self.gateways: list[dict[str, str]] = []
+        self.state = "succeeded"
+        self.refuses = False
+        self.url = ""
+        self.app = self._routes(create_app("counterpart"))
+
+    def _routes(self, app: FastAPI) -> FastAPI:
+        async def take(request: Request) -> dict[str, Any]:
+            if self.refuses:
+                raise Refused("revision", "has revision 7, and 1 came")
+            envelope = Envelope.parse(await request.body())
+            self.keyring.verify(envelope)
+            task = descriptor.parse_json(envelope.payload)
+            self.taken.append(task)
+            return {"task": task.task, "revision": task.revision, "state": "posted"}
+
+        app.post("/v1/tasks")(take)
+        app.post("/v1/tasks/{task}/cancel")(take)
+        app.get("/v1/gateways")(lambda: {"gateways": self.gateways})
+        app.get("/v1/tasks")(lambda: {"tasks": [self._view("digits")]})
+        app.get("/v1/tasks/{task}")(self._view)
+        return app
+
+    def _view(self, task: str) -> dict[str, Any]:
+        held = self.taken[-1].model_dump(mode="json", exclude_none=True) if self.taken else None
+        return {
+            "task": task,
+            "revision": 1,
+            "state": self.state,
+            "round": 10,
+            "rounds": 10,
+            "reason": None if self.state == "succeeded" else {"code": "quorum", "message": "too few replied"},
+            "metrics": {},
+            "history": [
+                {"round": 10, "loss": 0.1, "accuracy": 0.97, "replied": 2, "selected": 2, "failed": 0}
+            ],
+            "devices": [{"region": "eu-1", "device": "cam-1", "state": "SUCCEEDED", "samples": 718}],
+            "descriptor": held,
+        }
+
+
+def _serve(counterpart: Counterpart, ready: Event, stop: Event) -> None:
+    async def serve() -> None:
+        async with HttpServer(counterpart.app, host="127.0.0.1", port=0, tls=None) as server:
+            counterpart.url = server.url
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+
+    asyncio.run(serve())
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Counterpart]]:
+    """Starts counterparts, in a folder that `trellis init` has filled."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    stop = Event()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor())
+        stack.callback(stop.set)
+
+        def start() -> Counterpart:
+            counterpart, ready = Counterpart(tmp_path / "keys"), Event()
+            pool.submit(_serve, counterpart, ready, stop)
+            assert ready.wait(30)
+            return counterpart
+
+        yield start
+
+
+def online(gateway: Counterpart) -> dict[str, str]:
+    return {"region": "eu-1", "state": "online", "api": gateway.url}
+
+
+Started = Callable[[], Counterpart]
+Said = pytest.CaptureFixture[str]
+
+
+def test_post_asks_the_server_for_the_gateways(started: Started) -> None:
+    server, gateway = started(), started()
+    server.gateways = [online(gateway)]
+    assert main(["task", "post", "task.yaml", "--server", server.url]) == 0
+    assert [task.task for task in gateway.taken] == ["digits"]
+    assert server.taken == []
+
+
+def test_post_goes_to_the_gateways_that_are_named(started: Started, capsys: Said) -> None:
+    one, other = started(), started()
+    capsys.readouterr()
+    assert main(["task", "post", "task.yaml", "--gateway", one.url, "--gateway", other.url, "--json"]) == 0
+    assert [len(one.taken), len(other.taken)] == [1, 1]
+    delivered = json.loads(capsys.readouterr().out)["delivered"]
+    assert [row["to"] for row in delivered] == [one.url, other.url]
+
+
+def test_a_signed_task_is_posted_as_it_is_without_the_operators_key(started: Started, tmp_path: Path) -> None:
+    gateway = started()
+    assert main(["task", "sign", "task.yaml", "-o", "signed.json"]) == 0
+    (tmp_path / "keys" / "operator" / "signing.key").unlink()
+    assert main(["task", "post", "signed.json", "--gateway", gateway.url]) == 0
+    assert len(gateway.taken) == 1
+
+
+def test_a_gateway_that_refuses_does_not_keep_the_others_from_it(started: Started, capsys: Said) -> None:
+    bad, good = started(), started()
+    bad.refuses = True
+    assert main(["task", "post", "task.yaml", "--gateway", bad.url, "--gateway", good.url]) == 1
+    assert len(good.taken) == 1
+    assert "has revision 7, and 1 came" in capsys.readouterr().err
+
+
+def test_run_posts_to_server_and_gateways_and_tells_the_end(started: Started, capsys: Said) -> None:
+    server, gateway = started(), started()
+    capsys.readouterr()
+    named = ["--server", server.url, "--gateway", f"eu-1={gateway.url}", "--broker", "mqtt://127.0.0.1:1"]
+    assert main(["task", "run", "task.yaml", *named]) == 0
+    assert [len(server.taken), len(gateway.taken)] == [1, 1]
+    shown = capsys.readouterr()
+    assert "task 'digits' succeeded\naccuracy: 97.00%\nmodel:    trellis model get digits" in shown.out
+    assert "no live view" in shown.err
+
+
+def test_run_ends_with_1_when_the_task_failed(started: Started, capsys: Said) -> None:
+    server, gateway = started(), started()
+    server.state = "failed"
+    capsys.readouterr()
+    named = ["--server", server.url, "--gateway", f"eu-1={gateway.url}", "--json"]
+    assert main(["task", "run", "task.yaml", *named]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["model"], found["accuracy"]) == ("failed", None, 0.97)
+
+
+def test_run_without_watching_returns_at_once(started: Started, capsys: Said) -> None:
+    server, gateway = started(), started()
+    server.gateways, server.state = [online(gateway)], "running"
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--no-watch"]) == 0
+    assert "task 'digits', revision 1: taken by eu-1 at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pair", "problem"),
+    [
+        ("http://127.0.0.1:1", "must be REGION=URL"),
+        ("ap-1=http://127.0.0.1:1", "is none of the task's regions: eu-1"),
+    ],
+)
+def test_run_refuses_a_gateway_that_is_no_pair_of_the_tasks(
+    started: Started, capsys: Said, pair: str, problem: str
+) -> None:
+    server = started()
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--gateway", pair]) == 2
+    assert problem in capsys.readouterr().err
+    assert server.taken == []
+
+
+def test_cancel_signs_the_next_revision_for_server_and_gateways(started: Started) -> None:
+    server, gateway = started(), started()
+    server.gateways = [online(gateway)]
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--no-watch"]) == 0
+    assert main(["task", "cancel", "digits", "--server", server.url]) == 0
+    for one in (server, gateway):
+        assert [(task.revision, task.desired) for task in one.taken] == [(1, "run"), (2, "canceled")]
+
+
+def test_cancel_reaches_the_gateways_while_the_server_is_away(started: Started, capsys: Said) -> None:
+    gateway = started()
+    assert main(["task", "post", "task.yaml", "--gateway", gateway.url]) == 0
+    away = ["--server", "http://127.0.0.1:1", "--gateway", gateway.url]
+    assert main(["task", "cancel", "digits", *away]) == 0
+    assert [task.desired for task in gateway.taken] == ["run", "canceled"]
+    assert "not told to the server" in capsys.readouterr().err
+
+
+def test_list_and_show_are_tables(started: Started, capsys: Said) -> None:
+    server = started()
+    capsys.readouterr()
+    assert main(["task", "list", "--server", server.url]) == 0
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        "TASK    REVISION  STATE      ROUND     REASON",
+        "digits  1         succeeded  10 of 10",
+    ]
+    assert main(["task", "show", "digits", "--server", server.url]) == 0
+    shown = capsys.readouterr().out
+    assert "10     0.1000  97.00%    2 of 2   0" in shown
+    assert "eu-1/cam-1  SUCCEEDED         718" in shown
