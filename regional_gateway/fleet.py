@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 0.5
 
+RETURN_S = 30.0
+"""How long devices may take to come back after their broker was away; their waits go up to 10 s."""
+
 _KINDS = (Kind.DEVICE_STATE, Kind.DEVICE_INFO, Kind.EXECUTION)
 
 
@@ -63,6 +66,21 @@ class Fleet:
                 # What has changed meanwhile was sent by `listen`, and this must not cover it.
                 if self._payloads.get(topic) == payload:
                     await parent.send(Publication(topic, payload, retain=True))
+
+    async def clear_lost(self, parent: Outlet, reconnected: asyncio.Event) -> None:
+        """Remove from the parent's broker the state of devices that did not come back, until cancelled.
+
+        A device that dies while the region's broker is away leaves no will behind.
+        """
+        while True:
+            await reconnected.wait()
+            reconnected.clear()
+            await asyncio.sleep(RETURN_S)
+            for topic in list(self._payloads):
+                address = self._topics.parse(topic)
+                if address.kind is Kind.DEVICE_STATE and not self.roster.hears(address.device):
+                    del self._payloads[topic]
+                    await parent.send(Publication(topic, b"", retain=True))
 
     async def keep_saving(self) -> None:
         """Write what has changed, some of it at a time, until cancelled."""

@@ -45,6 +45,7 @@ class Roster:
     """The region's devices."""
 
     def __init__(self) -> None:
+        self._met: set[str] = set()  # whoever had a state, whether or not it is known now
         self._states: dict[str, State] = {}
         self._infos: dict[str, Info] = {}
         self._executions: dict[str, dict[str, Execution]] = {}
@@ -87,10 +88,22 @@ class Roster:
         counts = self._counts.get(task, Counter())
         return {state: counts[state] for state in ExecutionState if counts[state]}
 
+    def forget_presence(self) -> None:
+        """Know of no device whether it is there, until it is heard again: the broker was away."""
+        self._states.clear()
+
+    def hears(self, name: str) -> bool:
+        """Whether a device has said that it is there, or its will that it is not."""
+        return name in self._states
+
     def _fold_state(self, name: str, state: State | None) -> bool:
         known = self._states.get(name)
         if known is not None and state is not None and _is_old_will(known, state):
             return False
+        if state is None:
+            self._met.discard(name)
+        else:
+            self._met.add(name)
         return _put(self._states, name, state)
 
     def _fold_execution(self, name: str, task: str, execution: Execution | None) -> bool:
@@ -119,7 +132,7 @@ class Roster:
             del self._counts[task]
 
     def _names(self) -> set[str]:
-        return {*self._states, *self._infos, *self._executions}
+        return {*self._states, *self._infos, *self._executions, *self._met}
 
     def _device(self, name: str) -> Device:
         return Device(

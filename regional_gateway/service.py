@@ -67,7 +67,7 @@ class Gateway:
     ) -> None:
         self.settings, self.topics = settings, Topics(settings.base)
         self._store, self._keyring, self._tls, self._connect = store, keyring, tls, connect
-        self._parent_connects = asyncio.Event()
+        self._region_connects, self._parent_connects = asyncio.Event(), asyncio.Event()
         self._announcer: Announcer | None = None
         self._centre: Centre | None = None
         self._buses: tuple[Bus, Bus] | None = None
@@ -84,6 +84,11 @@ class Gateway:
     def connections(self) -> tuple[bool, bool]:
         """Whether the region's and the parent's broker are connected."""
         return (False, False) if self._buses is None else (self._buses[0].connected, self._buses[1].connected)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it is connected and takes tasks."""
+        return self._announcer is not None
 
     async def post(self, data: bytes) -> Admission:
         """Take a signed task in, and publish it; see `Relay.admit`.
@@ -130,7 +135,13 @@ class Gateway:
         # Its own id for each process: so a second gateway of a region is seen, instead of the two
         # throwing each other off the broker for ever.
         client_id = f"{settings.region}/gateway/{own.boot_id[:8]}"
-        region_birth = lambda: [own.birth(), *self.board.for_region()]  # noqa: E731 - asked anew at each connect
+
+        def region_birth() -> Sequence[Publication]:
+            # What it retains comes again now, or else the devices themselves do.
+            self.fleet.roster.forget_presence()
+            self._region_connects.set()
+            return [own.birth(), *self.board.for_region()]
+
         async with contextlib.AsyncExitStack() as stack:
             bus = self._connect(settings.broker, client_id, will=own.will(), birth=region_birth)
             region = await stack.enter_async_context(bus)
@@ -151,27 +162,27 @@ class Gateway:
     async def _serve(self, own: OwnPresence, region: Bus, parent: Bus, stop: asyncio.Event) -> None:
         settings = self.settings
         is_two = parent is not region
-        with contextlib.suppress(_Stopped):
-            async with ServiceClient(settings.server, tls=self._tls) as client, _group() as group:
-                down = Outlet(region, group)
-                up = Outlet(parent, group) if is_two else None
-                announcer = Announcer(self.board, self.ledger, down, up)
-                centre = Centre(self.topics, self.ledger, announcer)
-                start = group.create_task
-                start(announcer.run(), name="statuses")
-                start(centre.copy_rounds(parent), name="copy rounds")
-                start(centre.mirror_states(parent), name="mirror states")
-                start(self.fleet.listen(region, announcer, up), name="devices")
-                start(self.fleet.keep_saving(), name="save observations")
-                start(self._watch_own(own, region, down), name="own state")
-                start(sweep(self.ledger, announcer, keep_s=settings.keep_hours * 3600), name="sweep")
-                if up is not None:
-                    start(self.fleet.repeat(up, self._parent_connects), name="repeat to parent")
-                    start(self._watch_own(own, parent, up), name="own state at parent")
-                    start(centre.poll(client, lambda: region.connected and not parent.connected), name="poll")
-                self._announcer, self._centre = announcer, centre
-                logger.info("gateway serves region=%s tasks=%d", settings.region, len(self.ledger.live()))
-                start(_until(stop), name="stop")
+        async with ServiceClient(settings.server, tls=self._tls) as client, _group() as group:
+            down = Outlet(region, group)
+            up = Outlet(parent, group) if is_two else None
+            announcer = Announcer(self.board, self.ledger, down, up)
+            centre = Centre(self.topics, self.ledger, announcer)
+            start = group.create_task
+            start(announcer.run(), name="statuses")
+            start(centre.copy_rounds(parent), name="copy rounds")
+            start(centre.mirror_states(parent), name="mirror states")
+            start(self.fleet.listen(region, announcer, up), name="devices")
+            start(self.fleet.keep_saving(), name="save observations")
+            start(self._watch_own(own, region, down), name="own state")
+            start(sweep(self.ledger, announcer, keep_s=settings.keep_hours * 3600), name="sweep")
+            if up is not None:
+                start(self.fleet.repeat(up, self._parent_connects), name="repeat to parent")
+                start(self.fleet.clear_lost(up, self._region_connects), name="clear lost devices")
+                start(self._watch_own(own, parent, up), name="own state at parent")
+                start(centre.poll(client, lambda: region.connected and not parent.connected), name="poll")
+            self._announcer, self._centre = announcer, centre
+            logger.info("gateway serves region=%s tasks=%d", settings.region, len(self.ledger.live()))
+            start(_until(stop), name="stop")
 
     async def _watch_own(self, own: OwnPresence, bus: Bus, outlet: Outlet) -> None:
         async with bus.subscribe(own.topic) as messages:
@@ -187,12 +198,12 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def _group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group whose stop is no group of exceptions."""
+    """A task group whose stop is no error."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
     except* _Stopped:
-        raise _Stopped from None
+        pass
 
 
 async def _until(stop: asyncio.Event) -> None:

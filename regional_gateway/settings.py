@@ -12,6 +12,8 @@ from trellis.topics import DEFAULT_BASE, Topics
 BROKER_WAIT_S = 5.0
 """How long the region's broker may take to answer at the start."""
 
+_MOST_KEEP_HOURS = 10 * 365 * 24
+
 
 @dataclass(frozen=True)
 class GatewaySettings:
@@ -53,8 +55,9 @@ class GatewaySettings:
         faults = [] if self.insecure else list(self._plain_urls())
         if not 0 <= self.api_port <= 65535:
             faults.append(Fault("api-port", f"{self.api_port} must be 0 to 65535"))
-        if not self.keep_hours >= 0:
-            faults.append(Fault("keep-hours", f"{self.keep_hours:g} must not be negative"))
+        if not 0 <= self.keep_hours <= _MOST_KEEP_HOURS:
+            problem = f"{self.keep_hours:g} must be 0 to {_MOST_KEEP_HOURS}"
+            faults.append(Fault("keep-hours", problem))
         if faults:
             raise ConfigError(f"gateway of region {self.region!r}", faults)
 

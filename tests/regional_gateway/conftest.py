@@ -21,6 +21,18 @@ from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.envelope import Keyring, SigningKey, sign
 from trellis.http.server import HttpServer
 from trellis.mqtt import Birth, Bus, MemoryBroker, Publication
+from trellis.payloads import (
+    CentralTask,
+    Execution,
+    ExecutionState,
+    Phase,
+    Presence,
+    Round,
+    RoundPhase,
+    State,
+    TaskState,
+    TaskStatus,
+)
 
 REGION_URL, PARENT_URL = "mqtt://127.0.0.1:11", "mqtt://127.0.0.1:12"
 BASE = "trellis/v1"
@@ -69,6 +81,10 @@ class Watcher:
                 self.heard.append((topic, message.payload))
                 self.retained[topic] = message.payload
 
+    def status(self) -> TaskStatus | None:
+        data = self.retained.get("eu-1/tasks/digits/status")
+        return TaskStatus.parse(data) if data else None
+
     async def publish(self, topic: str, payload: bytes) -> None:
         await self.bus.publish(f"{BASE}/{topic}", payload, retain=True)
 
@@ -80,6 +96,10 @@ class Running:
     gateway: Gateway
     http: httpx.AsyncClient
     task: asyncio.Task[None]
+
+    async def post(self, data: bytes) -> tuple[int, dict[str, Any]]:
+        answer = await self.http.post("/v1/tasks", content=data)
+        return answer.status_code, answer.json()
 
 
 @dataclass
@@ -121,8 +141,7 @@ class World:
             async with HttpServer(api.create(gateway), host="127.0.0.1", port=0, tls=None) as server:
                 task = asyncio.create_task(gateway.run(server.url, stop))
                 async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
-                    await eventually(lambda: gateway.connections[0] or task.done())
-                    await eventually(lambda: gateway._announcer is not None or task.done())
+                    await eventually(lambda: gateway.serving or task.done())
                     yield Running(gateway, http, task)
                     stop.set()
                     await asyncio.wait_for(task, DEADLINE_S)
@@ -135,6 +154,22 @@ class World:
             task = asyncio.create_task(watcher.follow())
             yield watcher
             task.cancel()
+
+
+class Say:
+    """Payloads as the centre and devices send them."""
+
+    def round(self, number: int) -> bytes:
+        return Round(round=number, rounds=3, phase=RoundPhase.TRAIN, announced=number).to_bytes()
+
+    def central(self, state: TaskState, revision: int = 1) -> bytes:
+        return CentralTask(task="digits", revision=revision, state=state, since=1, rounds=3).to_bytes()
+
+    def execution(self, state: ExecutionState, version: int = 1) -> bytes:
+        return Execution(state=state, version=version, phase=Phase.WAITING).to_bytes()
+
+    def online(self, since: int = 3) -> bytes:
+        return State(state=Presence.ONLINE, boot_id="b", since=since).to_bytes()
 
 
 async def eventually(condition: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
@@ -166,3 +201,8 @@ def wait_until() -> Callable[..., Awaitable[Any]]:
 @pytest.fixture
 def watching(world: World) -> Callable[..., AbstractAsyncContextManager[Watcher]]:
     return world.watcher
+
+
+@pytest.fixture
+def say() -> Say:
+    return Say()
