@@ -149,10 +149,8 @@ class Envelope(BaseModel):
         Raises:
             PayloadError: It is too large, not UTF-8, not JSON, nested too deeply, or not an envelope.
         """
-        if len(data) > MAX_ENVELOPE_BYTES:
-            raise PayloadError("envelope", f"is {len(data)} bytes long, the limit is {MAX_ENVELOPE_BYTES}")
         try:
-            return cls.model_validate(_json(data))
+            return cls.model_validate(_json(_small(data)))
         except ValidationError as error:
             raise PayloadError("envelope", _faults(error)) from error
 
@@ -162,10 +160,7 @@ class Envelope(BaseModel):
         Raises:
             PayloadError: It would be larger than a reader accepts.
         """
-        data = self.model_dump_json(by_alias=True).encode()
-        if len(data) > MAX_ENVELOPE_BYTES:
-            raise PayloadError("envelope", f"is {len(data)} bytes long, the limit is {MAX_ENVELOPE_BYTES}")
-        return data
+        return _small(self.model_dump_json(by_alias=True).encode())
 
     def with_relay(self, notes: Mapping[str, str]) -> Self:
         """Return the same signed payload with `notes` added to its unsigned relay object."""
@@ -206,12 +201,11 @@ class Keyring:
         for path in paths:
             try:
                 keys += _public_keys(path.read_bytes())
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                problem = error.strerror if isinstance(error, OSError) else None
                 faults.append(
-                    Fault(str(path), error.strerror or str(error), "copy the operator's operator.pub there")
+                    Fault(str(path), problem or str(error), "copy the operator's operator.pub there")
                 )
-            except ValueError as error:
-                faults.append(Fault(str(path), str(error), "copy the operator's operator.pub there"))
         if not faults and not keys:
             faults.append(Fault("", "no file was named", "pin at least one operator's public key"))
         if faults:
@@ -269,6 +263,12 @@ def _public_keys(pem: bytes) -> list[Ed25519PublicKey]:
     if not keys:
         raise ValueError("holds no public key in PEM")
     return keys
+
+
+def _small(data: bytes) -> bytes:
+    if len(data) > MAX_ENVELOPE_BYTES:
+        raise PayloadError("envelope", f"is {len(data)} bytes long, the limit is {MAX_ENVELOPE_BYTES}")
+    return data
 
 
 def _json(data: bytes) -> Any:
