@@ -232,16 +232,13 @@ class Keyring:
                 continue
             return signature.keyid
         if pinned:
+            who = _names(signature.keyid for signature in pinned)
             raise Refused(
-                "signature",
-                f"the signature of {_names(s.keyid for s in pinned)} does not fit the payload: it was "
-                "altered on its way, or made with another key",
+                "signature", f"the signature of {who} does not fit the payload: it was altered on its way"
             )
-        raise Refused(
-            "untrusted",
-            f"signed by {_names(s.keyid for s in envelope.signatures)}, pinned is {_names(self._keys)}: "
-            "if that operator may command this machine, add its public key to operator.pub",
-        )
+        who, due = _names(signature.keyid for signature in envelope.signatures), _names(self._keys)
+        remedy = "if that operator may command this machine, add its public key to operator.pub"
+        raise Refused("untrusted", f"signed by {who}, pinned is {due}: {remedy}")
 
 
 def _names(keyids: Iterable[str]) -> str:
