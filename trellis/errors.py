@@ -88,7 +88,7 @@ class Refused(TrellisError):
 
     Attributes:
         code: A short stable word for machines: `signature`, `untrusted`, `clock`, `expired`, `region`,
-            `revision`, `server`, `data`, `model`, `conflict`.
+            `revision`, `server`, `data`, `model`, `conflict`, `broker`, `reply`, `link`, `token`, `unknown`.
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -26,7 +26,7 @@ class ScriptedApp:
     async def __call__(self, op: str, **arguments: Any) -> dict[str, Any]:
         self.writer.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
         await self.writer.drain()
-        line = await asyncio.wait_for(self.reader.readline(), 60)
+        line = await asyncio.wait_for(self.reader.readline(), 90)
         assert line, "the ServerApp ended: see superlink.log"
         answer: dict[str, Any] = json.loads(line)
         return answer

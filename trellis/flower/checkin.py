@@ -58,22 +58,24 @@ class CheckIn:
         self._grid = grid
         self._task = task
         self._on_asked = on_asked
-        self._questions: dict[tuple[str, int], _Question] = {}
+        self._questions: dict[int, _Question] = {}  # by node: two that claim it share one
         self._members: dict[str, Member] = {}
 
     def step(self, view: FleetView) -> None:
         """Ask the nodes that are newly claimed, and take in answers."""
-        strangers = [d for d in view.devices if is_taking_part(d) and not self._knows(d)]
+        taken = {member.node_id for member in self.members(view)}
+        strangers = [d for d in view.devices if is_taking_part(d) and d.node_id not in taken]
         now = time.monotonic()
-        unasked = []
+        unasked: set[int] = set()
         for device in strangers:
-            question = self._questions.get(_claim(device))
+            node_id = device.node_id or 0
+            question = self._questions.get(node_id)
             if question is None or now - question.asked_at > _ASK_AGAIN_S:
-                unasked.append(device)
+                unasked.add(node_id)
             elif device.nonce == question.nonce and device.message_id == question.message_id:
                 self._take_answer(device, question)
         if unasked:
-            self._ask(unasked, now)
+            self._ask(sorted(unasked), now)
 
     def members(self, view: FleetView) -> list[Member]:
         """Return who has checked in and is here now, by name."""
@@ -91,20 +93,20 @@ class CheckIn:
         member = self._members.get(device.name)
         return member is not None and member.node_id == device.node_id
 
-    def _ask(self, devices: list[FleetDevice], now: float) -> None:
-        nonces = [secrets.token_hex(16) for _ in devices]
+    def _ask(self, node_ids: list[int], now: float) -> None:
+        nonces = [secrets.token_hex(16) for _ in node_ids]
         messages = [
             Message(
                 RecordDict({"config": ConfigRecord({"task": self._task, "nonce": nonce})}),
-                dst_node_id=device.node_id or 0,
+                dst_node_id=node_id,
                 message_type=MessageType.QUERY,
             )
-            for device, nonce in zip(devices, nonces, strict=True)
+            for node_id, nonce in zip(node_ids, nonces, strict=True)
         ]
         message_ids = list(self._grid.push_messages(messages))
-        for device, nonce, message_id in zip(devices, nonces, message_ids, strict=True):
+        for node_id, nonce, message_id in zip(node_ids, nonces, message_ids, strict=True):
             if message_id:
-                self._questions[_claim(device)] = _Question(message_id, nonce, now)
+                self._questions[node_id] = _Question(message_id, nonce, now)
         self._on_asked(len(messages))
 
     def _take_answer(self, device: FleetDevice, question: _Question) -> None:
@@ -114,13 +116,10 @@ class CheckIn:
             member = _member(device, question, reply)
             if member is not None:
                 self._members[device.name] = member
+                del self._questions[member.node_id]
                 logger.info(
                     "checked in device=%s node=%d samples=%d", member.name, member.node_id, member.samples
                 )
-
-
-def _claim(device: FleetDevice) -> tuple[str, int]:
-    return device.name, device.node_id or 0
 
 
 def _member(device: FleetDevice, question: _Question, reply: Message) -> Member | None:

@@ -5,7 +5,8 @@ slot's message goes to one that stands by, and whoever answers first fills the s
 
 The phase ends
 - when every slot is filled, or has failed and nobody stands by;
-- when every open slot is lost, nobody stands by, and the quorum is reached: nobody is left to wait for;
+- when every open slot is lost, nobody stands by, and the quorum is reached: nobody is left to wait for
+  (an evaluation does not wait for the lost at all);
 - at the deadline. Below the quorum the caller decides (`Standing.quorum_reached`).
 """
 
@@ -60,11 +61,12 @@ class Standing:
 
 
 class Exchange:
-    """The slots of one phase. Pure: who talks to Flower is `TrellisGrid`."""
+    """The slots of one phase. Pure: who talks to Flower is `trellis.flower.phase`."""
 
-    def __init__(self, phase: str, quorum: float) -> None:
+    def __init__(self, phase: str, quorum: float, *, waits_for_lost: bool = True) -> None:
         self._phase = phase
         self._quorum = quorum
+        self._waits_for_lost = waits_for_lost
         self.slots: list[Slot] = []
         self._updates: dict[str, tuple[int, float | None]] = {}
 
@@ -111,9 +113,13 @@ class Exchange:
         open_slots = [slot for slot in self.slots if slot.filled_by is None]
         if any(self._worked_on(slot, view) for slot in open_slots):
             return False
-        # All that are open are lost or have failed. A lost device may come back until the deadline: the
-        # phase waits for it only as long as the quorum needs it.
-        return self.quorum_reached or not any(slot.open_flights for slot in open_slots)
+        # All that are open are lost or have failed. A lost device may come back until the deadline: training
+        # waits for it only as long as the quorum needs it, evaluation does not.
+        return (
+            self.quorum_reached
+            or not self._waits_for_lost
+            or not any(slot.open_flights for slot in open_slots)
+        )
 
     @property
     def replied(self) -> int:

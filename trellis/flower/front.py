@@ -47,7 +47,8 @@ def front_app(superlink_address: str) -> ASGIApp:
             return
         request = Request(scope, receive)
         path: bytes = scope.get("raw_path") or scope["path"].encode()
-        if request.method != "POST" or _FLEET.fullmatch(path) is None:
+        fleet = request.method == "POST" and not scope["query_string"] and _FLEET.fullmatch(path)
+        if not fleet:
             response: Response = PlainTextResponse("Not Found", status_code=404)
         else:
             response = await _pass_on(client, request, path.decode())

@@ -107,10 +107,9 @@ class TrellisGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that a strategy may choose from."""
-        if self._shown is not None:
-            return list(self._shown)
         _, members = self.wait_members(-1, 0.0)
-        return [member.node_id for member in members]
+        here = [member.node_id for member in members]
+        return here if self._shown is None else [node_id for node_id in self._shown if node_id in here]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, packed, and have their devices pull."""

@@ -98,7 +98,7 @@ class Phase:
         self._started = time.monotonic()
         self._deadline = self._started + policy.deadline_s
         self._type = outgoing[0].metadata.message_type
-        self._exchange = Exchange(self._type, policy.quorum)
+        self._exchange = Exchange(self._type, policy.quorum, waits_for_lost=self._type == "train")
         self._sent: dict[int, dict[str, Arrays]] = {}
         self._replies: list[tuple[str, Message]] = []
         self._mean = WeightedMean() if fold and self._type == "train" else None

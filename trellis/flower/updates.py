@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
 from trellis.errors import TensorError, TrainingFailed
 from trellis.tensors import Arrays, check_like, is_packed, packed_bytes, unpack_arrays
@@ -38,7 +38,7 @@ def read_update(reply: Message, sent: dict[str, Arrays]) -> Update:
 
     Raises:
         TrainingFailed: The device reports an error; the message is its own.
-        TensorError: Tensors or metrics do not fit, or hold NaN or infinity; each fault is named.
+        TensorError: Tensors or metrics do not fit, are missing, or hold NaN or infinity; each fault is named.
     """
     if reply.has_error():
         raise TrainingFailed(reply.error.reason or f"error {reply.error.code}")
@@ -50,8 +50,11 @@ def read_update(reply: Message, sent: dict[str, Arrays]) -> Update:
             raise TensorError("update", f"holds a record {key!r} that is not packed")
         records[key] = unpack_arrays(record)
         size += packed_bytes(record)
-        if key in sent:
-            check_like(records[key], sent[key])
+        # A record of the client's own has nothing to be compared with, but must be finite all the same.
+        check_like(records[key], sent.get(key, records[key]))
+    missing = [key for key in sent if key not in records]
+    if missing and reply.metadata.message_type.partition(".")[0] == MessageType.TRAIN:
+        raise TensorError("update", f"lacks the records {missing}, came are {list(records)}")
     metrics_key, metrics = _metrics(content)
     samples = metrics.get(WEIGHT)
     if samples is None or samples < 1 or samples != int(samples):

@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from scripted.strategies import members, run_strategy
 from trellis.tensors import pack_arrays, unpack_arrays
 
 app = ServerApp()
@@ -40,6 +41,10 @@ def answer(grid: Grid, command: dict) -> dict:
             return {"id": message_id}
         case "pull":
             return {"replies": [described(m) for m in grid.pull_messages(command["ids"])]}
+        case "members":
+            return members(grid, command)
+        case "strategy":
+            return run_strategy(grid, command)
         case other:
             raise ValueError(f"unknown op {other!r}")
 

@@ -1,0 +1,192 @@
+"""FlowerLink against a real SuperLink behind the front: everything of Flower that is not public."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from flower_parts import ScriptedApp, scripted_app
+from flwr.app import Error, Message
+
+from trellis.errors import Refused, Unavailable
+from trellis.flower.front import front_app
+from trellis.flower.link import FlowerLink
+from trellis.flower.superlink import SuperLink
+from trellis.http.server import HttpServer
+from trellis.tensors import unpack_arrays
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+DEVICE = Path(__file__).parent / "crashing_device.py"
+
+
+@dataclass
+class Federation:
+    superlink: SuperLink
+    front: str
+    app: ScriptedApp
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def federation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    async with (
+        SuperLink(folder=folder / "superlink") as superlink,
+        HttpServer(front_app(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        scripted_app(superlink, folder) as app,
+    ):
+        yield Federation(superlink, f"127.0.0.1:{front.port}", app)
+
+
+async def connected(federation: Federation, folder: Path) -> FlowerLink:
+    link = FlowerLink(federation.front, folder=folder, tls=None)
+    await asyncio.to_thread(link.connect)
+    return link
+
+
+async def pulled(link: FlowerLink) -> Message:
+    async with asyncio.timeout(20):
+        while (message := await asyncio.to_thread(link.pull)) is None:  # noqa: ASYNC110 - a poll is what is tested
+            await asyncio.sleep(0.02)
+    return message
+
+
+async def test_a_model_of_50_mb_makes_the_round_trip(federation: Federation, tmp_path: Path) -> None:
+    link = await connected(federation, tmp_path)
+    floats = 50 * 1024 * 1024 // 4
+    sent = await federation.app("push", node=link.node_id, type="train", floats=floats)
+    message = await pulled(link)
+    arrays = unpack_arrays(message.content["arrays"])
+    assert arrays["w"].nbytes == 50 * 1024 * 1024
+    assert float(arrays["w"].sum(dtype=np.float64)) == floats
+    await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    reply = await federation.app.reply_to(sent["id"])
+    assert (reply["error"], reply["sum"]) == (None, float(floats))
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_after_sigkill_the_node_id_is_back_within_two_seconds_and_the_pending_message_is_answered(
+    federation: Federation, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(DEVICE), federation.front, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        node_id = json.loads(await asyncio.to_thread(process.stdout.readline))["node_id"]
+        sent = await federation.app("push", node=node_id, type="train", floats=100)
+        assert json.loads(await asyncio.to_thread(process.stdout.readline)) == {"pulled": sent["id"]}
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    started = time.monotonic()
+    link = await connected(federation, tmp_path)
+    assert time.monotonic() - started < 2.0
+    assert link.node_id == node_id
+    message = await asyncio.to_thread(link.pull)
+    assert message is not None
+    assert message.metadata.message_id == sent["id"]
+    await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    reply = await federation.app.reply_to(sent["id"])
+    assert (reply["error"], reply["sum"], reply["src"]) == (None, 100.0, node_id)
+    assert await asyncio.to_thread(link.pull) is None, "an answered message must leave the inbox"
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_a_reply_uploaded_by_a_device_that_then_vanishes_is_counted(
+    federation: Federation, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(DEVICE), federation.front, str(tmp_path), "--answer"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        node_id = json.loads(await asyncio.to_thread(process.stdout.readline))["node_id"]
+        sent = await federation.app("push", node=node_id, type="train", floats=7)
+        assert json.loads(await asyncio.to_thread(process.stdout.readline)) == {"pulled": sent["id"]}
+        assert json.loads(await asyncio.to_thread(process.stdout.readline)) == {"pushed": sent["id"]}
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    reply = await federation.app.reply_to(sent["id"])
+    assert (reply["error"], reply["sum"]) == (None, 7.0)
+
+
+async def test_a_reply_that_the_superlink_refuses_is_noticed(federation: Federation, tmp_path: Path) -> None:
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type="train", floats=3)
+    message = await pulled(link)
+    await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    assert (await federation.app.reply_to(sent["id"]))["sum"] == 3.0
+    with pytest.raises(Refused, match="did not take the reply") as refused:
+        await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    assert refused.value.code == "reply"
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_an_error_raised_in_training_arrives_at_the_server_as_that_error(
+    federation: Federation, tmp_path: Path
+) -> None:
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type="train", floats=3)
+    message = await pulled(link)
+    error = Error(code=100, reason="loss is NaN at step 7")
+    await asyncio.to_thread(link.push, Message(error, reply_to=message))
+    reply = await federation.app.reply_to(sent["id"])
+    assert reply["error"] == [100, "loss is NaN at step 7"]
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_a_node_whose_id_was_lost_comes_back_as_a_new_node(
+    federation: Federation, tmp_path: Path
+) -> None:
+    link = await connected(federation, tmp_path)
+    first = link.node_id
+    await asyncio.to_thread(link.close, deactivate=False)
+    (tmp_path / "node-id.json").unlink()
+    link = await connected(federation, tmp_path)
+    assert link.node_id != first
+    assert await asyncio.to_thread(link.pull) is None
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_the_node_key_is_readable_by_its_owner_only(federation: Federation, tmp_path: Path) -> None:
+    link = await connected(federation, tmp_path)
+    assert (tmp_path / "node.pem").stat().st_mode & 0o777 == 0o600
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_a_superlink_started_anew_takes_the_device_as_a_new_node(tmp_path: Path) -> None:
+    port = 0
+    link: FlowerLink | None = None
+    nodes = []
+    for _ in range(2):
+        async with (
+            SuperLink(folder=tmp_path / "superlink") as superlink,
+            HttpServer(front_app(superlink.address), host="127.0.0.1", port=port, tls=None) as front,
+        ):
+            port = front.port
+            if link is None:
+                link = FlowerLink(f"127.0.0.1:{port}", folder=tmp_path / "device", tls=None)
+            else:
+                with pytest.raises(Unavailable):
+                    await asyncio.to_thread(link.pull)
+            nodes.append(await asyncio.to_thread(link.connect))
+            assert await asyncio.to_thread(link.pull) is None
+    assert len(set(nodes)) == 2
+    with pytest.raises(Unavailable, match="does not answer"):
+        await asyncio.to_thread(link.pull)
+    await asyncio.to_thread(link.close, deactivate=False)
