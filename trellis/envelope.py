@@ -35,9 +35,7 @@ from trellis.faults import faults_of
 PAYLOAD_TYPE: Final = "application/vnd.trellis.task+json"
 MAX_ENVELOPE_BYTES = 256 * 1024
 MAX_SIGNATURES = 8
-
 _MAX_FAULTS = 20
-_SIGNATURE_BYTES = 64
 _PEM_PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -68,11 +66,7 @@ class SigningKey:
 
     @classmethod
     def from_pem(cls, pem: bytes, *, source: str) -> Self:
-        """Return the key in `pem`; `source` names it in errors.
-
-        Raises:
-            ConfigError: It holds no unencrypted Ed25519 private key.
-        """
+        """Return the Ed25519 key in `pem`, or raise ConfigError, in which `source` names it."""
         try:
             key = load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -105,8 +99,8 @@ def _canonical_signature(text: str) -> str:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("is not base64") from error
-    if len(raw) != _SIGNATURE_BYTES:
-        raise ValueError(f"is {len(raw)} bytes long, an Ed25519 signature has {_SIGNATURE_BYTES}")
+    if len(raw) != 64:
+        raise ValueError(f"is {len(raw)} bytes long, an Ed25519 signature has 64")
     # base64 ignores the last four bits here: without this, two texts would be one signature.
     if base64.b64encode(raw).decode() != text:
         raise ValueError("is not canonical base64")
