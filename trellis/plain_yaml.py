@@ -12,21 +12,28 @@ import yaml
 
 from trellis.errors import InvalidInput
 
+_YAML_1_1_ONLY = {f"tag:yaml.org,2002:{name}" for name in ("bool", "timestamp", "merge")}
+
 
 class _CoreLoader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2's booleans and without timestamps."""
+    """The safe loader with YAML 1.2's booleans, without timestamps and without merge keys."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave `<<` a key like any other: merges of merges grow exponentially, and YAML 1.2 has none."""
 
 
 _CoreLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1_ONLY]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _CoreLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+# YAML 1.1 wants a point and a sign in `1e-3` and `1.0e3`, and takes them for text.
+_CoreLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -44,6 +51,6 @@ def load(raw: bytes, *, what: str) -> object:
         raise InvalidInput(what, f"is not YAML: {error}") from None
     except RecursionError:
         raise InvalidInput(what, "is nested too deeply") from None
-    except ValueError as error:
-        # PyYAML lets its constructors' own errors through, as for `0x` or a huge integer.
-        raise InvalidInput(what, f"is not YAML: {error}") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML lets its constructors' own errors through, as for `!!bool foo`, `!!int ''` or a huge integer.
+        raise InvalidInput(what, f"is not YAML: {type(error).__name__}: {error}") from None
