@@ -9,24 +9,42 @@ from pydantic import ValidationError
 from trellis.errors import Fault
 
 _SHOWN = 120
+_MOST_FAULTS = 100
+"""Nobody reads more, and garbage of 128 KB can hold tens of thousands."""
 
 
 def faults_of(error: ValidationError) -> list[Fault]:
-    """Return every fault of a validation error, each with its dotted field."""
-    return [_fault(item["loc"], item["msg"], item["type"], item.get("input")) for item in error.errors()]
+    """Return the faults of a validation error, each with its dotted field; beyond 100 only how many more."""
+    items = error.errors()
+    faults = [
+        _fault(item["loc"], item["msg"], item["type"], item.get("input")) for item in items[:_MOST_FAULTS]
+    ]
+    if len(items) > _MOST_FAULTS:
+        faults.append(Fault("", f"and {len(items) - _MOST_FAULTS} faults more"))
+    return faults
 
 
 def shown(value: object) -> str:
     """Return `value` as it is quoted in a message: short, and as JSON where it can be."""
+    text = ""
     try:
-        text = json.dumps(value, default=str, ensure_ascii=False)
-    except (ValueError, RecursionError):
+        # In pieces: written out whole, YAML's aliases make gigabytes of a few hundred bytes.
+        for piece in json.JSONEncoder(default=str, ensure_ascii=False).iterencode(value):
+            text += piece
+            if len(text) > _SHOWN:
+                break
+    except (ValueError, TypeError, RecursionError):
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return _encodable(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
+
+
+def _encodable(text: str) -> str:
+    """Return `text` without lone surrogates, which no UTF-8 output takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _fault(loc: tuple[int | str, ...], message: str, kind: str, value: object) -> Fault:
-    field = ".".join(str(part) for part in loc)
+    field = _encodable(".".join(str(part)[:_SHOWN] for part in loc))
     problem = message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return Fault(field, "is no field of it", "remove it, or mind its spelling")
