@@ -11,27 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from trellis import plain_yaml
+from trellis.descriptor_fields import Finite, Fraction, Moment, Name, Number, Positive
 from trellis.errors import DescriptorError, InvalidInput
 from trellis.faults import faults_of
 from trellis.identifiers import Identifier, RegionName
 
 MAX_DESCRIPTOR_BYTES = 128 * 1024
 DEFAULT_LIFETIME = timedelta(days=7)
-
-Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+_LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 class Section(BaseModel):
@@ -44,7 +41,7 @@ class ServerAddress(Section):
     """The central Flower server, as devices reach it."""
 
     address: str = Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$", max_length=300)
-    tls: bool = True
+    tls: StrictBool = True
 
     @field_validator("address")
     @classmethod
@@ -64,7 +61,7 @@ class Normalize(Section):
     """Inputs in [0, 1] become (x - mean) / std."""
 
     mean: Finite = 0.0
-    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    std: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
 
 
 class DataDemands(Section):
@@ -72,7 +69,7 @@ class DataDemands(Section):
 
     name: Name
     shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
-    classes: Annotated[int, Field(ge=2, le=1_000_000)]
+    classes: Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
     min_samples: Positive = 1
     normalize: Normalize | None = None
     instructions: str = Field(default="", max_length=2000)
@@ -81,19 +78,24 @@ class DataDemands(Section):
 class Train(Section):
     """Local training. Work is counted in epochs over the device's data."""
 
-    rounds: Annotated[int, Field(ge=1, le=100_000)]
-    local_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
-    learning_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    rounds: Annotated[int, Field(strict=True, ge=1, le=100_000)]
+    local_epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 32
+    learning_rate: Annotated[float, Field(strict=True, gt=0, le=1000, allow_inf_nan=False)]
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
 
 
 class Strategy(Section):
     """A Flower strategy by its name in our table, and numbers for it."""
 
     name: Name = "fedavg"
-    params: dict[str, Finite | int | bool] = Field(default_factory=dict, max_length=32)
+    params: dict[str, Number] = Field(default_factory=dict, max_length=32)
+
+    @field_validator("params")
+    @classmethod
+    def _in_order(cls, value: dict[str, Number]) -> dict[str, Number]:
+        return dict(sorted(value.items()))
 
 
 class Participants(Section):
@@ -111,7 +113,7 @@ class Participants(Section):
     maximum: Positive = 100
     fraction: Fraction = 1.0
     quorum: Fraction = 0.8
-    deadline_s: Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)] = 120.0
+    deadline_s: Annotated[float, Field(strict=True, gt=0, le=7 * 24 * 3600, allow_inf_nan=False)] = 120.0
 
     @model_validator(mode="after")
     def _minimum_fits(self) -> Self:
@@ -130,16 +132,21 @@ class Aggregation(Section):
     """Where updates are averaged. `participants` counts regions at the centre when `tier` is regional."""
 
     tier: Literal["central", "regional"] = "central"
-    regional_rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    regional_rounds: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
     participants: Participants | None = None
     regions: dict[RegionName, RegionAggregation] = Field(default_factory=dict)
+
+    @field_validator("regions")
+    @classmethod
+    def _in_order(cls, value: dict[str, RegionAggregation]) -> dict[str, RegionAggregation]:
+        return dict(sorted(value.items()))
 
 
 class Evaluate(Section):
     """Where the global model is evaluated, and every how many rounds (0: only at the end)."""
 
     on: tuple[Literal["server", "devices"], ...] = ("devices",)
-    every: Annotated[int, Field(ge=0, le=100_000)] = 1
+    every: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 1
 
     @field_validator("on")
     @classmethod
@@ -174,8 +181,8 @@ class TaskDescriptor(Section):
     aggregation: Aggregation = Aggregation()
     evaluate: Evaluate = Evaluate()
     stop: Stop | None = None
-    issued_at: AwareDatetime
-    expires_at: AwareDatetime
+    issued_at: Moment
+    expires_at: Moment
 
     @model_validator(mode="before")
     @classmethod
@@ -229,17 +236,14 @@ class TaskDescriptor(Section):
 
 def _after(issued_at: object) -> object:
     # A malformed issued_at is reported once, under its own name, by pydantic.
-    if isinstance(issued_at, str):
-        try:
+    try:
+        if isinstance(issued_at, str):
             issued_at = datetime.fromisoformat(issued_at)
-        except ValueError:
-            return datetime.max.replace(tzinfo=UTC)
-    if isinstance(issued_at, datetime):
-        try:
+        if isinstance(issued_at, datetime) and issued_at.tzinfo is not None:
             return issued_at + DEFAULT_LIFETIME
-        except OverflowError:
-            return datetime.max.replace(tzinfo=UTC)
-    return datetime.max.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return _LATEST
+    return _LATEST
 
 
 def parse_json(text: str | bytes) -> TaskDescriptor:
