@@ -11,7 +11,7 @@ import time
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from trellis.errors import PayloadError
 from trellis.faults import faults_of
@@ -21,7 +21,10 @@ SCHEMA = 1
 MAX_PAYLOAD_BYTES = 256 * 1024
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
+NodeId = Annotated[int, Field(ge=0, lt=2**64)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, AfterValidator(lambda text: text.encode("utf-8", "replace").decode())]
+"""Free text. File names and tracebacks may hold lone surrogates, which UTF-8 cannot: `?` in their place."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -81,16 +84,16 @@ class State(Payload):
     """
 
     state: Presence
-    boot_id: str = Field(min_length=1, max_length=64)
+    boot_id: Text = Field(min_length=1, max_length=64)
     since: Count
-    api: str | None = None
-    parent: str | None = None
+    api: Text | None = None
+    parent: Text | None = None
 
 
 class DataInfo(Part):
     """What a device says of its own data: never the data."""
 
-    name: str
+    name: Text
     samples: Count
     shape: tuple[int, ...]
     classes: Count
@@ -99,13 +102,13 @@ class DataInfo(Part):
 class Info(Payload):
     """`…/devices/<device>/info`: a device's birth certificate and what it can do (retained)."""
 
-    version: str
-    python: str
-    platform: str
-    machine: str
+    version: Text
+    python: Text
+    platform: Text
+    machine: Text
     cpus: Count
     memory_mb: Count
-    backends: tuple[str, ...]
+    backends: tuple[Text, ...]
     data: DataInfo | None = None
 
 
@@ -140,8 +143,8 @@ class Phase(StrEnum):
 class Reason(Part):
     """Why: a short stable word for machines, and a sentence for people."""
 
-    code: str
-    message: str
+    code: Text
+    message: Text
 
 
 class FlowerLinkage(Part):
@@ -152,9 +155,9 @@ class FlowerLinkage(Part):
         message_id: The reply that is uploaded and may be pulled (the ID of the message it answers).
     """
 
-    node_id: Count
-    nonce: str | None = None
-    message_id: str | None = None
+    node_id: NodeId
+    nonce: Text | None = None
+    message_id: Text | None = None
 
 
 class Execution(Payload):
@@ -175,7 +178,7 @@ class Execution(Payload):
     round: Count | None = None
     flower: FlowerLinkage | None = None
     samples: Count | None = None
-    backend: str | None = None
+    backend: Text | None = None
 
 
 class Progress(Payload):
@@ -195,8 +198,8 @@ class Log(Payload):
     """`…/tasks/<task>/log`: one line or traceback, at most ten a second, QoS 0."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-    logger: str
-    message: str
+    logger: Text
+    message: Text
 
 
 class RoundPhase(StrEnum):
@@ -231,7 +234,7 @@ class Round(Payload):
     lost: Count = 0
     standby: Count = 0
     loss: Number | None = None
-    metrics: dict[str, Number] = Field(default_factory=dict)
+    metrics: dict[Text, Number] = Field(default_factory=dict)
     duration_s: Seconds | None = None
     bytes_up: Count = 0
     bytes_down: Count = 0
@@ -264,7 +267,7 @@ class CentralTask(Payload):
     round: Count = 0
     rounds: Count
     reason: Reason | None = None
-    metrics: dict[str, Number] = Field(default_factory=dict)
+    metrics: dict[Text, Number] = Field(default_factory=dict)
 
 
 class TaskStatus(Payload):
