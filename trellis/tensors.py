@@ -71,9 +71,10 @@ def pack_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
     """Return `arrays` as a record of one packed array; order, dtypes and shapes survive.
 
     Raises:
-        TensorError: A dtype cannot be packed; object arrays are among those.
+        TensorError: A dtype cannot be packed (object arrays are among those), or a name would be refused.
     """
     for name, array in arrays.items():
+        _check_name(name, DEFAULT_LIMITS)
         if array.dtype not in _PACKABLE:
             raise TensorError(f"tensor {name!r}", f"has dtype {array.dtype}, which cannot be packed")
     contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
@@ -177,12 +178,17 @@ def _check_header(data: bytes, limits: Limits) -> None:
         _check_entry(name, header[name], limits, len(data))
 
 
-def _check_entry(name: str, entry: object, limits: Limits, payload_bytes: int) -> None:
-    shown = name[: limits.name_chars]
-    if not name or len(name) > limits.name_chars or not name.isprintable():
+def _check_name(name: str, limits: Limits) -> None:
+    if not name or len(name) > limits.name_chars or not name.isprintable() or name == "__metadata__":
         raise TensorError(
-            f"tensor {shown!r}", f"must have a printable name of 1 to {limits.name_chars} characters"
+            f"tensor {name[: limits.name_chars]!r}",
+            f"must have a printable name of 1 to {limits.name_chars} characters, not '__metadata__'",
         )
+
+
+def _check_entry(name: str, entry: object, limits: Limits, payload_bytes: int) -> None:
+    _check_name(name, limits)
+    shown = name
     if not isinstance(entry, dict):
         raise TensorError(f"tensor {shown!r}", "has an entry that is no JSON object")
     dtype, shape = entry.get("dtype"), entry.get("shape")
