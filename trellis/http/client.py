@@ -35,8 +35,12 @@ class ServiceClient:
     """
 
     def __init__(self, url: str, *, tls: TlsFiles | None, start_hint: str = "") -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            readable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number up to 65535, or half an IPv6 address
+            readable = False
+        if not readable or parts.hostname is None:
             raise ConfigError(f"URL {url!r}", "must be http://HOST:PORT or https://HOST:PORT")
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise ConfigError(f"URL {url!r}", "leaves this machine unencrypted: use https:// and --keys")

@@ -55,9 +55,10 @@ def from_json(status: int, body: object, *, url: str) -> TrellisError:
         return TrellisError(f"{url} answered HTTP {status} with something that is not Trellis's")
     code, message = error.get("code"), error["message"]
     if code == "invalid":
+        items = error.get("faults")
         faults = [
             Fault(*(str(item.get(key, "")) for key in ("field", "problem", "remedy")))
-            for item in error.get("faults") or ()
+            for item in (items if isinstance(items, list) else ())
             if isinstance(item, dict)
         ]
         return InvalidInput(str(error.get("what", "input")), faults)

@@ -161,12 +161,16 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The port is taken (its owner is named where it can be known) or cannot be bound.
     """
+    if not 0 <= port <= 65535:
+        # getaddrinfo would take it modulo 65536.
+        raise ConfigError(f"port {port} on {host}", "must be 0 to 65535")
     try:
         (family, kind, proto, _, address), *_ = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except socket.gaierror as error:
-        raise ConfigError(f"host {host!r}", f"is no address of this machine: {error.strerror}") from None
+    except (socket.gaierror, UnicodeError) as error:
+        why = error.strerror if isinstance(error, socket.gaierror) else error
+        raise ConfigError(f"host {host!r}", f"is no address of this machine: {why}") from None
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
