@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from trellis.tensors import Arrays
 
 logger = logging.getLogger(__name__)
 
+_ROUND_FILE = re.compile(r"round-([0-9]{4,9})\.safetensors")
 _KEPT = 2
 """The newest, and one before it in case a disk loses the last write."""
 
@@ -71,12 +73,14 @@ class Checkpoints:
         for path in reversed(self._files()):
             try:
                 return _read(path)
-            except (SafetensorError, KeyError, ValueError, OSError) as error:
+            except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
                 logger.error("checkpoint %s cannot be read: %s; taking the one before it", path, error)
         return None
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("round-*.safetensors"))
+        # By number: as text round 10000 comes before round 9999.
+        numbered = [(_ROUND_FILE.fullmatch(path.name), path) for path in self._folder.glob("round-*")]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
 def strategy_state(strategy: object, attributes: tuple[str, ...]) -> dict[str, Arrays]:
