@@ -230,8 +230,17 @@ class TaskDescriptor(Section):
         return apart.tier if apart else self.aggregation.tier
 
     def canceled(self) -> TaskDescriptor:
-        """Return the next revision, which calls the task off."""
-        return self.model_copy(update={"revision": self.revision + 1, "desired": "canceled"})
+        """Return the next revision, which calls the task off. It holds from now on, even if the task has expired."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        issued_at = max(now, self.issued_at)
+        return self.model_copy(
+            update={
+                "revision": self.revision + 1,
+                "desired": "canceled",
+                "issued_at": issued_at,
+                "expires_at": max(self.expires_at, issued_at + DEFAULT_LIFETIME),
+            }
+        )
 
 
 def _after(issued_at: object) -> object:

@@ -1,0 +1,41 @@
+# Everything builds .venv itself: `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+# torch stands in the one pip command with everything else, pinned: a range that admits a newer one takes
+# several GB of CUDA packages.
+EXTRAS := torch,server,digits,dev
+
+.PHONY: install demo test test-long check format bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: install
+	$(BIN)/trellis demo $(DEMO)
+
+test: install
+	$(BIN)/python -m pytest -m 'not long' $(TESTS)
+
+test-long: install
+	$(BIN)/python -m pytest -m long $(TESTS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	@echo "No benchmark yet: the scripts in benchmarks/ print a table each."
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
