@@ -50,7 +50,7 @@ def get(
     if as_json:
         print_json({"task": task, "file": str(output), "bytes": written})
     else:
-        typer.echo(f"{output}: {written} bytes; try it with `trellis model evaluate {output}`")
+        typer.echo(f"{output}: {written} bytes; try it with `trellis model evaluate {output} --data SOURCE`")
 
 
 async def _fetch(task: str, output: Path, server: str, keys: Path) -> int:

@@ -32,7 +32,9 @@ ENTRIES = (
     Entry("gateway", ("regional_gateway.command:app",), "Run a region's gateway."),
     Entry("device", ("device_agent.command:app",), "Run a device's agent."),
     Entry(
-        "task", ("trellis.cli.task.command:app",), "Validate, sign, post, run, list, show and cancel tasks."
+        "task",
+        ("trellis.cli.task.files:app", "trellis.cli.task.command:app"),
+        "Validate, sign, post, run, list, show and cancel tasks.",
     ),
     Entry("devices", ("trellis.cli.devices:app",), "List a region's devices."),
     Entry("model", ("trellis.cli.model:app", "models.command:app"), "Fetch, evaluate and list models."),

@@ -201,6 +201,20 @@ def test_cancel_reaches_the_gateways_while_the_server_is_away(started: Started, 
     assert "not told to the server" in capsys.readouterr().err
 
 
+def test_cancel_reaches_the_gateways_that_are_there_and_names_the_others(
+    started: Started, capsys: Said
+) -> None:
+    server, gateway = started(), started()
+    task = Path("task.yaml")
+    task.write_text(task.read_text().replace("[eu-1]", "[eu-1, us-1]"))
+    server.gateways = [online(gateway)]
+    pairs = ["--gateway", f"eu-1={gateway.url}", "--gateway", f"us-1={started().url}"]
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--no-watch", *pairs]) == 0
+    assert main(["task", "cancel", "digits", "--server", server.url]) == 1
+    assert [task.desired for task in gateway.taken] == ["run", "canceled"]
+    assert "knows no gateway that is online in us-1" in capsys.readouterr().err
+
+
 def test_list_and_show_are_tables(started: Started, capsys: Said) -> None:
     server = started()
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""`trellis task`: what an operator does with a task, from its file to its end."""
+"""`trellis task post`, `run`, `list`, `show` and `cancel`: a task where it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trellis import descriptor, identifiers
+from trellis import identifiers
 from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
@@ -26,13 +26,11 @@ from trellis.cli.options import (
 )
 from trellis.cli.task import delivery, following, tables
 from trellis.cli.task.delivery import Delivered, SignedTask
-from trellis.errors import DescriptorError, Unavailable
+from trellis.errors import Unavailable
 from trellis.payloads import TaskState
 from trellis.topics import DEFAULT_BASE, Topics
 
-app = typer.Typer(
-    name="task", help="Validate, sign, post, run, list, show and cancel tasks.", no_args_is_help=True
-)
+app = typer.Typer(name="task")
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="Task descriptor, YAML or JSON.")]
 _Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
@@ -44,65 +42,6 @@ _Gateways = Annotated[
         help="A gateway's HTTP API; repeatable. Without it the server is asked for them.",
     ),
 ]
-
-
-@app.command()
-def validate(file: _File, *, as_json: JsonOption = False) -> None:
-    """Say whether a task descriptor is right, with every fault in it (exit code 2).
-
-    \b
-    Example:
-      trellis task validate task.yaml
-    """
-    try:
-        task = descriptor.load(file)
-    except DescriptorError as error:
-        if not as_json:
-            raise
-        faults = [{"field": one.field, "problem": one.problem, "remedy": one.remedy} for one in error.faults]
-        print_json({"valid": False, "faults": faults})
-        raise typer.Exit(error.exit_code) from None
-    if as_json:
-        print_json({"valid": True, "faults": [], "task": task.task, "revision": task.revision})
-    else:
-        typer.echo(f"{file}: task {task.task!r}, revision {task.revision}, is right")
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of task descriptors, for editors and machines.
-
-    \b
-    Example:
-      trellis task schema > task.schema.json
-    """
-    print_json(descriptor.json_schema())
-
-
-@app.command()
-def sign(
-    file: _File,
-    *,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the signed task goes.")
-    ],
-    keys: KeysOption = DEFAULT_KEYS,
-    as_json: JsonOption = False,
-) -> None:
-    """Sign a task, so that it can be posted from a machine without the operator's key.
-
-    \b
-    Examples:
-      trellis task sign task.yaml -o task.signed.json
-      trellis task post task.signed.json --gateway https://10.0.1.5:8081
-    """
-    task = delivery.signed(descriptor.load(file), keys)
-    output.write_bytes(task.envelope.to_bytes())
-    keyid = task.envelope.signatures[0].keyid
-    if as_json:
-        print_json({"task": task.descriptor.task, "file": str(output), "keyid": keyid})
-    else:
-        typer.echo(f"{output}: task {task.descriptor.task!r}, signed with key {keyid}")
 
 
 @app.command()
@@ -159,7 +98,12 @@ def run(
     if not watch:
         _report(delivered, task.descriptor.task, as_json)
         return
-    ending = asyncio.run(following.until_ended(task.descriptor.task, source, quiet=as_json))
+    try:
+        ending = asyncio.run(following.until_ended(task.descriptor.task, source, quiet=as_json))
+    except KeyboardInterrupt:
+        name = task.descriptor.task
+        typer.echo(f"task {name!r} goes on: `trellis task cancel {name}` calls it off", err=True)
+        raise
     if as_json:
         print_json({**ending.view, "accuracy": ending.accuracy, "model": _model_url(ending, server)})
     else:
@@ -258,16 +202,21 @@ async def _cancel(task: str, gateways: list[str], server: str, keys: Path) -> li
     # Called off already: the same revision once more, for whoever has not heard of it.
     wanted = present if present.desired == "canceled" else present.canceled()
     off = delivery.signed(wanted, keys)
-    named = _by_url(gateways)
+    named, missing = _by_url(gateways), list[str]()
     delivered: list[Delivered] = []
     try:
         delivered.append(await delivery.cancel_at_server(off, server, keys))
-        named = named or await delivery.discover(server, present.regions, keys, wait_s=0)
+        if not named:
+            named = await delivery.known_gateways(server, present.regions, keys)
+            missing = [region for region in present.regions if region not in named]
     except Unavailable as error:
         if not named:
             raise
         typer.echo(f"not told to the server: {error}", err=True)
-    return [*delivered, *await delivery.post_to_gateways(off, named, keys)]
+    delivered += await delivery.post_to_gateways(off, named, keys)
+    if missing:
+        raise delivery.no_gateway(server, missing)
+    return delivered
 
 
 async def _get(path: str, server: str, gateway: str | None, keys: Path) -> dict[str, Any]:

@@ -91,26 +91,37 @@ async def _post_to_gateway(task: SignedTask, name: str, url: str, keys: Path) ->
         return Delivered(name, url, await client.post("/v1/tasks", task.envelope.to_bytes()))
 
 
+async def known_gateways(server: str, regions: Iterable[str], keys: Path) -> dict[str, str]:
+    """Return the URL of each of these regions' gateways that the server sees online, on MQTT."""
+    async with server_client(server, keys) as client:
+        listed = (await client.get("/v1/gateways")).get("gateways", [])
+    online = {one["region"]: one["api"] for one in listed if one.get("state") == "online" and one.get("api")}
+    return {region: online[region] for region in regions if region in online}
+
+
 async def discover(server: str, regions: Iterable[str], keys: Path, *, wait_s: float) -> dict[str, str]:
-    """Return the URL of each region's gateway, as the server knows them from MQTT.
+    """Return the URL of every one of these regions' gateways, as the server sees them on MQTT.
 
     Raises:
         Unavailable: A region's gateway has not shown up in time; it is named.
     """
     due = list(regions)
     deadline = asyncio.get_running_loop().time() + wait_s
-    async with server_client(server, keys) as client:
-        while True:
-            listed = (await client.get("/v1/gateways")).get("gateways", [])
-            known = {
-                one["region"]: one["api"] for one in listed if one.get("state") == "online" and one.get("api")
-            }
-            missing = [region for region in due if region not in known]
-            if not missing:
-                return {region: known[region] for region in due}
-            if asyncio.get_running_loop().time() >= deadline:
-                raise Unavailable(_no_gateway(server, missing))
-            await asyncio.sleep(_POLL_S)
+    while True:
+        known = await known_gateways(server, due, keys)
+        if len(known) == len(due):
+            return known
+        if asyncio.get_running_loop().time() >= deadline:
+            raise no_gateway(server, [region for region in due if region not in known])
+        await asyncio.sleep(_POLL_S)
+
+
+def no_gateway(server: str, missing: list[str]) -> Unavailable:
+    """Return the error that these regions have no gateway that `server` sees."""
+    return Unavailable(
+        f"{server} knows no gateway that is online in {', '.join(missing)}: start it with "
+        f"`trellis gateway --region {missing[0]}`, or name it with --gateway; then run this again"
+    )
 
 
 def gateways_by_region(pairs: Iterable[str], regions: Iterable[str]) -> dict[str, str]:
@@ -141,14 +152,6 @@ async def present_descriptor(task: str, server: str, gateways: Iterable[str], ke
             async with gateway_client(url, keys) as client:
                 return descriptor.parse_mapping((await client.get(f"/v1/tasks/{task}")).get("descriptor"))
         raise Unavailable(f"{error}; or name a gateway with --gateway") from None
-
-
-def _no_gateway(server: str, missing: list[str]) -> str:
-    names = ", ".join(missing)
-    return (
-        f"{server} knows no gateway that is online in {names}: start it with "
-        f"`trellis gateway --region {missing[0]}`, or name it with --gateway"
-    )
 
 
 def _envelope_in(path: Path) -> Envelope | None:

@@ -91,7 +91,7 @@ def _heading(view: Row) -> str:
         ("state", view.get("state") or view.get("desired")),
         ("round", f"{view.get('round', 0)} of {view['rounds']}" if "rounds" in view else None),
         ("reason", reason_text(view.get("reason") or view.get("verdict"))),
-        *sorted((view.get("metrics") or {}).items()),
+        *((name, f"{value:.4f}") for name, value in sorted((view.get("metrics") or {}).items())),
     ]
     return "\n".join(f"{name + ':':<18} {value}" for name, value in pairs if value not in (None, ""))
 

@@ -1,0 +1,78 @@
+"""`trellis task validate`, `schema` and `sign`: a task as a file, on one's own machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trellis import descriptor
+from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
+from trellis.cli.task import delivery
+from trellis.errors import DescriptorError
+
+app = typer.Typer(
+    name="task", help="Validate, sign, post, run, list, show and cancel tasks.", no_args_is_help=True
+)
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="Task descriptor, YAML or JSON.")]
+
+
+@app.command()
+def validate(file: _File, *, as_json: JsonOption = False) -> None:
+    """Say whether a task descriptor is right, with every fault in it (exit code 2).
+
+    \b
+    Example:
+      trellis task validate task.yaml
+    """
+    try:
+        task = descriptor.load(file)
+    except DescriptorError as error:
+        if not as_json:
+            raise
+        faults = [{"field": one.field, "problem": one.problem, "remedy": one.remedy} for one in error.faults]
+        print_json({"valid": False, "faults": faults})
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        print_json({"valid": True, "faults": [], "task": task.task, "revision": task.revision})
+    else:
+        typer.echo(f"{file}: task {task.task!r}, revision {task.revision}, is right")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of task descriptors, for editors and machines.
+
+    \b
+    Example:
+      trellis task schema > task.schema.json
+    """
+    print_json(descriptor.json_schema())
+
+
+@app.command()
+def sign(
+    file: _File,
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the signed task goes.")
+    ],
+    keys: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a task, so that it can be posted from a machine without the operator's key.
+
+    \b
+    Examples:
+      trellis task sign task.yaml -o task.signed.json
+      trellis task post task.signed.json --gateway https://10.0.1.5:8081
+    """
+    task = delivery.signed(descriptor.load(file), keys)
+    output.write_bytes(task.envelope.to_bytes())
+    keyid = task.envelope.signatures[0].keyid
+    if as_json:
+        print_json({"task": task.descriptor.task, "file": str(output), "keyid": keyid})
+    else:
+        typer.echo(f"{output}: task {task.descriptor.task!r}, signed with key {keyid}")
