@@ -230,7 +230,7 @@ class TaskDescriptor(Section):
         return apart.tier if apart else self.aggregation.tier
 
     def canceled(self) -> TaskDescriptor:
-        """Return the next revision, which calls the task off. It holds from now on, even if the task has expired."""
+        """Return the next revision, which calls the task off; it holds from now on, also after the expiry."""
         now = datetime.now(UTC).replace(microsecond=0)
         issued_at = max(now, self.issued_at)
         return self.model_copy(
