@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -19,6 +20,9 @@ from trellis.mqtt import Bus
 from trellis.payloads import ExecutionState, Reason, Round, TaskState, TaskStatus
 
 logger = logging.getLogger(__name__)
+
+RESUME_S = 3.0
+"""How long a start waits for the task that was in hand before it takes another."""
 
 _ENDED = {
     TaskState.SUCCEEDED: ExecutionState.SUCCEEDED,
@@ -40,12 +44,16 @@ class TaskDesk:
         self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
         self._rounds: dict[str, Round] = {}
         self._statuses: dict[str, TaskStatus] = {}
+        self._unfinished = device.journal.unfinished()
         self._queue: dict[str, Believed] = {}
         self._in_hand: tuple[Believed, Participation] | None = None
         self._news = asyncio.Event()
 
     async def work(self) -> None:
         """Take part in one task after the other; runs until canceled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RESUME_S):
+                await self._heard_of_unfinished()
         while True:
             while not self._queue:
                 self._news.clear()
@@ -53,6 +61,12 @@ class TaskDesk:
             # Those with an attempt behind them go first: a restart must not hand their turn to others.
             task = min(self._queue.values(), key=self._turn)
             await self._take_part(self._queue.pop(task.descriptor.task))
+
+    async def _heard_of_unfinished(self) -> None:
+        """Return when what was begun has come again: retained messages come in any order."""
+        while self._unfinished:
+            self._news.clear()
+            await self._news.wait()
 
     async def descriptor(self, task: str, payload: bytes) -> None:
         """A task came, for the first time or again."""
@@ -84,6 +98,8 @@ class TaskDesk:
             await self._canceled(task, report, descriptor.revision)
         else:
             await self._examine(believed, report)
+        self._unfinished.discard(task)
+        self._news.set()
 
     async def removed(self, task: str) -> None:
         """The task's descriptor was cleared: as if it was canceled, and where it had ended, forgotten."""
@@ -137,7 +153,6 @@ class TaskDesk:
         ending = self._ended_centrally(task)
         if ending is not None:
             await self._end(task, ending)
-        self._news.set()
 
     async def _take_part(self, task: Believed) -> None:
         name = task.descriptor.task

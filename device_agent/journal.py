@@ -18,7 +18,7 @@ from typing import Self
 from device_agent.answers import Answer, AnswerKey
 from device_agent.eligibility import Seen
 from trellis.errors import ConfigError, PayloadError
-from trellis.payloads import Execution
+from trellis.payloads import Execution, ExecutionState
 
 SCHEMA = 1
 ANSWERS_BYTES = 256 * 1024 * 1024
@@ -120,6 +120,19 @@ class Journal:
         with self._reading() as sql:
             row = sql.execute("SELECT execution FROM tasks WHERE task = ?", (task,)).fetchone()
         return None if row is None or row[0] is None else self._parsed(task, row[0])
+
+    def unfinished(self) -> set[str]:
+        """Return the tasks that were begun and have not ended."""
+        with self._reading() as sql:
+            rows = sql.execute("SELECT task, execution FROM tasks WHERE execution IS NOT NULL").fetchall()
+        executions = {task: self._parsed(task, data) for task, data in rows}
+        return {
+            task
+            for task, execution in executions.items()
+            # One that was begun and waits for its second attempt counts, too.
+            if execution.state is ExecutionState.IN_PROGRESS
+            or (execution.state is ExecutionState.QUEUED and execution.attempt > 1)
+        }
 
     def write_execution(self, task: str, execution: Execution) -> None:
         """Remember the execution of `task`."""

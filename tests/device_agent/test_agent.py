@@ -143,6 +143,14 @@ async def test_an_old_will_is_answered_with_the_birth(device, fleet):
         assert fleet.states()[-1].state is Presence.ONLINE
 
 
+async def test_a_will_of_this_boot_that_comes_late_is_answered_with_the_birth(device, fleet):
+    async with running(device, fleet.broker):
+        boot_id = (await fleet.until(fleet.states))[0].boot_id
+        will = State(state=Presence.OFFLINE, boot_id=boot_id, since=1)
+        await fleet.bus.publish(f"{OWN}/state", will.to_bytes(), retain=True)
+        await fleet.until(lambda: [state.state for state in fleet.states()][1:] == ["offline", "online"])
+
+
 async def test_the_elder_of_two_with_one_name_ends_and_says_so(device, fleet):
     async with running(device, fleet.broker) as elder:
         await fleet.until(fleet.states)
@@ -309,11 +317,14 @@ async def test_a_restarted_device_goes_on_with_its_task_before_others(
         return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
 
     async with running(device, fleet.broker):
-        await fleet.post("blobs", signed(make_task(issued_at=issued(3))))
+        await fleet.post("blobs", going_on := signed(make_task(issued_at=issued(3))))
         await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
     assert flower.deactivated == [False]
     assert fleet.executions("blobs")[-1].state is ExecutionState.IN_PROGRESS
+    # The broker hands out the other task's descriptor first.
+    await fleet.post("blobs", b"")
     await fleet.post("older", signed(make_task(task="older", issued_at=issued(9))))
+    await fleet.post("blobs", going_on)
     async with running(device, fleet.broker):
         execution = await fleet.execution("blobs", lambda e: e.attempt == 2 and e.phase is Phase.WAITING)
         assert execution.version > 4

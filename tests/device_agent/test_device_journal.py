@@ -112,7 +112,7 @@ def test_an_execution_alone_is_no_revision(path):
 
 def test_an_execution_comes_back_as_it_was_written(path):
     execution = Execution(
-        state=ExecutionState.IN_PROGRESS, version=4, flower=FlowerLinkage(node_id=4711, nonce="n")
+        state=ExecutionState.IN_PROGRESS, version=4, flower=FlowerLinkage(node_id=2**64 - 1, nonce="n")
     )
     with reopened(path) as journal:
         journal.write_execution("blobs", execution)
