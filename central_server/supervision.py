@@ -72,14 +72,14 @@ class SuperLinkKeeper:
                     try:
                         status = await superlink.wait_ended()
                     finally:
-                        self.current = None  # at once: clearing up after it takes a moment
+                        # At once: clearing up after it takes seconds.
+                        self.current = None
+                        self._started.clear()
                     logger.error("the SuperLink ended by itself with status %d: it is started again", status)
             except TrellisError as error:
                 if first:
                     raise
                 logger.error("the SuperLink does not start: %s", error)
-            finally:
-                self._started.clear()
             pause_s = 0.1 if time.monotonic() - began > _STABLE_S else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
 

@@ -72,6 +72,7 @@ class ProcessSuperLink:
     runs: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     stopped: list[int] = field(default_factory=list)
     died: asyncio.Event = field(default_factory=asyncio.Event)
+    clearing_up_s: float = 0.0
 
     async def submit(self, app: Path, run_config: Mapping[str, str | int | float | bool]) -> int:
         if self.died.is_set():
@@ -97,6 +98,7 @@ class ProcessSuperLink:
         return -9
 
     async def end(self) -> None:
+        await asyncio.sleep(self.clearing_up_s)
         for process in self.runs.values():
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -76,6 +76,7 @@ async def test_a_superlink_that_dies_is_followed_by_another_with_all_tasks(launc
         await running.post(descriptor(task="second"))
         tasks = [running.server._tasks.find(name) for name in ("digits-mlp", "second")]
         await until(lambda: all(task.app for task in tasks))
+        running.superlinks[0].clearing_up_s = 1.0  # longer than the tasks need to ask for the next
         running.superlinks[0].died.set()
         await until(lambda: len(running.superlinks) == 2)
         await running.reach("succeeded")
