@@ -93,17 +93,17 @@ class RoundLoop:
         return self._finish(arrays, metrics)
 
     def _round(self, number: int, arrays: Arrays) -> tuple[Arrays, dict[str, float]]:
-        started, (up, down) = time.monotonic(), self._grid.traffic
+        started = time.monotonic()
+        self._grid.begin_round()
         trained = self._train(number, arrays)
         state = strategy_state(self._strategy, self._entry.state)
         # Written before it is acted on: what is reported below has happened.
         self._checkpoints.write(Checkpoint(number, trained.arrays, state))
         metrics, evaluated = dict(trained.metrics), None
         if self._is_evaluated(number):
-            self._grid.say(self._standing(number, RoundPhase.EVALUATE, trained.standing))
             found, evaluated = self._evaluate(number, trained.arrays)
             metrics |= found
-        up_now, down_now = self._grid.traffic
+        bytes_up, bytes_down = self._grid.traffic
         record = RoundRecord(
             round=number,
             loss=_first(metrics, "server_loss", "eval_loss", "train_loss"),
@@ -114,22 +114,11 @@ class RoundLoop:
             failed=trained.standing.failed + trained.standing.lost,
             outcomes=_outcomes(trained.standing, evaluated),
             duration_s=round(time.monotonic() - started, 4),
-            bytes_up=up_now - up,
-            bytes_down=down_now - down,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
         )
         self._channel.record(record)
-        done = self._standing(number, RoundPhase.DONE, trained.standing)
-        self._grid.say(
-            done.model_copy(
-                update={
-                    "loss": record.loss,
-                    "metrics": metrics,
-                    "duration_s": record.duration_s,
-                    "bytes_up": record.bytes_up,
-                    "bytes_down": record.bytes_down,
-                }
-            )
-        )
+        self._grid.say(_done(record, self._rounds, lost=trained.standing.lost))
         logger.info("round %d/%d loss=%s replied=%d", number, self._rounds, record.loss, record.replied)
         return trained.arrays, metrics
 
@@ -222,16 +211,22 @@ class RoundLoop:
         every = self._task.evaluate.every
         return bool(self._task.evaluate.on) and every > 0 and (number % every == 0 or number == self._rounds)
 
-    def _standing(self, number: int, phase: RoundPhase, standing: Standing) -> Round:
-        return Round(
-            round=number,
-            rounds=self._rounds,
-            phase=phase,
-            selected=standing.slots,
-            replied=standing.replied,
-            failed=standing.failed,
-            lost=standing.lost,
-        )
+
+def _done(record: RoundRecord, rounds: int, *, lost: int) -> Round:
+    return Round(
+        round=record.round,
+        rounds=rounds,
+        phase=RoundPhase.DONE,
+        selected=record.selected,
+        replied=record.replied,
+        failed=record.failed - lost,
+        lost=lost,
+        loss=record.loss,
+        metrics=record.metrics,
+        duration_s=record.duration_s,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+    )
 
 
 def _record(arrays: Arrays) -> ArrayRecord:

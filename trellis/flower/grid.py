@@ -66,8 +66,12 @@ class TrellisGrid(Grid):
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """Tensor bytes so far: from devices, and to devices."""
+        """Tensor bytes of this round: from devices, and to devices."""
         return self._announcer.bytes_up, self._announcer.bytes_down
+
+    def begin_round(self) -> None:
+        """Begin a round: its traffic is counted from zero."""
+        self._announcer.begin_round()
 
     def wait_members(self, after_version: int, timeout_s: float) -> tuple[int, list[Member]]:
         """Return the fleet's version and its members once something has changed, or after `timeout_s`."""

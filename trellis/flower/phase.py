@@ -55,6 +55,10 @@ class Announcer:
         self.bytes_up = 0
         self.bytes_down = 0
 
+    def begin_round(self) -> None:
+        """Count bytes from zero again."""
+        self.bytes_up = self.bytes_down = 0
+
     def say(self, standing: Round) -> None:
         """Announce where the round stands."""
         self.standing = standing.model_copy(update={"announced": self._messages, "ts": now_ms()})
