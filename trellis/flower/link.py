@@ -6,6 +6,7 @@ reply. Everything of Flower that is not public is used in this file alone, behin
 
     FlowerLink.connect / pull / push
     ├── Unavailable         the server does not answer, or does not know this node any more: connect again
+    ├── TrellisError        a message cannot be kept: the disk is full
     ├── Refused "reply"     the SuperLink did not take a reply (the run is over, or it took an error instead)
     └── Refused "link"      the server refuses this device
 """
@@ -58,7 +59,7 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from trellis.errors import ConfigError, Refused, Unavailable
+from trellis.errors import ConfigError, Refused, TrellisError, Unavailable
 from trellis.flower.inbox import Inbox, Letter
 from trellis.flower.node_key import load_node_key
 from trellis.loopback import is_loopback
@@ -139,9 +140,10 @@ class FlowerLink:
                 make_pull_object_fn_protobuf(client.PullObject, node, run_id),
                 max_time=_PULL_OBJECT_S,
             )
-            letter = Letter(tree.object_id, run_id, int(node.node_id), objects)
-            # The SuperLink never hands it out again: what is confirmed must survive a crash.
-            self._inbox.keep(letter)
+        letter = Letter(tree.object_id, run_id, int(node.node_id), objects)
+        # The SuperLink never hands it out again: what is confirmed must survive a crash.
+        self._keep(letter)
+        with self._answers():
             client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(
                     node=node, run_id=run_id, message_object_id=message.metadata.message_id
@@ -212,6 +214,12 @@ class FlowerLink:
             self._inbox.clear()
         self._client.close()
         self._client = None
+
+    def _keep(self, letter: Letter) -> None:
+        try:
+            self._inbox.keep(letter)
+        except OSError as error:
+            raise TrellisError(f"{self._inbox.folder}: a message cannot be kept: {error.strerror}") from error
 
     @property
     def _id_file(self) -> Path:
