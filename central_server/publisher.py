@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Sequence
 
+from trellis.errors import ConfigError, PayloadError
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import CentralTask, Presence, Round, State, now_ms
 from trellis.topics import Kind, Topics
+
+logger = logging.getLogger(__name__)
 
 _PUBLISH_S = 2.0
 
@@ -37,6 +41,34 @@ class Publisher:
     def open(self, bus: Bus) -> None:
         """Publish through `bus` from now on."""
         self._bus = bus
+
+    async def guard(self, bus: Bus) -> None:
+        """Keep `central/state` true until canceled: a will that covers the birth is answered with it.
+
+        Raises:
+            ConfigError: A younger server is online on this broker: each topic has one writer.
+        """
+        topic = self._topics.path(Kind.CENTRAL_STATE)
+        async with bus.subscribe(topic) as messages:
+            async for message in messages:
+                try:
+                    heard = State.parse(message.payload) if message.payload else None
+                except PayloadError as error:
+                    logger.warning("topic=%s: dropped: %s", topic, error)
+                    continue
+                if heard is None or self._must_repeat(heard):
+                    await self._send(self._presence(Presence.ONLINE))
+
+    def _must_repeat(self, heard: State) -> bool:
+        if heard.state is Presence.OFFLINE:
+            return True
+        if heard.boot_id != self._boot_id and (heard.since, heard.boot_id) > (self._since, self._boot_id):
+            raise ConfigError(
+                f"topic {self._topics.path(Kind.CENTRAL_STATE)}",
+                f"another central server has started on this broker (its API: {heard.api or 'unknown'}): "
+                "a broker has one, so this one ends",
+            )
+        return False
 
     async def goodbye(self) -> None:
         """Say that the server has ended as it should: after a goodbye the broker keeps the will to itself."""

@@ -1,7 +1,8 @@
 """The central server: its HTTP API, the front, the SuperLink behind it, and its tasks, in one event loop.
 
 CentralServer.run
-├── ConfigError   a port is taken, the runs folder is another server's, or no broker listens
+├── ConfigError   a port is taken, the runs folder is another server's, no broker listens, or a younger
+│                 server has come to the same broker
 ├── Refused       the task given at the start is not taken
 └── Unavailable   the SuperLink does not start
 """
@@ -41,7 +42,7 @@ from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publicatio
 
 logger = logging.getLogger(__name__)
 
-CLIENT_ID = "trellis-central-server"
+CLIENT_ID = "central/server"
 _INCOMING = 65_536
 """Two retained messages of each device come at once when a task starts."""
 
@@ -53,7 +54,10 @@ async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
     """Run the central server until `stop` is set."""
 
     def open_bus(will: Publication, birth: Birth) -> Bus:
-        broker = BrokerSettings(settings.broker_url, CLIENT_ID, tls=settings.tls)
+        # Its own id for each process: so a second server on one broker is seen, instead of the two throwing
+        # each other off the broker for ever.
+        client_id = f"{CLIENT_ID}/{secrets.token_hex(4)}"
+        broker = BrokerSettings(settings.broker_url, client_id, tls=settings.tls)
         return MqttBus(broker, will=will, birth=birth, limits=Limits(incoming=_INCOMING))
 
     def open_superlink(environment: dict[str, str]) -> AbstractAsyncContextManager[RunningSuperLink]:
@@ -161,6 +165,7 @@ class CentralServer:
             self._group = group
             self._spawn(self._keeper.run(), "superlink")
             self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
+            self._spawn(self._publisher.guard(bus), "own state")
             self._spawn(asyncio.to_thread(scalars.warm_up), "tensorboard")
             while self._waiting:
                 self._start(self._waiting.pop())
