@@ -6,7 +6,7 @@ envelope (`trellis.envelope`). Its JSON Schema is published by `trellis task sch
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,15 +20,13 @@ from pydantic import (
     model_validator,
 )
 
-from trellis import plain_yaml
+from trellis import descriptor_fields, plain_yaml
 from trellis.descriptor_fields import Finite, Fraction, Moment, Name, Number, Positive
 from trellis.errors import DescriptorError, InvalidInput
 from trellis.faults import faults_of
 from trellis.identifiers import Identifier, RegionName
 
 MAX_DESCRIPTOR_BYTES = 128 * 1024
-DEFAULT_LIFETIME = timedelta(days=7)
-_LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 class Section(BaseModel):
@@ -193,7 +191,7 @@ class TaskDescriptor(Section):
         filled = dict(value)
         filled.setdefault("issued_at", datetime.now(UTC).replace(microsecond=0).isoformat())
         if "expires_at" not in filled:
-            filled["expires_at"] = _after(filled["issued_at"])
+            filled["expires_at"] = descriptor_fields.expiry(filled["issued_at"])
         return filled
 
     @field_validator("regions")
@@ -238,21 +236,9 @@ class TaskDescriptor(Section):
                 "revision": self.revision + 1,
                 "desired": "canceled",
                 "issued_at": issued_at,
-                "expires_at": max(self.expires_at, issued_at + DEFAULT_LIFETIME),
+                "expires_at": max(self.expires_at, issued_at + descriptor_fields.DEFAULT_LIFETIME),
             }
         )
-
-
-def _after(issued_at: object) -> object:
-    # A malformed issued_at is reported once, under its own name, by pydantic.
-    try:
-        if isinstance(issued_at, str):
-            issued_at = datetime.fromisoformat(issued_at)
-        if isinstance(issued_at, datetime) and issued_at.tzinfo is not None:
-            return issued_at + DEFAULT_LIFETIME
-    except (ValueError, OverflowError):
-        return _LATEST
-    return _LATEST
 
 
 def parse_json(text: str | bytes) -> TaskDescriptor:
@@ -306,4 +292,7 @@ def load(path: Path) -> TaskDescriptor:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a descriptor."""
-    return TaskDescriptor.model_json_schema()
+    schema = TaskDescriptor.model_json_schema()
+    # These are filled in before anything is checked, which pydantic's schema does not know.
+    schema["required"] = [name for name in schema["required"] if name not in {"issued_at", "expires_at"}]
+    return schema

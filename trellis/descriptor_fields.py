@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
+
+DEFAULT_LIFETIME = timedelta(days=7)
+_LATEST = datetime.max.replace(tzinfo=UTC)
 
 Positive = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
@@ -39,3 +42,16 @@ def _in_utc(value: datetime) -> datetime:
 
 Number = Annotated[float | int | bool, BeforeValidator(_number)]
 Moment = Annotated[AwareDatetime, BeforeValidator(_dated), AfterValidator(_in_utc)]
+
+
+def expiry(issued_at: object) -> object:
+    """Return when a descriptor expires that does not say so."""
+    # A malformed issued_at is reported once, under its own name, by pydantic.
+    try:
+        if isinstance(issued_at, str):
+            issued_at = datetime.fromisoformat(issued_at)
+        if isinstance(issued_at, datetime) and issued_at.tzinfo is not None:
+            return issued_at + DEFAULT_LIFETIME
+    except (ValueError, OverflowError):
+        return _LATEST
+    return _LATEST
