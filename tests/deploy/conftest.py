@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import shutil
 import signal
 import socket
 import ssl
@@ -20,6 +18,7 @@ from typing import Self
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from shipped_broker import configuration, program
 
 from trellis.keys import acl
 from trellis.keys.authority import create_authority, issue
@@ -27,22 +26,12 @@ from trellis.keys.principals import BROKER, OPERATOR, SERVER, Principal, device,
 from trellis.topics import Topics
 
 LIMIT_S = 20.0
-SHIPPED = Path(__file__).parents[2] / "deploy" / "mosquitto" / "mosquitto.conf"
 
 
 @pytest.fixture(scope="session")
 def need() -> Callable[[str], str]:
     """Finds a program: without it a test is skipped, and in CI it fails."""
-
-    def path_of(name: str) -> str:
-        path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
-        if path is None:
-            if os.environ.get("CI"):
-                pytest.fail(f"{name} is not installed, and CI must not skip what needs it")
-            pytest.skip(f"{name} is not installed")
-        return path
-
-    return path_of
+    return program
 
 
 class Client:
@@ -121,7 +110,8 @@ class Broker:
         self._command = [program, "-c", str(folder / "mosquitto.conf")]
         self._process: subprocess.Popen[bytes] | None = None
         self.write_acl()
-        (folder / "mosquitto.conf").write_text(configuration(keys, folder, self.port), encoding="utf-8")
+        text = configuration(keys / "broker", folder, "127.0.0.1", self.port)
+        (folder / "mosquitto.conf").write_text(text, encoding="utf-8")
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command)
@@ -158,20 +148,6 @@ class Broker:
 
     def client(self, principal: Principal, *, client_id: str = "", will: str = "") -> Client:
         return Client(self.port, self.keys / principal.folder, client_id=client_id, will=will)
-
-
-def configuration(keys: Path, folder: Path, port: int) -> str:
-    """The shipped file; every replacement must hit, or the test would try something else."""
-    text = SHIPPED.read_text(encoding="utf-8")
-    for shipped, here in {
-        "listener 8883\n": f"listener {port} 127.0.0.1\n",
-        " /etc/mosquitto/trellis/": f" {keys / 'broker'}/",
-        "persistence_location /var/lib/mosquitto/": f"persistence_location {folder}/",
-    }.items():
-        assert shipped in text
-        text = text.replace(shipped, here)
-    # Root would become the user `mosquitto`, who may not enter our temporary folder.
-    return text + ("user root\n" if os.geteuid() == 0 else "")
 
 
 def free_port() -> int:

@@ -1,17 +1,15 @@
-"""The shipped nginx lines, under a real nginx where there is one: the Fleet API passes, and nothing else."""
+"""The shipped nginx lines, under a real nginx: the Fleet API passes, and nothing else."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import os
-import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -109,11 +107,8 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def port(keys: Path, tmp_path: Path) -> Iterator[int]:
-    # An example for one proxy of many: unlike the broker it is no part of every deployment.
-    nginx = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
-    if nginx is None:
-        pytest.skip("nginx is not installed")
+def port(keys: Path, tmp_path: Path, need: Callable[[str], str]) -> Iterator[int]:
+    nginx = need("nginx")
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = int(free.getsockname()[1])
     with front(keys / "server") as front_port:
