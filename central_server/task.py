@@ -144,12 +144,26 @@ class ServerTask:
         await self._publisher.round(self.name, round)
 
     async def finish_round(self, finished: RoundRecord) -> None:
-        """Keep a finished round."""
+        """Keep a finished round; one that is kept already, as a resumed app reports it, changes nothing."""
+        if self._history.get(finished.round) == finished:
+            return
         async with self._writing:
             await asyncio.to_thread(self._keep_round, finished)
             self._history[finished.round] = finished
             metrics = _with_headline(_measured(finished))
             await self._replace(round=max(self.record.round, finished.round), metrics=metrics)
+        logger.info(
+            "task=%s round=%d/%d loss=%s accuracy=%s replied=%d/%d failed=%d in %.2f s",
+            self.name,
+            finished.round,
+            self.record.rounds,
+            _shown(finished.loss),
+            _shown(finished.accuracy),
+            finished.replied,
+            finished.selected,
+            finished.failed,
+            finished.duration_s,
+        )
         await self._publisher.task_state(self.record.public())
 
     async def report(self, report: StateReport) -> None:
@@ -216,6 +230,10 @@ class ServerTask:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _measured(finished: RoundRecord) -> dict[str, float]:

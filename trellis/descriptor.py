@@ -208,6 +208,8 @@ class TaskDescriptor(Section):
                 f"expires_at ({self.expires_at.isoformat()}) must be after "
                 f"issued_at ({self.issued_at.isoformat()})"
             )
+        if self.stop is not None and not (self.evaluate.on and self.evaluate.every):
+            raise ValueError("stop needs an evaluation: give evaluate.on, and evaluate.every of at least 1")
         strangers = set(self.aggregation.regions) - set(self.regions)
         if strangers:
             raise ValueError(f"aggregation.regions names {sorted(strangers)}, which regions does not")

@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
         try:
-            metrics = _loop(grid, channel, brief).run()
+            finished = _loop(grid, channel, brief).run()
         except Canceled as error:
             channel.report(_ended(TaskState.CANCELED, "canceled", str(error)))
         except Unavailable:
@@ -51,7 +51,14 @@ def main(grid: Grid, context: Context) -> None:
             channel.report(_ended(TaskState.FAILED, "internal", summary))
             raise
         else:
-            channel.report(StateReport(state=TaskState.SUCCEEDED, metrics=metrics))
+            stopped = finished.stopped
+            channel.report(
+                StateReport(
+                    state=TaskState.SUCCEEDED,
+                    reason=None if stopped is None else Reason(code="stopped", message=stopped),
+                    metrics=finished.metrics,
+                )
+            )
 
 
 def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:

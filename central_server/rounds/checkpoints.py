@@ -1,8 +1,9 @@
 """Checkpoints: what a task needs to go on after a crash, as one safetensors file a round.
 
 `checkpoints/round-NNNN.safetensors` holds the global model, the strategy's state (moments of an optimiser)
-and, as metadata, the round. It is written whole before the round is reported. Every
-random choice derives from seed and round, so there is no generator to store.
+and, as metadata, the round's record and what early stopping remembers. It is written whole, once the round
+is evaluated and before it is reported: what a checkpoint has not, is done again, and devices answer it from
+their journals. Every random choice derives from seed and round, so there is no generator to store.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from central_server.rounds.stopping import Progress
+from trellis.flower.backchannel import RoundRecord
 from trellis.tensors import Arrays
 
 logger = logging.getLogger(__name__)
@@ -37,11 +40,15 @@ class Checkpoint:
         round: The finished round.
         arrays: The global model.
         strategy: The strategy's named arrays, by attribute.
+        record: What is reported of the round.
+        progress: What early stopping remembers.
     """
 
     round: int
     arrays: Arrays
     strategy: dict[str, Arrays] = field(default_factory=dict)
+    record: RoundRecord | None = None
+    progress: Progress = field(default_factory=Progress)
 
 
 class Checkpoints:
@@ -57,7 +64,13 @@ class Checkpoints:
         for attribute, arrays in checkpoint.strategy.items():
             tensors |= {f"strategy/{attribute}/{name}": array for name, array in arrays.items()}
         contiguous = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()}
-        metadata = {"round": str(checkpoint.round), "order": json.dumps(list(checkpoint.arrays))}
+        metadata = {
+            "round": str(checkpoint.round),
+            "order": json.dumps(list(checkpoint.arrays)),
+            "progress": json.dumps(asdict(checkpoint.progress)),
+        }
+        if checkpoint.record is not None:
+            metadata["record"] = checkpoint.record.model_dump_json()
         path = self._folder / f"round-{checkpoint.round:04d}.safetensors"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -108,4 +121,11 @@ def _read(path: Path) -> Checkpoint:
             attribute, _, name = rest.partition("/")
             strategy.setdefault(attribute, {})[name] = array
     order = json.loads(metadata["order"])
-    return Checkpoint(int(metadata["round"]), {name: tensors[f"model/{name}"] for name in order}, strategy)
+    record = metadata.get("record")
+    return Checkpoint(
+        round=int(metadata["round"]),
+        arrays={name: tensors[f"model/{name}"] for name in order},
+        strategy=strategy,
+        record=None if record is None else RoundRecord.model_validate_json(record),
+        progress=Progress(**json.loads(metadata["progress"])),
+    )

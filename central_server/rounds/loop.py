@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from central_server.rounds.checkpoints import Checkpoint, Checkpoints, restore_strategy, strategy_state
 from central_server.rounds.evaluation import ServerData, evaluate, read_model, write_model
 from central_server.rounds.selection import select
+from central_server.rounds.stopping import advance
 from central_server.rounds.strategies import Entry
 from models.backends import Backend
 from trellis.descriptor import TaskDescriptor
@@ -45,6 +46,14 @@ _ATTEMPTS = 3
 
 class TaskFailed(TrellisError):
     """The task cannot go on; the message is the reason that people are told."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task that has succeeded: its final metrics, and why it ended early, if it did."""
+
+    metrics: dict[str, float]
+    stopped: str | None
 
 
 @dataclass(frozen=True)
@@ -78,36 +87,36 @@ class RoundLoop:
         self._model_file = folder / "model.safetensors"
         self._rounds = descriptor.train.rounds
 
-    def run(self) -> dict[str, float]:
-        """Run what is left of the task; return the final metrics."""
+    def run(self) -> Finished:
+        """Run what is left of the task."""
         checkpoint = self._checkpoints.latest()
         if checkpoint is None:
-            done, arrays = 0, self._backend.initial()
+            checkpoint = Checkpoint(0, self._backend.initial())
         else:
-            done, arrays = checkpoint.round, checkpoint.arrays
             restore_strategy(self._strategy, checkpoint.strategy)
-            logger.info("going on after round %d", done)
-        metrics: dict[str, float] = {}
-        for number in range(done + 1, self._rounds + 1):
-            arrays, metrics = self._round(number, arrays)
-        return self._finish(arrays, metrics)
+            logger.info("going on after round %d", checkpoint.round)
+            if checkpoint.record is not None:
+                # Whether the service has heard of it before the crash nobody knows; twice does no harm.
+                self._channel.record(checkpoint.record)
+        while checkpoint.round < self._rounds and checkpoint.progress.reason is None:
+            checkpoint = self._round(checkpoint.round + 1, checkpoint)
+        return self._finish(checkpoint)
 
-    def _round(self, number: int, arrays: Arrays) -> tuple[Arrays, dict[str, float]]:
+    def _round(self, number: int, before: Checkpoint) -> Checkpoint:
         started = time.monotonic()
         self._grid.begin_round()
-        trained = self._train(number, arrays)
-        state = strategy_state(self._strategy, self._entry.state)
-        # Written before it is acted on: what is reported below has happened.
-        self._checkpoints.write(Checkpoint(number, trained.arrays, state))
+        trained = self._train(number, before.arrays)
+        progress = before.progress
         metrics, evaluated = dict(trained.metrics), None
         if self._is_evaluated(number):
             found, evaluated = self._evaluate(number, trained.arrays)
             metrics |= found
+            progress = advance(progress, self._task.stop, _headline(metrics), number)
         bytes_up, bytes_down = self._grid.traffic
         record = RoundRecord(
             round=number,
-            loss=_first(metrics, "server_loss", "eval_loss", "train_loss"),
-            accuracy=_first(metrics, "server_accuracy", "eval_accuracy", "train_accuracy"),
+            loss=_headline(metrics).get("loss"),
+            accuracy=_headline(metrics).get("accuracy"),
             metrics=metrics,
             selected=trained.standing.slots,
             replied=trained.standing.replied,
@@ -117,10 +126,13 @@ class RoundLoop:
             bytes_up=bytes_up,
             bytes_down=bytes_down,
         )
+        state = strategy_state(self._strategy, self._entry.state)
+        after = Checkpoint(number, trained.arrays, state, record, progress)
+        # Written before it is acted on: what is reported below has happened.
+        self._checkpoints.write(after)
         self._channel.record(record)
         self._grid.say(_done(record, self._rounds, lost=trained.standing.lost))
-        logger.info("round %d/%d loss=%s replied=%d", number, self._rounds, record.loss, record.replied)
-        return trained.arrays, metrics
+        return after
 
     def _train(self, number: int, arrays: Arrays) -> Trained:
         problem = ""
@@ -193,16 +205,19 @@ class RoundLoop:
                     Round(round=number - 1, rounds=self._rounds, phase=RoundPhase.GATHERING, standby=said)
                 )
 
-    def _finish(self, arrays: Arrays, metrics: dict[str, float]) -> dict[str, float]:
+    def _finish(self, last: Checkpoint) -> Finished:
+        """Write the model, and return the metrics of the file as it was saved."""
         self._channel.report(StateReport(state=TaskState.FINISHING))
-        write_model(self._model_file, arrays, self._task, self._rounds)
+        write_model(self._model_file, last.arrays, self._task, last.round)
         saved = read_model(self._model_file)
-        if self._is_evaluated(self._rounds):
-            # The last round's evaluation was of these very arrays; what may differ is only the file.
-            final = evaluate(self._backend, saved, self._data) if self._data else {}
-        else:
-            final, _ = self._evaluate(self._rounds, saved)
-        return {**metrics, **final}
+        metrics = dict(last.record.metrics) if last.record is not None else {}
+        if not self._is_evaluated(last.round):
+            found, _ = self._evaluate(last.round, saved)
+            metrics |= found
+        elif self._data is not None:
+            # The round's evaluation was of these very arrays; what may differ is only the file.
+            metrics |= evaluate(self._backend, saved, self._data)
+        return Finished(metrics, last.progress.reason)
 
     def _config(self, number: int) -> ConfigRecord:
         return ConfigRecord({"task": self._task.task, "round": number})
@@ -243,8 +258,15 @@ def _floats(metrics: MetricRecord | None) -> dict[str, float]:
     return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and np.isfinite(v)}
 
 
-def _first(metrics: Mapping[str, float], *names: str) -> float | None:
-    return next((metrics[name] for name in names if name in metrics), None)
+def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return `loss` and `accuracy`: the server's own where it has evaluated, else the devices'."""
+    found = {}
+    for name in ("loss", "accuracy"):
+        for where in ("server", "eval", "train"):
+            if f"{where}_{name}" in metrics:
+                found[name] = metrics[f"{where}_{name}"]
+                break
+    return found
 
 
 def _outcomes(trained: Standing, evaluated: Standing | None) -> tuple[Outcome, ...]:
