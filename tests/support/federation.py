@@ -1,0 +1,241 @@
+"""A whole federation of real processes on loopback, for tests from end to end.
+
+    async with Federation(tmp_path, devices=(Device("d1", "eu-1"), Device("d2", "us-1"))) as fleet:
+        file = fleet.task("digits", rounds=2)
+        assert (await fleet.operator("task", "run", file)).code == 0
+
+On leaving, everything is stopped, and it is an error if a process, a port or a temporary file is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from members import Finished, Ground, Member, free_ports, listened, listening_ports
+from observer import Observer
+
+from trellis.cli.fleet_keys import make_keys
+from trellis.errors import TrellisError
+from trellis.http.client import ServiceClient
+
+START_S = 150.0
+"""A machine with two cores that runs other tests as well takes a minute for twelve interpreters."""
+ENDED = ("succeeded", "failed", "canceled")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device; by default it gets its share of digits among all devices of the federation."""
+
+    name: str
+    region: str = "eu-1"
+    data: str = "digits"
+    partition: str | None = None
+    starts: bool = True
+    options: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Its topics' common part."""
+        return f"{self.region}/devices/{self.name}"
+
+
+class Federation:
+    """A broker, a server, a gateway for each region, and devices."""
+
+    def __init__(
+        self, folder: Path, *, devices: tuple[Device, ...], server_options: tuple[str, ...] = ()
+    ) -> None:
+        self.ground = Ground(folder)
+        self.folder, self.keys = folder, folder / "keys"
+        self.specs = {device.name: device for device in devices}
+        self.regions = tuple(dict.fromkeys(device.region for device in devices))
+        broker, self.front_port, api, *gateways = self._ports = free_ports(3 + len(self.regions))
+        self.broker_url, self.server_url = f"mqtt://127.0.0.1:{broker}", f"http://127.0.0.1:{api}"
+        self.gateway_urls = {
+            region: f"http://127.0.0.1:{port}" for region, port in zip(self.regions, gateways, strict=True)
+        }
+        common = ("--keys", "keys", "--broker", self.broker_url, "--insecure")
+        self.broker = Member(
+            "broker", self.ground, "broker", "--port", str(broker), "--insecure", "--state", "broker"
+        )
+        ports = ("--front-port", str(self.front_port), "--api-port", str(api))
+        data = () if "--data" in server_options else ("--data", "digits")
+        self.server = Member("server", self.ground, "server", *ports, *data, *server_options, *common)
+        self.gateways = {
+            region: Member(f"gateway-{region}", self.ground, *self._gateway(region, port), *common)
+            for region, port in zip(self.regions, gateways, strict=True)
+        }
+        self.devices = {
+            device.name: Member(f"device-{device.name}", self.ground, *self._device(n, device), *common)
+            for n, device in enumerate(devices)
+        }
+        self.mqtt = Observer(self.broker_url, self.check_alive)
+
+    def _gateway(self, region: str, port: int) -> tuple[str, ...]:
+        return ("gateway", "--region", region, "--api-port", str(port), "--server", self.server_url)
+
+    def _device(self, index: int, device: Device) -> tuple[str, ...]:
+        partition = device.partition or f"{index}/{len(self.specs)}"
+        who = ("--name", device.name, "--region", device.region, "--server", f"127.0.0.1:{self.front_port}")
+        return ("device", *who, "--data", device.data, "--partition", partition, *device.options)
+
+    @property
+    def members(self) -> list[Member]:
+        """All processes that belong to it, the broker first."""
+        return [self.broker, self.server, *self.gateways.values(), *self.devices.values()]
+
+    async def __aenter__(self) -> Federation:
+        try:
+            await self._start()
+        except BaseException as error:
+            await self._abandon(error)
+            raise
+        return self
+
+    async def __aexit__(self, exc_type: object, exc: BaseException | None, tb: object) -> None:
+        if exc is not None:
+            await self._abandon(exc)
+            return
+        try:
+            await self._leave()
+        except BaseException as error:
+            await self._abandon(error)
+            raise
+
+    async def _start(self) -> None:
+        make_keys(self.keys, self.regions)
+        self.broker.start()
+        await self.mqtt.__aenter__()
+        await self.mqtt.connected(START_S)
+        self.server.start()
+        for gateway in self.gateways.values():
+            gateway.start()
+        for name, device in self.devices.items():
+            if self.specs[name].starts:
+                device.start()
+        await self.all_online()
+
+    async def _leave(self) -> None:
+        running = [member for member in self.members if member.running]
+        ports = sorted({*self._ports, *listening_ports(self.ground.processes())})
+        codes = await asyncio.gather(*(member.stop() for member in running if member is not self.broker))
+        await self.mqtt.__aexit__()
+        codes.append(await self.broker.stop())
+        assert set(codes) <= {0}, f"exit codes {codes} of {[member.name for member in running]} after SIGTERM"
+        deadline = time.monotonic() + 10
+        while left := [*self.ground.residue(), *(f"port {port}" for port in listened(ports))]:
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            await asyncio.sleep(0.1)
+        shutil.rmtree(self.folder)
+
+    async def _abandon(self, error: BaseException) -> None:
+        error.add_note(self.last_words())
+        await self.mqtt.__aexit__()
+        for member in reversed(self.members):
+            member.wanted = False
+        await asyncio.to_thread(self.ground.clear)
+
+    def check_alive(self) -> None:
+        """Fail if a process has ended by itself."""
+        fallen = [member for member in self.members if member.fell]
+        assert not fallen, "ended by itself: " + "\n".join(member.last_words() for member in fallen)
+
+    def last_words(self) -> str:
+        """Return the ends of all logs."""
+        logs = [member.last_words() for member in self.members if member.log.exists()]
+        superlink = self.folder / "runs" / ".superlink" / "superlink.log"
+        if superlink.exists():
+            logs.append("--- superlink\n" + "\n".join(superlink.read_text().splitlines()[-25:]))
+        return "\n".join(logs)
+
+    async def all_online(self) -> None:
+        """Return once MQTT shows everybody who runs."""
+        topics = ["central/state", *(f"{region}/gateway/state" for region in self.regions)]
+        topics += [f"{self.specs[name].path}/state" for name, one in self.devices.items() if one.running]
+        for topic in topics:
+            await self.mqtt.field(topic, "state", "online", within_s=START_S)
+
+    def execution(self, device: str, task: str) -> str:
+        """Return the topic of a task's execution on a device, without the base."""
+        return f"{self.specs[device].path}/tasks/{task}/execution"
+
+    def task(self, name: str, *, regions: tuple[str, ...] | None = None, **sections: Mapping[str, Any]) -> str:
+        """Write a small task on digits and return its file's name; sections are merged into the defaults."""
+        here = [device for device in self.specs.values() if regions is None or device.region in regions]
+        count = sum(1 for device in here if device.starts)
+        value: dict[str, Any] = {
+            "task": name,
+            "regions": list(regions or self.regions),
+            "server": {"address": f"127.0.0.1:{self.front_port}", "tls": False},
+            "model": {"name": "softmax"},
+            "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
+            "train": {"rounds": 2, "batch_size": 16, "learning_rate": 0.05, "momentum": 0.9, "seed": 7},
+            "participants": {"minimum": count, "quorum": 1.0, "deadline_s": 90.0},
+            "evaluate": {"on": ["server"], "every": 1},
+        }
+        for section, fields in sections.items():
+            value[section] = {**value.get(section, {}), **fields}
+        (self.folder / f"{name}.yaml").write_text(json.dumps(value, indent=1))  # JSON is YAML
+        return f"{name}.yaml"
+
+    async def operator(self, *arguments: str, timeout_s: float = 150.0) -> Finished:
+        """Run an operator's command against the server of this federation."""
+        more = ["--server", self.server_url, "--keys", "keys"]
+        if arguments[:2] == ("task", "run"):
+            more += ["--broker", self.broker_url]
+        return await self.ground.command(*arguments, *more, timeout_s=timeout_s)
+
+    async def submit(self, name: str, **options: Any) -> str:
+        """Write a task, run it without waiting for its end, and return its name."""
+        posted = await self.operator("task", "run", self.task(name, **options), "--no-watch")
+        assert posted.code == 0, posted
+        return name
+
+    async def view(self, task: str) -> dict[str, Any]:
+        """Return the server's account of a task."""
+        async with ServiceClient(self.server_url, tls=None) as client:
+            return await client.get(f"/v1/tasks/{task}")
+
+    async def until(
+        self, task: str, holds: Callable[[dict[str, Any]], bool], what: str, *, within_s: float = 90.0
+    ) -> dict[str, Any]:
+        """Return the server's account once `holds` holds of it; a server that is away is waited for."""
+        deadline = time.monotonic() + within_s
+        view: dict[str, Any] = {}
+        while True:
+            try:
+                view = await self.view(task)
+                if holds(view):
+                    return view
+            except TrellisError as error:
+                view = {"error": str(error)}
+            assert time.monotonic() < deadline, f"task {task}, not within {within_s:g} s: {what}; {view}"
+            self.check_alive()
+            await asyncio.sleep(0.1)
+
+    async def rounds_done(self, task: str, count: int, *, within_s: float = 90.0) -> dict[str, Any]:
+        """Return the account once so many rounds are over."""
+        return await self.until(
+            task, lambda view: len(view["history"]) >= count, f"{count} rounds done", within_s=within_s
+        )
+
+    async def ended(self, task: str, state: str = "succeeded", *, within_s: float = 150.0) -> dict[str, Any]:
+        """Return the account once the task has ended, which must be in `state`."""
+        view = await self.until(task, lambda one: one["state"] in ENDED, "ended", within_s=within_s)
+        assert view["state"] == state, f"task {task}: {view['state']}, {view['reason']}"
+        return view
+
+    async def model(self, task: str) -> Path:
+        """Return the trained model's file, fetched over HTTP."""
+        file = self.folder / f"{task}.safetensors"
+        async with ServiceClient(self.server_url, tls=None) as client:
+            await client.download(f"/v1/tasks/{task}/model", file)
+        return file

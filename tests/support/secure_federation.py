@@ -1,0 +1,212 @@
+"""A fleet with TLS and access lists everywhere, on two machines: a centre and an edge.
+
+The broker and the server are here, the gateway and the devices at the network's other end. Every process
+holds a copy of its own key folder and of nothing else, as its machine would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from machines import TRELLIS, Ended, Machine, Running, until
+from namespaces import Network
+from shipped_broker import configuration, program
+
+from trellis.tls import TlsFiles, client_context
+
+REGION = "eu-1"
+OTHER = "us-1"
+START_S = 90.0
+
+
+def free_port(host: str) -> int:
+    """Return a port of `host` that nobody listens on."""
+    with socket.create_server((host, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class SecureFleet:
+    """A broker, a server, the gateway of `eu-1` and its two devices; keys for a device of `us-1` beside them.
+
+    Args:
+        folder: Empty; gets keys, logs and states.
+        network: Its two ends.
+        own_broker: Whether `trellis broker` is the broker, instead of mosquitto with the shipped file.
+    """
+
+    def __init__(self, folder: Path, network: Network, *, own_broker: bool = False) -> None:
+        self.network, self.folder = network, folder
+        self.centre, self.edge = Machine(folder / "centre"), Machine(folder / "edge", network.at_edge)
+        self.keys = folder / "keys"  # stays with whoever adds machines
+        self._own_broker = own_broker
+        self._stack = contextlib.ExitStack()
+        self._ports = {name: free_port(network.centre) for name in ("broker", "front", "api")}
+        self.running: dict[str, Running] = {}
+
+    @property
+    def broker_url(self) -> str:
+        return f"mqtts://{self.network.centre}:{self._ports['broker']}"
+
+    @property
+    def server_url(self) -> str:
+        return f"https://{self.network.centre}:{self._ports['api']}"
+
+    @property
+    def front(self) -> str:
+        """`host:port` where devices reach Flower."""
+        return f"{self.network.centre}:{self._ports['front']}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"https://{self.network.edge}:{self.gateway_port}"
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self._make_keys()
+            self.start_broker()
+            self._start_services()
+            for number in (1, 2):
+                self.start_device(f"d{number}", "--partition", f"{number - 1}/2")
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(self.last_words())
+        with self._stack:
+            broker = self.running.pop("broker")
+            for one in self.running.values():
+                assert one.stop() == 0, one.last_words()
+            broker.stop()
+
+    def _make_keys(self) -> None:
+        centre, edge = self.network.centre, self.network.edge
+        self.administrate("init", str(self.keys), "--host", centre)
+        self.administrate("gateway", REGION, "--host", edge, "--keys", str(self.keys))
+        for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER)):
+            self.administrate("device", name, "--region", region, "--keys", str(self.keys))
+
+    def administrate(self, *arguments: str) -> str:
+        """Run `trellis keys ARGUMENTS`, and return what it says."""
+        done = self.centre.run("keys", *arguments)
+        assert done.code == 0, done.err
+        return done.out
+
+    def issued(self, *parts: str, to: Machine) -> str:
+        """Copy an identity's folder to its machine, and return its name there."""
+        name = "-".join(("keys", *parts))
+        shutil.copytree(self.keys.joinpath(*parts), to.folder / name, dirs_exist_ok=True)
+        return name
+
+    def start(self, name: str, machine: Machine, *command: str) -> Running:
+        """Start a program, which is ended with the fleet."""
+        running = self.running[name] = Running(name, machine, command)
+        self._stack.callback(running.stop)
+        return running
+
+    def start_broker(self) -> None:
+        host, port = self.network.centre, self._ports["broker"]
+        identity = self.centre.folder / self.issued("broker", to=self.centre)
+        if self._own_broker:
+            command = ("broker", "--keys", identity.name, "--host", host, "--port", str(port))
+            self.start("broker", self.centre, *TRELLIS, *command).says("mosquitto listens at")
+            return
+        state = self.centre.folder / "broker"
+        state.mkdir()
+        (state / "mosquitto.conf").write_text(configuration(identity, state, host, port), encoding="utf-8")
+        command = (program("mosquitto"), "-c", str(state / "mosquitto.conf"))
+        self.start("broker", self.centre, *command).says("running")
+
+    def _start_services(self) -> None:
+        host, edge = self.network.centre, self.network.edge
+        ports = ("--front-port", str(self._ports["front"]), "--api-port", str(self._ports["api"]))
+        keys = self.issued("server", to=self.centre)
+        command = ("server", "--keys", keys, "--broker", self.broker_url, "--host", host, *ports)
+        server = self.start("server", self.centre, *TRELLIS, *command, "--data", "digits")
+        keys = self.issued("gateways", REGION, to=self.edge)
+        command = ("gateway", "--region", REGION, "--keys", keys, "--broker", self.broker_url)
+        where = ("--server", self.server_url, "--host", edge, "--api-port", "0")
+        gateway = self.start("gateway", self.edge, *TRELLIS, *command, *where)
+        self.gateway_port = int(gateway.says(r"gateway listens api=", within_s=START_S).rpartition(":")[2])
+        gateway.says("gateway serves", within_s=START_S)
+        server.says("central_server.*API", within_s=START_S)
+        until(lambda: self._is_well() or None, "the server is well", within_s=START_S)
+
+    def _is_well(self) -> bool:
+        try:
+            with self.operator_http() as http:
+                return bool(http.get(f"{self.server_url}/healthz").json()["status"] == "ok")
+        except httpx.TransportError:
+            return False
+
+    def device_command(self, name: str, *more: str, keys: str, region: str = REGION) -> tuple[str, ...]:
+        """Return the arguments of `trellis` that make a device of this fleet."""
+        where = ("--broker", self.broker_url, "--server", self.front)
+        return ("device", "--name", name, "--region", region, "--keys", keys, "--data", "digits", *where, *more)
+
+    def start_device(self, name: str, *more: str) -> Running:
+        """Start a device of `eu-1`, and return once it is ready."""
+        keys = self.issued("devices", REGION, name, to=self.edge)
+        command = self.device_command(name, *more, keys=keys)
+        device = self.start(name, self.edge, *TRELLIS, *command)
+        device.says("is ready in region", within_s=START_S)
+        return device
+
+    def operator(self, *arguments: str, within_s: float = 150.0) -> Ended:
+        """Run an operator's command, with the operator's keys alone."""
+        keys = self.issued("operator", to=self.centre)
+        return self.centre.run(*arguments, "--keys", keys, within_s=within_s)
+
+    def task(self, name: str, **sections: Any) -> dict[str, Any]:
+        """Return a small task on digits for this fleet."""
+        value: dict[str, Any] = {
+            "task": name,
+            "regions": [REGION],
+            "server": {"address": self.front, "tls": True},
+            "model": {"name": "softmax"},
+            "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
+            "train": {"rounds": 2, "batch_size": 16, "learning_rate": 0.05, "momentum": 0.9, "seed": 7},
+            "participants": {"minimum": 2, "quorum": 1.0, "deadline_s": 90.0},
+            "evaluate": {"on": ["server"], "every": 1},
+        }
+        for section, content in sections.items():
+            old = value.get(section)
+            value[section] = {**old, **content} if isinstance(old, dict) else content
+        return value
+
+    def task_file(self, task: dict[str, Any]) -> str:
+        """Write a task, and return its file's name at the centre."""
+        name = f"{task['task']}.yaml"
+        (self.centre.folder / name).write_text(json.dumps(task))  # JSON is YAML
+        return name
+
+    @contextlib.contextmanager
+    def operator_http(self) -> Iterator[httpx.Client]:
+        """Plain HTTP with the operator's certificate, below what our own client would refuse to send."""
+        with httpx.Client(
+            verify=client_context(tls_files(self.keys / "operator")), trust_env=False, timeout=20
+        ) as http:
+            yield http
+
+    def execution(self, task: str, device: str) -> dict[str, Any]:
+        """Return what the gateway tells of a device's execution; {} if nothing."""
+        with self.operator_http() as http:
+            answer = http.get(f"{self.gateway_url}/v1/tasks/{task}")
+        found = {one["device"]: one["execution"] for one in answer.json().get("devices", ())}
+        return dict(found.get(device, {}))
+
+    def last_words(self) -> str:
+        """Return the ends of all logs."""
+        return "\n".join(one.last_words() for one in self.running.values())
+
+
+def tls_files(identity: Path) -> TlsFiles:
+    """Return the TLS files of an identity's folder."""
+    return TlsFiles(ca=identity / "ca.crt", cert=identity / "tls.crt", key=identity / "tls.key")
