@@ -149,7 +149,19 @@ class SecureFleet:
     def device_command(self, name: str, *more: str, keys: str, region: str = REGION) -> tuple[str, ...]:
         """Return the arguments of `trellis` that make a device of this fleet."""
         where = ("--broker", self.broker_url, "--server", self.front)
-        return ("device", "--name", name, "--region", region, "--keys", keys, "--data", "digits", *where, *more)
+        return (
+            "device",
+            "--name",
+            name,
+            "--region",
+            region,
+            "--keys",
+            keys,
+            "--data",
+            "digits",
+            *where,
+            *more,
+        )
 
     def start_device(self, name: str, *more: str) -> Running:
         """Start a device of `eu-1`, and return once it is ready."""

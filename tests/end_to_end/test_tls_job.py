@@ -1,0 +1,40 @@
+"""The main job with TLS and access lists everywhere, between two machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from namespaces import Network, network
+from safetensors.numpy import load_file
+from secure_federation import SecureFleet
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def ends() -> Iterator[Network]:
+    with network() as found:
+        yield found
+
+
+@pytest.mark.parametrize("own_broker", [False, True], ids=["shipped-mosquitto", "trellis-broker"])
+def test_a_task_from_post_to_model(ends: Network, tmp_path: Path, *, own_broker: bool) -> None:
+    with SecureFleet(tmp_path, ends, own_broker=own_broker) as fleet:
+        file = fleet.task_file(fleet.task("secure", train={"rounds": 3}))
+        where = ("--server", fleet.server_url)
+        done = fleet.operator("task", "run", file, *where, "--broker", fleet.broker_url)
+        assert done.code == 0, done.err + done.out
+        shown = fleet.operator("task", "show", "secure", *where, "--json")
+        view = json.loads(shown.out)
+        assert (view["state"], view["round"]) == ("succeeded", 3)
+        assert {one["device"] for one in view["devices"]} == {"d1", "d2"}
+        got = fleet.operator("model", "get", "secure", *where, "-o", "model.safetensors")
+        assert got.code == 0, got.err
+        model = fleet.centre.folder / "model.safetensors"
+        assert sum(array.size for array in load_file(model).values()) == 64 * 10 + 10  # softmax on 8 x 8
+        measured = fleet.centre.run("model", "evaluate", model.name, "--data", "digits", "--json")
+        # Ten classes: chance is 0.1.
+        assert json.loads(measured.out)["accuracy"] > 0.6
