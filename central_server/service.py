@@ -97,13 +97,14 @@ class CentralServer:
         self._gateways = Gateways()
         self._publisher = Publisher(settings.topics)
         admission = Admission(settings.keyring, frozenset(settings.data))
-        self._tasks = Tasks(store, self._publisher, admission, self._start)
+        self._tasks = Tasks(store, self._publisher, admission, self._start, self._retire)
         self._keeper = SuperLinkKeeper(lambda: open_superlink(self._environment), self._front.point_to)
         self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
         self._bus: Bus | None = None
         self._group: asyncio.TaskGroup | None = None
         self._waiting: list[ServerTask] = []
         self._workers: set[asyncio.Task[None]] = set()
+        self._followers: dict[str, asyncio.Task[None]] = {}
         self.api_url = ""
         self.front_url = ""
 
@@ -181,14 +182,25 @@ class CentralServer:
         if self._group is None:
             self._waiting.append(task)
         else:
-            self._spawn(self._follow(task), f"task {task.name}")
+            self._followers[task.name] = self._spawn(self._follow(task), f"task {task.name}")
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    async def _retire(self, task: ServerTask) -> None:
+        """Follow an ended task no more: its topics and its folder are about to be another run's."""
+        task.close()
+        if task in self._waiting:
+            self._waiting.remove(task)
+        follower = self._followers.pop(task.name, None)
+        if follower is not None:
+            follower.cancel()
+            await asyncio.wait({follower})
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         if self._group is None:
             raise RuntimeError("the server does not work")
         worker = self._group.create_task(work, name=name)
         self._workers.add(worker)
         worker.add_done_callback(self._workers.discard)
+        return worker
 
     async def _follow(self, task: ServerTask) -> None:
         """See a task to its end, and its topics until they are cleared."""

@@ -2,7 +2,8 @@
 
 descriptor.json    the signed envelope as it came     metrics.jsonl    one finished round a line
 state.json         the task's state                   summary.json, report.html    at the end
-The ServerApp writes `checkpoints/` and `model.safetensors` beside them.
+The ServerApp writes `checkpoints/` and `model.safetensors` beside them. A task that has ended and runs again
+under a higher revision leaves its first run in `runs/<task>.r<revision>/`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Store:
         """Return every task; a folder that cannot be read is named in the log and left alone."""
         tasks: list[StoredTask] = []
         for folder in sorted(self.runs.iterdir()):
-            if not (folder / DESCRIPTOR).is_file():
+            if "." in folder.name or not (folder / DESCRIPTOR).is_file():
                 continue
             try:
                 tasks.append(_read_task(folder))
@@ -102,6 +103,16 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / DESCRIPTOR, task.envelope.to_bytes())
         self.save_record(task.record)
+
+    def archive(self, task: str, revision: int) -> Path:
+        """Move the folder of an ended task aside, as `<task>.r<revision>`, and return where it lies now."""
+        aside = self.runs / f"{task}.r{revision}"  # no task is called so: identifiers have no dot
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.runs / f"{task}.r{revision}-{number}"
+        self.folder(task).rename(aside)
+        return aside
 
     def save_record(self, record: TaskRecord) -> None:
         """Write a task's state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from central_server.admission import Admission, Admitted
 from central_server.publisher import Publisher
@@ -21,12 +21,19 @@ class Tasks:
 
     Args:
         start: Called with each task that is to be followed, new or left by an earlier server.
+        retire: Called with a task that has ended and is followed no more, because its name runs again.
     """
 
     def __init__(
-        self, store: Store, publisher: Publisher, admission: Admission, start: Callable[[ServerTask], None]
+        self,
+        store: Store,
+        publisher: Publisher,
+        admission: Admission,
+        start: Callable[[ServerTask], None],
+        retire: Callable[[ServerTask], Awaitable[None]],
     ) -> None:
-        self._store, self._publisher, self._admission, self._start = store, publisher, admission, start
+        self._store, self._publisher, self._admission = store, publisher, admission
+        self._start, self._retire = start, retire
         self._tasks: dict[str, ServerTask] = {}
         self._posting = asyncio.Lock()
 
@@ -76,6 +83,9 @@ class Tasks:
                 return await self._call_off(admitted), False
             # A model is looked up, which may import a package.
             await asyncio.to_thread(self._admission.check, descriptor)
+            if known is not None:
+                await self._retire(known)
+                await asyncio.to_thread(self._store.archive, known.name, known.descriptor.revision)
             task = ServerTask(
                 StoredTask(admitted.envelope, descriptor, posted(descriptor)), self._store, self._publisher
             )
@@ -115,7 +125,7 @@ class Tasks:
 
 
 def _compared(known: ServerTask, admitted: Admitted) -> bool:
-    """Whether the server has this very revision already; False for a cancellation that is due.
+    """Whether the server has this very revision already; False for a cancellation, or a new run, that is due.
 
     Raises:
         Refused: It is older (`revision`), or says something else than what runs (`conflict`).
@@ -132,13 +142,13 @@ def _compared(known: ServerTask, admitted: Admitted) -> bool:
             return True
         raise Refused(
             "conflict",
-            f"task {mine.task!r} revision {mine.revision} is here with another content: "
-            "choose another name for other work",
+            f"task {mine.task!r} revision {mine.revision} is here with another content: raise the revision "
+            "once it has ended, or choose another name",
         )
-    if theirs.desired == "run":
+    if theirs.desired == "run" and not known.ended:
         raise Refused(
             "conflict",
-            f"task {mine.task!r} is here and {known.record.state}: a task's work does not change once it is "
-            "posted; cancel it and post under another name",
+            f"task {mine.task!r} is here and {known.record.state}: its work does not change while it runs; "
+            "cancel it first, or post under another name",
         )
     return False
