@@ -137,10 +137,9 @@ class Broker:
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 
-    def write_acl(self) -> None:
+    def write_acl(self, *, bridged: str | None = None) -> None:
         """Do what `trellis keys acl` does."""
-        text = acl.render(acl.clients(self.keys), Topics())
-        (self.keys / "broker" / "acl").write_text(text, encoding="utf-8")
+        acl.write(self.keys, Topics(), bridged=None if bridged is None else [bridged])
 
     def intruder(self, folder: Path | None) -> Client:
         """A client that trusts this broker and shows another fleet's certificate, or none."""

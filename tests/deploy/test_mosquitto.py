@@ -169,6 +169,24 @@ def test_a_machine_comes_and_goes_with_the_list(broker: Broker, listener: Client
         assert own not in seen
 
 
+def test_the_gateway_of_a_bridged_region_brings_its_devices_topics(broker: Broker, listener: Client) -> None:
+    broker.write_acl(bridged="eu-1")
+    broker.reload()
+    control = f"{BASE}/us-1/tasks/control/status"
+    own = f"{BASE}/eu-1/devices/cam-7/state"
+    seen: list[str] = []
+    deadline = time.monotonic() + LIMIT_S
+    with broker.client(EU) as eu, broker.client(US) as us:
+        while own not in seen and time.monotonic() < deadline:
+            for gateway in (eu, us):
+                for topic in TOPICS:
+                    gateway.publish(f"{BASE}/{topic}")
+            us.publish(control)
+            seen = listener.until(control)
+    devices = [topic for topic in seen if "/devices/" in topic]
+    assert devices == [f"{BASE}/{topic}" for topic in TOPICS if topic.startswith("eu-1/devices/")]
+
+
 def test_retained_messages_outlive_the_broker(broker: Broker) -> None:
     topic = f"{BASE}/eu-1/tasks/t/descriptor"
     with broker.client(EU) as client:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trellis.keys import acl
 from trellis.keys.authority import create_authority, issue
-from trellis.keys.files import locked, replace_file
 from trellis.keys.principals import BROKER, SERVER, gateway
 from trellis.topics import Topics
 
@@ -21,5 +20,4 @@ def make_keys(root: Path, regions: Iterable[str]) -> None:
     create_authority(root)
     for principal in (BROKER, SERVER, *(gateway(region) for region in regions)):
         issue(root, principal)
-    with locked(root):
-        replace_file(root / BROKER.folder / "acl", acl.render(acl.clients(root), Topics()).encode())
+    acl.write(root, Topics())

@@ -12,7 +12,6 @@ import typer
 
 from trellis.keys import acl
 from trellis.keys.authority import LEAF_DAYS, create_authority, host_name, issue
-from trellis.keys.files import locked, replace_file
 from trellis.keys.principals import BROKER, SERVER, Principal, device, gateway
 from trellis.keys.register import Entry, entries
 from trellis.topics import DEFAULT_BASE, Topics
@@ -64,7 +63,7 @@ def init(
     create_authority(folder, days=days)
     made = [folder / "ca", folder / "operator"]
     made += [issue(folder, principal, host or (), days) for principal in principals]
-    _write_acl(folder, topics)
+    acl.write(folder, topics)
     _report(
         folder,
         made,
@@ -115,14 +114,25 @@ def add_device(
 def write_acl(
     keys: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'trellis keys init' wrote.")],
     base: _Base = DEFAULT_BASE,
+    bridged: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bridged",
+            metavar="REGION",
+            help="A region with a broker of its own: its gateway may write its devices' topics; repeatable. "
+            "Kept in DIR/broker/bridged until it is given anew; delete that file for none.",
+        ),
+    ] = None,
 ) -> None:
-    """Write DIR/broker/acl anew from the identities in DIR, after one was moved away.
+    """Write DIR/broker/acl anew from the identities in DIR: after one was moved away, or for bridged regions.
 
     \b
-    Example:
+    Examples:
       trellis keys acl keys
+      trellis keys acl keys --bridged us-1 --bridged ap-1
     """
-    typer.echo(f"wrote {_write_acl(keys, Topics(base))}: copy it to the broker, and reload that")
+    path = acl.write(keys, Topics(base), bridged=bridged or None)
+    typer.echo(f"wrote {path}: copy it to the broker, and reload that")
 
 
 @app.command()
@@ -165,15 +175,8 @@ def _add(
     made = issue(keys, principal, hosts, days)
     then = f"copy {shlex.quote(str(made))} to the {principal.role}"
     if (keys / BROKER.folder).is_dir():
-        then += f", and {shlex.quote(str(_write_acl(keys, topics)))} to the broker, and reload that"
+        then += f", and {shlex.quote(str(acl.write(keys, topics)))} to the broker, and reload that"
     _report(keys, [made], as_json, then)
-
-
-def _write_acl(root: Path, topics: Topics) -> Path:
-    path = root / BROKER.folder / "acl"
-    with locked(root):
-        replace_file(path, acl.render(acl.clients(root), topics).encode())
-    return path
 
 
 def _report(root: Path, made: list[Path], as_json: bool, then: str) -> None:

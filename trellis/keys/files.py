@@ -73,8 +73,17 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other writers of its lists; the kernel lets go if we die."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Hold `folder` against other writers of its lists; the kernel lets go if we die.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(
+            f"folder {folder}", f"{error.strerror}: give the folder that 'trellis keys init' wrote"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

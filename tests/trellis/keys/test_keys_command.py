@@ -95,6 +95,11 @@ def test_the_brokers_list_follows_every_change(keys: Path) -> None:
     assert "cam-7" not in acl.read_text()
 
 
+def test_a_list_for_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"No such file or directory: give the folder"):
+        run("acl", tmp_path / "keys")
+
+
 def test_the_brokers_list_stands_below_the_topics_base(tmp_path: Path) -> None:
     run("init", tmp_path / "keys", "--base", "acme/fl")
     topics = [
@@ -105,6 +110,37 @@ def test_the_brokers_list_stands_below_the_topics_base(tmp_path: Path) -> None:
     assert topics == ["acme/fl/#", "acme/fl/#", "acme/fl/central/#"]
     with pytest.raises(ConfigError, match="topic base"):
         run("acl", tmp_path / "keys", "--base", "acme/#")
+
+
+def rights(keys: Path, name: str) -> set[str]:
+    blocks = (keys / "broker" / "acl").read_text().split("\n\n")
+    return {line for block in blocks if f"user {name}\n" in block for line in block.splitlines()[1:]}
+
+
+def test_a_bridged_regions_gateway_may_write_its_devices_topics_and_no_others(keys: Path) -> None:
+    plain = rights(keys, "eu-1/gateway")
+    run("acl", keys, "--bridged", "eu-1")
+    assert rights(keys, "eu-1/gateway") - plain == {"topic readwrite trellis/v1/eu-1/devices/#"}
+    assert not [right for right in rights(keys, "us-1/gateway") if "devices" in right]
+
+
+def test_a_region_stays_bridged_when_machines_come_and_go(keys: Path) -> None:
+    run("acl", keys, "--bridged", "eu-1")
+    bridged = rights(keys, "eu-1/gateway")
+    run("device", "cam-7", "--region", "eu-1", "--keys", keys)
+    run("acl", keys)
+    assert rights(keys, "eu-1/gateway") == bridged
+    run("acl", keys, "--bridged", "us-1")
+    assert rights(keys, "eu-1/gateway") < bridged
+    assert "topic readwrite trellis/v1/us-1/devices/#" in rights(keys, "us-1/gateway")
+
+
+def test_a_region_without_a_gateway_cannot_be_bridged(keys: Path) -> None:
+    before = (keys / "broker" / "acl").read_text()
+    with pytest.raises(ConfigError, match="ap-1 has no gateway in these keys"):
+        run("acl", keys, "--bridged", "eu-1", "--bridged", "ap-1")
+    assert (keys / "broker" / "acl").read_text() == before
+    assert not (keys / "broker" / "bridged").exists()
 
 
 def test_devices_added_at_once_are_all_in_the_brokers_list(keys: Path) -> None:
