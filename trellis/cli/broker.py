@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trellis.cli.options import JsonOption, print_json
-from trellis.errors import Unavailable
+from trellis.errors import ConfigError, Unavailable
 from trellis.keys.identity import Identity, find_identity
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.service import configure_logging, run_service
@@ -54,15 +54,23 @@ def broker(
     """
     configure_logging("WARNING")
     identity = None if keys is None or insecure else Identity.load(find_identity(keys, "broker"))
-    acl = identity.folder / "acl" if identity else None
+    acl = None if identity is None else _acl_of(identity)
     embedded = EmbeddedBroker(
         host,
         port if port is not None else (TLS_PORT if identity else PLAIN_PORT),
         state_dir=state,
         tls=identity.tls if identity else None,
-        acl=acl if acl and acl.exists() else None,
+        acl=acl,
     )
     raise typer.Exit(run_service(lambda stop: _serve(embedded, stop, as_json)))
+
+
+def _acl_of(identity: Identity) -> Path:
+    acl = identity.folder / "acl"
+    if not acl.exists():
+        # Without it whoever has a certificate could write every topic.
+        raise ConfigError(f"file {acl}", "is not there: write it with 'trellis keys acl', and copy it there")
+    return acl
 
 
 async def _serve(embedded: EmbeddedBroker, stop: asyncio.Event, as_json: bool) -> None:
