@@ -11,7 +11,8 @@ import typer
 from trellis import config
 from trellis.cli.fleet_keys import make_keys
 from trellis.cli.options import JsonOption, print_json
-from trellis.errors import ConfigError, Fault
+from trellis.errors import ConfigError, Fault, InvalidInput
+from trellis.keys.identity import load_keyring, load_signing_key
 
 TASK_FILE = "task.yaml"
 REGION = "eu-1"
@@ -88,7 +89,7 @@ def init(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Write task.yaml, trellis.toml and keys to start from; nothing is ever overwritten.
+    """Write task.yaml, trellis.toml and keys to start from; nothing is overwritten, keys of yours are used.
 
     \b
     Examples:
@@ -97,26 +98,44 @@ def init(
     """
     files = {TASK_FILE: TASK, config.FILE_NAME: SETTINGS}
     keys = folder / "keys"
-    held = [name for name in (*files, keys.name) if (folder / name).exists()]
+    held = [name for name in files if (folder / name).exists()]
     if held:
         remedy = "choose another folder, or move it away"
         raise ConfigError(
             f"folder {str(folder)!r}", [Fault(name, "is there already", remedy) for name in held]
         )
+    used: list[str] = []
+    uses = keys.exists()
+    if uses:
+        _require_usable(keys)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        make_keys(keys, [REGION])
+        if not uses:
+            make_keys(keys, [REGION])
         for name, text in files.items():
             with (folder / name).open("x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
         raise ConfigError(f"folder {str(folder)!r}", f"cannot be written: {error.strerror}") from error
-    made = [*(str(folder / name) for name in files), str(keys)]
+    made = [str(folder / name) for name in files]
+    (used if uses else made).append(str(keys))
     if as_json:
-        print_json({"made": made})
+        print_json({"made": made, "used": used})
         return
-    typer.echo("\n".join(f"made {path}" for path in made))
+    typer.echo("\n".join([*(f"made {path}" for path in made), *(f"uses {path}, as it is" for path in used)]))
     typer.echo(_next(folder))
+
+
+def _require_usable(keys: Path) -> None:
+    """Return if `keys` holds an operator's keys: on loopback nothing else is needed."""
+    try:
+        load_signing_key(keys)
+        load_keyring(keys)
+    except InvalidInput as error:
+        remedy = "complete it with 'trellis keys', choose another folder, or move it away"
+        raise ConfigError(
+            "folder 'keys'", [Fault(f.field or "keys", f.problem, f.remedy or remedy) for f in error.faults]
+        ) from error
 
 
 def _next(folder: Path) -> str:

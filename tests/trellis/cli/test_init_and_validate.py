@@ -59,7 +59,33 @@ def test_init_says_what_to_do_next(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_init_prints_what_it_made_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"made": ["task.yaml", "trellis.toml", "keys"]}
+    assert json.loads(capsys.readouterr().out) == {
+        "made": ["task.yaml", "trellis.toml", "keys"],
+        "used": [],
+    }
+
+
+def test_init_uses_the_keys_that_are_there_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "init", "keys", "--region", "us-1"]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["init"]) == 0
+    assert "uses keys, as it is" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    assert descriptor.load(folder / "task.yaml").task == "digits"
+
+
+def test_init_beside_a_folder_that_holds_no_operators_keys_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "keys").mkdir()
+    assert main(["init"]) == 2
+    told = capsys.readouterr().err
+    assert "folder 'keys'" in told
+    assert "signing.key" in told
+    assert [path.name for path in folder.iterdir()] == ["keys"]
 
 
 WRONG = """\
