@@ -122,7 +122,7 @@ class Running:
         return self._process.wait(within_s)
 
     def stop(self) -> int:
-        """End it with SIGTERM, and return its exit code; what does not obey is killed, and that is an error."""
+        """End it with SIGTERM, and return its exit code; what does not obey is killed, and the test fails."""
         if self.runs:
             self._process.terminate()
         try:
