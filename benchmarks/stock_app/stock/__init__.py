@@ -1,0 +1,1 @@
+"""The benchmarks' work as a stock Flower app."""
