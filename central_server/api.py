@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import Counter
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from central_server.listening import Gateways
+from central_server.logbook import Level, Wanted, newest
 from central_server.store import MODEL
 from central_server.task import ServerTask
 from central_server.tasks import Tasks
@@ -17,6 +20,10 @@ from trellis import __version__
 from trellis.envelope import MAX_ENVELOPE_BYTES
 from trellis.errors import Refused
 from trellis.http.server import create_app, read_body
+from trellis.payloads import now_ms
+
+_OVERLAP_MS = 1000
+"""Lines are written in batches: so much is asked for twice, and nothing is missed."""
 
 
 class Health(Protocol):
@@ -61,8 +68,24 @@ def create_api(tasks: Tasks, gateways: Gateways, health: Health) -> FastAPI:
     async def get_model(name: str) -> Response:
         return _model(tasks.find(name))
 
+    _add_logs(app, tasks)
     _add_surroundings(app, tasks, gateways, health)
     return app
+
+
+def _add_logs(app: FastAPI, tasks: Tasks) -> None:
+    @app.get("/v1/tasks/{name}/logs")
+    async def show_logs(
+        name: str,
+        *,
+        device: str | None = None,
+        region: str | None = None,
+        level: Level = "DEBUG",
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    ) -> Response:
+        wanted = Wanted(device=device, region=region, level=level, after=after)
+        return _json(await asyncio.to_thread(_logs, tasks.find(name), wanted, limit))
 
 
 def _add_surroundings(app: FastAPI, tasks: Tasks, gateways: Gateways, health: Health) -> None:
@@ -81,6 +104,7 @@ def _add_surroundings(app: FastAPI, tasks: Tasks, gateways: Gateways, health: He
             {
                 "status": "ok" if well else "degraded",
                 "version": __version__,
+                "ts": now_ms(),
                 "broker": "connected" if health.broker_connected else "disconnected",
                 "superlink": "running" if health.superlink_alive else "down",
                 "tasks": dict(Counter(str(task.record.state) for task in tasks)),
@@ -90,6 +114,20 @@ def _add_surroundings(app: FastAPI, tasks: Tasks, gateways: Gateways, health: He
 
 def _brief(task: ServerTask) -> dict[str, Any]:
     return {"task": task.name, "revision": task.record.revision, "state": task.record.state}
+
+
+def _logs(task: ServerTask, wanted: Wanted, limit: int) -> str:
+    cursor = max(now_ms() - _OVERLAP_MS, 0)
+    lines = newest(task.folder, wanted, limit)
+    return json.dumps(
+        {
+            "task": task.name,
+            "state": task.record.state,
+            "cursor": cursor,
+            "lines": [line.model_dump(mode="json", exclude_none=True) for line in lines],
+        },
+        ensure_ascii=False,
+    )
 
 
 def _json(text: str | bytes) -> Response:

@@ -27,6 +27,7 @@ from central_server.admission import Admission
 from central_server.api import create_api
 from central_server.backchannel_api import create_backchannel
 from central_server.listening import Gateways, follow_fleet
+from central_server.log_keeping import LogKeeper, TaskLog
 from central_server.publisher import Publisher
 from central_server.settings import ServerSettings
 from central_server.store import Store
@@ -95,6 +96,7 @@ class CentralServer:
         self._environment: dict[str, str] = {}
         self._front = Front()
         self._gateways = Gateways()
+        self._logs = LogKeeper(store.runs)
         self._publisher = Publisher(settings.topics)
         admission = Admission(settings.keyring, frozenset(settings.data))
         self._tasks = Tasks(store, self._publisher, admission, self._start, self._retire)
@@ -120,9 +122,10 @@ class CentralServer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end everything; tasks go on at the next start."""
-        # First of all: a task that came before would be taken for new.
-        await self._tasks.resume()
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._logs)
+            # Before the ports are open: a task that came earlier would be taken for new.
+            await self._tasks.resume()
             await self._open_ports(stack)
             bus = await stack.enter_async_context(
                 self._open_bus(self._publisher.will(), self._publisher.birth)
@@ -167,6 +170,7 @@ class CentralServer:
             self._spawn(self._keeper.run(), "superlink")
             self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
             self._spawn(self._publisher.guard(bus), "own state")
+            self._spawn(self._logs.run(), "task logs")
             self._spawn(asyncio.to_thread(scalars.warm_up), "tensorboard")
             while self._waiting:
                 self._start(self._waiting.pop())
@@ -209,13 +213,20 @@ class CentralServer:
         if not task.ended or self._left_s(task) > 0:
             await task.show()
             async with asyncio.TaskGroup() as group:
-                listener = group.create_task(
-                    follow_fleet(self._bus, self._settings.topics, task.fleet), name=f"fleet {task.name}"
-                )
+                listeners = self._listen(group, self._bus, task)
                 await self._supervisor.drive(task)
                 await asyncio.sleep(max(self._left_s(task), 0))
-                listener.cancel()
+                for listener in listeners:
+                    listener.cancel()
         await task.clear()
+
+    def _listen(self, group: asyncio.TaskGroup, bus: Bus, task: ServerTask) -> list[asyncio.Task[None]]:
+        topics = self._settings.topics
+        log = TaskLog(topics, task.name, task.fleet.regions, task.folder)
+        return [
+            group.create_task(follow_fleet(bus, topics, task.fleet), name=f"fleet {task.name}"),
+            group.create_task(log.follow(bus, self._logs), name=f"log {task.name}"),
+        ]
 
     def _left_s(self, task: ServerTask) -> float:
         return task.record.since / 1000 + self._settings.timing.retention_s - time.time()

@@ -18,7 +18,7 @@ from trellis import __version__
 from trellis.envelope import MAX_ENVELOPE_BYTES
 from trellis.errors import Refused
 from trellis.http.server import create_app, read_body
-from trellis.payloads import Execution, ExecutionState, Info, Phase, Presence, Reason, TaskState
+from trellis.payloads import Execution, ExecutionState, Info, Phase, Presence, Reason, TaskState, now_ms
 
 if TYPE_CHECKING:
     from regional_gateway.service import Gateway
@@ -86,10 +86,11 @@ class DeviceList(_View):
 
 
 class Health(_View):
-    """How the gateway is: `degraded` while a broker is away."""
+    """How the gateway is: `degraded` while a broker is away. `ts` is the time by its clock, ms."""
 
     status: Literal["ok", "degraded"]
     version: str
+    ts: int
     region: str
     broker: Literal["connected", "away"]
     parent_broker: Literal["connected", "away"]
@@ -175,6 +176,7 @@ def _health(gateway: Gateway) -> Health:
     return Health(
         status="ok" if region and parent else "degraded",
         version=__version__,
+        ts=now_ms(),
         region=gateway.settings.region,
         broker="connected" if region else "away",
         parent_broker="connected" if parent else "away",

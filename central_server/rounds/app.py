@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from central_server.logbook import APP_LOG, BookHandler, Logbook
 from central_server.rounds.evaluation import server_data
 from central_server.rounds.loop import RoundLoop
 from central_server.rounds.strategies import build_strategy
@@ -35,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
+        _keep_log(Path(brief.folder))
         try:
             finished = _loop(grid, channel, brief).run()
         except Canceled as error:
@@ -59,6 +61,12 @@ def main(grid: Grid, context: Context) -> None:
                     metrics=finished.metrics,
                 )
             )
+
+
+def _keep_log(folder: Path) -> None:
+    handler = BookHandler(Logbook(folder / APP_LOG))
+    for name in ("central_server", "trellis", "models"):
+        logging.getLogger(name).addHandler(handler)
 
 
 def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:

@@ -12,7 +12,7 @@ import pytest
 from tests.central_server.parts import Launcher, descriptor, signed, until
 from trellis.envelope import SigningKey
 from trellis.mqtt import MemoryBroker
-from trellis.payloads import CentralTask, Execution, ExecutionState, Presence, Round, State
+from trellis.payloads import CentralTask, Execution, ExecutionState, Presence, Round, State, now_ms
 
 BASE = "trellis/v1"
 
@@ -167,10 +167,12 @@ async def test_gateways_and_health(launch: Launcher) -> None:
         assert health == {
             "status": "ok",
             "version": health["version"],
+            "ts": health["ts"],
             "broker": "connected",
             "superlink": "running",
             "tasks": {"posted": 1},
         }
+        assert abs(health["ts"] - now_ms()) < 10_000
 
 
 async def test_the_servers_presence_is_retained_with_its_url_and_ends_with_it(launch: Launcher) -> None:

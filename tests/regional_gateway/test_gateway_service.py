@@ -7,7 +7,7 @@ from typing import Any
 
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope, SigningKey, sign
-from trellis.payloads import ExecutionState, TaskState
+from trellis.payloads import ExecutionState, TaskState, now_ms
 
 DESCRIPTOR, STATUS, ROUND = (f"eu-1/tasks/digits/{what}" for what in ("descriptor", "status", "round"))
 CENTRAL_ROUND, CENTRAL_STATE = "central/tasks/digits/round", "central/tasks/digits/state"
@@ -138,6 +138,7 @@ async def test_devices_and_executions_are_shown(
             1,
             2,
         )
+        assert abs(health["ts"] - now_ms()) < 10_000
 
 
 async def test_an_expired_task_is_not_taken(world: Any, operator: Any) -> None:
