@@ -220,6 +220,7 @@ def test_every_missing_field_is_named() -> None:
         ({"issued_at": "1750000000"}, "issued_at: input should be a date and time with its zone"),
         ({"issued_at": "2026-05-01T12:00:00"}, "issued_at: input should have timezone info"),
         ({"issued_at": "0001-01-01T00:00:00+23:00"}, "issued_at: input should be a time between the years"),
+        ({"stop": {"target": 0.9}, "evaluate": {"on": []}}, "stop needs an evaluation: give evaluate.on"),
         ({"aggregation": {"regions": {"xx": {"tier": "central"}}}}, "aggregation.regions names ['xx']"),
         ({"expires_at": "2026-05-01T12:00:00Z"}, "expires_at (2026-05-01T12:00:00+00:00) must be after"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,11 @@ NEAR = st.recursive(
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), NEAR, max_size=16) | JSON_VALUES)
 def test_only_descriptor_errors_come_out_of_any_json(value: Any) -> None:
-    for parse in (lambda: parse_json(json.dumps(value)), lambda: parse_mapping(value)):
+    parsers: list[Callable[[], TaskDescriptor]] = [
+        lambda: parse_json(json.dumps(value)),
+        lambda: parse_mapping(value),
+    ]
+    for parse in parsers:
         try:
             task = parse()
         except DescriptorError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -52,7 +53,7 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
         "issued_at": issued.isoformat(),
         "expires_at": (issued + timedelta(days=1)).isoformat(),
     }
-    if draw(st.booleans()):
+    if value["evaluate"]["on"] and draw(st.booleans()):
         value["stop"] = {"target": draw(st.floats(0.1, 1)), "patience": draw(st.integers(1, 9))}
     return value
 
@@ -117,7 +118,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     """Whether `value` meets `schema`: the keywords of JSON Schema 2020-12 that our schema uses."""
     if "$ref" in schema:
         return fits(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
-    checks = {
+    checks: dict[str, Callable[[Any], bool]] = {
         "type": lambda due: (
             isinstance(value, _TYPES[due]) and (due == "boolean" or not isinstance(value, bool))
         ),

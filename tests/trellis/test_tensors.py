@@ -260,13 +260,15 @@ def test_only_tensor_errors_come_out_of_any_header(header: dict[str, Any], paylo
 
 
 def test_an_update_like_the_model_passes() -> None:
-    model = {"w": np.ones((2, 3), np.float32), "n": np.array(7)}
+    model: Arrays = {"w": np.ones((2, 3), np.float32), "n": np.array(7)}
     check_like({"n": np.array(8), "w": np.zeros((2, 3), np.float32)}, model)
 
 
 def test_an_update_that_cannot_stand_in_for_the_model_is_refused_with_every_fault() -> None:
-    model = {name: np.zeros(2, np.float32) for name in ("gone", "shape", "dtype", "nan", "inf", "good")}
-    came = {
+    model: Arrays = {
+        name: np.zeros(2, np.float32) for name in ("gone", "shape", "dtype", "nan", "inf", "good")
+    }
+    came: Arrays = {
         "shape": np.zeros((2, 1), np.float32),
         "dtype": np.zeros(2, np.float64),
         "nan": np.array([0, np.nan], np.float32),

@@ -139,6 +139,7 @@ async def test_a_service_that_is_gone_ends_the_waiting(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel_module, "_GONE_AFTER_S", 0.5)
+    monkeypatch.setattr(channel_module, "_POLL_S", 0.3)
     other = Service()
     async with HttpServer(app_of(other), host="127.0.0.1", port=0, tls=None) as server:
         other.url = server.url

@@ -106,7 +106,7 @@ def test_a_device_that_shows_the_nonce_and_answers_as_itself_is_a_member(desk: D
         {"nonce": "right", "message_id": "q2"},
     ],
 )
-def test_an_execution_without_the_nonce_proves_nothing(desk: Desk, shown: dict[str, str]) -> None:
+def test_an_execution_without_the_nonce_proves_nothing(desk: Desk, shown: dict[str, Any]) -> None:
     desk.step(device())
     desk.grid.answer("q1", region="eu-1", device="cam-7", nonce=desk.nonce("q1"), samples=60)
     if shown.get("nonce") == "right":
@@ -145,7 +145,7 @@ def test_two_that_claim_one_node_share_a_query_and_the_right_one_is_believed(des
     assert desk.step(thief, owner) == []
     assert list(desk.grid.sent) == ["q1"]
     desk.grid.answer("q1", region="eu-1", device="cam-7", nonce=desk.nonce("q1"), samples=60)
-    proof = {"nonce": desk.nonce("q1"), "message_id": "q1"}
+    proof: dict[str, Any] = {"nonce": desk.nonce("q1"), "message_id": "q1"}
     assert desk.step(thief, device("cam-7", **proof)) == [("eu-1/cam-7", 5, 60)]
     assert desk.step(device("aaa", **proof), device("cam-7", **proof)) == [("eu-1/cam-7", 5, 60)]
     assert desk.asked == [1]
@@ -154,7 +154,7 @@ def test_two_that_claim_one_node_share_a_query_and_the_right_one_is_believed(des
 def test_a_new_node_after_a_restart_is_asked_anew(desk: Desk) -> None:
     desk.step(device())
     desk.grid.answer("q1", region="eu-1", device="cam-7", nonce=desk.nonce("q1"), samples=60)
-    proof = {"nonce": desk.nonce("q1"), "message_id": "q1"}
+    proof: dict[str, Any] = {"nonce": desk.nonce("q1"), "message_id": "q1"}
     assert desk.step(device(**proof)) != []
     assert desk.step(device(node_id=9, **proof)) == []
     assert desk.grid.sent["q2"].metadata.dst_node_id == 9
@@ -172,7 +172,7 @@ def test_who_does_not_take_part_is_neither_asked_nor_a_member(desk: Desk, change
     assert desk.grid.sent == {}
     desk.step(device())
     desk.grid.answer("q1", region="eu-1", device="cam-7", nonce=desk.nonce("q1"), samples=60)
-    proof = {"nonce": desk.nonce("q1"), "message_id": "q1"}
+    proof: dict[str, Any] = {"nonce": desk.nonce("q1"), "message_id": "q1"}
     assert len(desk.step(device(**proof))) == 1
     assert desk.step(device(**{**proof, **change})) == []
     assert len(desk.step(device(**proof))) == 1, "it came back, and needs no second query"

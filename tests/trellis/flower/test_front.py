@@ -15,6 +15,40 @@ from trellis.flower.front import front_app
 from trellis.http.server import HttpServer
 
 BIG = 64 * 1024 * 1024
+ALL_ELSE = [
+    ("GET", "/v1/fleet/pull-messages"),
+    ("PUT", "/v1/fleet/pull-messages"),
+    ("DELETE", "/v1/fleet/pull-messages"),
+    ("HEAD", "/v1/fleet/pull-messages"),
+    ("OPTIONS", "/v1/fleet/pull-messages"),
+    ("POST", "/"),
+    ("POST", "/v1/control/start-run"),
+    ("POST", "/v1/runtime/pull-app-inputs"),
+    ("POST", "/v1/fleet"),
+    ("POST", "/v1/fleet/"),
+    ("POST", "/v1/fleet/pull/"),
+    ("POST", "/v1/fleet/a/b"),
+    ("POST", "/v1/fleet/.."),
+    ("POST", "/v1/fleet/../control/start-run"),
+    ("POST", "/v1/fleet/%2e%2e/control/start-run"),
+    ("POST", "/v1/fleet/..%2fcontrol%2fstart-run"),
+    ("POST", "/v1/fleet/pull%2dmessages"),
+    ("POST", "/v1/%66leet/pull-messages"),
+    ("POST", "//v1/fleet/pull-messages"),
+    ("POST", "/v1//fleet/pull-messages"),
+    ("POST", "/v1/fleet//pull-messages"),
+    ("POST", "/./v1/fleet/pull-messages"),
+    ("POST", "/V1/fleet/pull-messages"),
+    ("POST", "/v1/fleet/Pull-Messages"),
+    ("POST", "/v1/fleet/pull_messages"),
+    ("POST", "/v1/fleet/pull;x=1"),
+    ("POST", "/v1/fleet/pull-messages%00"),
+    ("POST", "/v1/fleet/pull-messages%0a"),
+    ("POST", "/v1/fleet/pull-messages?x=1"),
+    ("POST", "/v1/fleet/pull-messages?/../../control/start-run"),
+    ("POST", "http://other/v1/control/start-run"),
+    ("POST", "/v2/fleet/pull-messages"),
+]
 
 
 @dataclass
@@ -83,48 +117,9 @@ async def test_the_fleet_api_passes_with_status_headers_and_body(front: Front, n
     assert front.upstream.headers["host"].startswith("127.0.0.1:")
 
 
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        ("GET", "/v1/fleet/pull-messages"),
-        ("PUT", "/v1/fleet/pull-messages"),
-        ("DELETE", "/v1/fleet/pull-messages"),
-        ("HEAD", "/v1/fleet/pull-messages"),
-        ("OPTIONS", "/v1/fleet/pull-messages"),
-        ("POST", "/"),
-        ("POST", "/v1/control/start-run"),
-        ("POST", "/v1/runtime/pull-app-inputs"),
-        ("POST", "/v1/fleet"),
-        ("POST", "/v1/fleet/"),
-        ("POST", "/v1/fleet/pull/"),
-        ("POST", "/v1/fleet/a/b"),
-        ("POST", "/v1/fleet/.."),
-        ("POST", "/v1/fleet/../control/start-run"),
-        ("POST", "/v1/fleet/%2e%2e/control/start-run"),
-        ("POST", "/v1/fleet/..%2fcontrol%2fstart-run"),
-        ("POST", "/v1/fleet/pull%2dmessages"),
-        ("POST", "/v1/%66leet/pull-messages"),
-        ("POST", "//v1/fleet/pull-messages"),
-        ("POST", "/v1//fleet/pull-messages"),
-        ("POST", "/v1/fleet//pull-messages"),
-        ("POST", "/./v1/fleet/pull-messages"),
-        ("POST", "/V1/fleet/pull-messages"),
-        ("POST", "/v1/fleet/Pull-Messages"),
-        ("POST", "/v1/fleet/pull_messages"),
-        ("POST", "/v1/fleet/pull;x=1"),
-        ("POST", "/v1/fleet/pull-messages%00"),
-        ("POST", "/v1/fleet/pull-messages%0a"),
-        ("POST", "/v1/fleet/pull-messages?x=1"),
-        ("POST", "/v1/fleet/pull-messages?/../../control/start-run"),
-        ("POST", "http://other/v1/control/start-run"),
-        ("POST", "/v2/fleet/pull-messages"),
-    ],
-)
-async def test_all_else_is_not_found_and_never_reaches_the_superlink(
-    front: Front, method: str, target: str
-) -> None:
-    status, _, _ = await front.ask(method, target)
-    assert status == 404
+async def test_all_else_is_not_found_and_never_reaches_the_superlink(front: Front) -> None:
+    answers = {(method, target): (await front.ask(method, target))[0] for method, target in ALL_ELSE}
+    assert {asked: status for asked, status in answers.items() if status != 404} == {}
     assert front.upstream.paths == []
 
 
