@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # torch stands in the one pip command with everything else, pinned: a range that admits a newer one takes
 # several GB of CUDA packages.
-EXTRAS := torch,server,digits,dev
+EXTRAS := torch,server,digits,images,dev
 
 .PHONY: install demo test test-long check format bench clean
 
