@@ -38,7 +38,9 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            "--data", metavar="SOURCE", help="digits, PATH or NAME=PATH of an NPZ file or IDX folder."
+            "--data",
+            metavar="SOURCE",
+            help="digits, PATH or NAME=PATH (NPZ, IDX, CSV, folder of images by class) or FILE.csv#COLUMN.",
         ),
     ],
     as_json: _Json = False,
@@ -48,8 +50,9 @@ def evaluate(
     Of a data set without a test split, the fifth that training leaves out is used.
 
     \b
-    Example:
+    Examples:
       trellis model evaluate model.safetensors --data digits
+      trellis model evaluate model.safetensors --data adult.csv#income
     """
     arrays, metadata = load_model(file)
     card = ModelCard.from_metadata(metadata, where=str(file))

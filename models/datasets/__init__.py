@@ -1,6 +1,16 @@
 """Data sets: loading, scaling, the check against a task's demands, and cutting into parts."""
 
 from models.datasets.dataset import Dataset, Normalization, Normalize, check, scale
-from models.datasets.sources import Split, load
+from models.datasets.sources import Source, Split, load, parse_source
 
-__all__ = ["Dataset", "Normalization", "Normalize", "Split", "check", "load", "scale"]
+__all__ = [
+    "Dataset",
+    "Normalization",
+    "Normalize",
+    "Source",
+    "Split",
+    "check",
+    "load",
+    "parse_source",
+    "scale",
+]

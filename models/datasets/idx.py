@@ -32,13 +32,21 @@ def read_folder(folder: Path) -> Stored:
     """
     pairs = {}
     for split, prefix in _PREFIXES.items():
-        images = _first_file(folder, f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte")
+        images = _first_images(folder, prefix)
         if images is not None:
             pairs[split] = _pair(images)
     if not pairs:
-        problem = "holds no train-images-idx3-ubyte[.gz]; for NPZ give the file itself"
+        problem = (
+            "holds neither train-images-idx3-ubyte[.gz] nor a folder of images a class; "
+            "for NPZ or CSV give the file itself"
+        )
         raise DataError(f"data set {str(folder)!r}", problem)
     return Stored(train=pairs.get("train"), test=pairs.get("test"))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether the folder holds IDX files of images under the names of MNIST's."""
+    return any(_first_images(folder, prefix) is not None for prefix in _PREFIXES.values())
 
 
 def read_images(path: Path) -> Stored:
@@ -56,6 +64,10 @@ def _pair(images: Path) -> Pair:
     if labels is None or base == images.name.removesuffix(".gz"):
         raise DataError(f"data set {str(images)!r}", f"its labels are missing: {base}[.gz] is due beside it")
     return paired(_array(images), _array(labels), where=str(images.parent), names=(images.name, labels.name))
+
+
+def _first_images(folder: Path, prefix: str) -> Path | None:
+    return _first_file(folder, f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte")
 
 
 def _first_file(folder: Path, *names: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Where a data set comes from: `digits`, or a path to an NPZ file, an IDX folder or an IDX file.
+"""Where a data set comes from: `digits`, or a path to an NPZ, IDX or CSV file or a folder of IDX or images.
 
 What every source gives is a `Stored`: what it holds of training and test samples. A source without a test
 split (`x` and `y` alone) has one fifth of every class held out, always the same.
@@ -7,47 +7,98 @@ split (`x` and `y` alone) has one fifth of every class held out, always the same
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from models.datasets import digits, idx, npz
+from models.datasets import digits, idx, images, npz, table
 from models.datasets.dataset import Dataset, Indices, Labels, Samples
 from models.datasets.stored import Pair, Stored
-from trellis.errors import DataError
+from trellis.errors import DataError, Fault
 from trellis.seeds import generator
 
 Split = Literal["train", "test", "all"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.ASCII)
+_TABLE = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
+_LABELED = re.compile(r"(.+\.csv(?:\.gz)?)#(.+)", re.IGNORECASE)
 _HELD_OUT = 0.2
 _HELD_OUT_SEED = 42
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a source's text says, before anything is read.
+
+    Attributes:
+        name: What the data are called: as given, or after the file or folder.
+        path: The file or folder; None for `digits`.
+        label: The column of labels of a CSV file; None where the text names none.
+    """
+
+    name: str
+    path: Path | None
+    label: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return self.name
+        return f"{self.name}={self.path}" + (f"#{self.label}" if self.label is not None else "")
+
+
+def parse_source(text: str) -> Source:
+    """Return what `digits`, `PATH`, `NAME=PATH` or, for CSV, `[NAME=]PATH#COLUMN` says.
+
+    Raises:
+        DataError: The path may not be looked at.
+    """
+    if text == "digits":
+        return Source(text, None)
+    named = _NAMED.fullmatch(text)
+    rest = named[2] if named else text
+    with _readable(rest):
+        labeled = None if Path(rest).exists() else _LABELED.fullmatch(rest)
+        path = Path(labeled[1] if labeled else rest)
+        return Source(named[1] if named else _stem(path), path, labeled[2] if labeled else None)
+
+
 def load(source: str, *, split: Split) -> Dataset:
-    """Return the data that `source` names: `digits`, `PATH` or `NAME=PATH`.
+    """Return the data that `source` names: `digits`, `PATH`, `NAME=PATH` or `[NAME=]FILE.csv#COLUMN`.
 
     An NPZ file holds `x_train, y_train, x_test, y_test`, or `x, y` and perhaps `is_test`; an IDX folder holds
-    the four files of MNIST; an IDX file of images has its labels beside it. Without NAME the data set is
-    named after the file or folder. Pictures, (samples, height, width) uint8, get an axis for one channel.
+    the four files of MNIST; an IDX file of images has its labels beside it; a CSV file has a header and its
+    labels in the column `label` or COLUMN; a folder of images has a folder for every class. Without NAME the
+    data set is named after the file or folder. Pictures, (samples, height, width) uint8, get an axis for one
+    channel.
 
     Raises:
         DataError: It cannot be read, or is not what it should be.
-        MissingExtra: `digits` needs scikit-learn.
+        MissingExtra: `digits` needs scikit-learn, images need Pillow.
     """
-    if source == "digits":
-        name, stored = "digits", digits.read()
+    parsed = parse_source(source)
+    if parsed.path is None:
+        stored = digits.read()
     else:
-        given, path = _parsed(source)
-        name, stored = given or _stem(path), _read(path)
+        with _readable(str(parsed.path)):
+            stored = _read(parsed.path, parsed.label)
     pair = _split(stored, split, source)
-    return Dataset(name, _samples(pair.x, source), _labels(pair.y, source), _classes(stored, source))
+    return Dataset(parsed.name, _samples(pair.x, source), _labels(pair.y, source), _classes(stored, source))
 
 
-def _parsed(source: str) -> tuple[str | None, Path]:
-    named = _NAMED.fullmatch(source)
-    return (named[1], Path(named[2])) if named else (None, Path(source))
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Make a DataError of what the file system says."""
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or path)
+        remedy = "let this user read it" if isinstance(error, PermissionError) else ""
+        fault = Fault("", f"cannot be read: {error.strerror or error}", remedy)
+        raise DataError(f"data set {where!r}", [fault]) from error
 
 
 def _stem(path: Path) -> str:
@@ -57,18 +108,24 @@ def _stem(path: Path) -> str:
     return path.with_suffix("").stem if path.suffix == ".gz" else path.stem
 
 
-def _read(path: Path) -> Stored:
+def _read(path: Path, label: str | None) -> Stored:
     if path.is_dir():
-        return idx.read_folder(path)
+        by_class = not idx.holds_images(path) and images.holds_folders(path)
+        return images.read_folder(path) if by_class else idx.read_folder(path)
     if not path.is_file():
         raise DataError(f"data set {str(path)!r}", "no such file or folder; give digits, PATH or NAME=PATH")
+    if _TABLE.search(path.name):
+        return table.read(path, label)
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] == b"PK":
         return npz.read(path)
     if start[:2] in (b"\x1f\x8b", b"\x00\x00"):  # gzip, or IDX's two zeros
         return idx.read_images(path)
-    problem = f"starts with the bytes {start!r}, which is neither NPZ nor IDX; write one with numpy.savez"
+    problem = (
+        f"starts with the bytes {start!r}, which is neither NPZ nor IDX, and its name does not end in .csv; "
+        "write one with numpy.savez"
+    )
     raise DataError(f"data set {str(path)!r}", problem)
 
 
@@ -81,7 +138,11 @@ def _split(stored: Stored, split: Split, source: str) -> Pair:
     pairs = {"train": [stored.train], "test": [stored.test], "all": [stored.train, stored.test]}[split]
     present = [pair for pair in pairs if pair is not None]
     if not present:
-        raise DataError(f"data set {source!r}", f"has no {split} samples (x_{split} and y_{split})")
+        due = {
+            "train": "x_train and y_train, train-* or train/",
+            "test": "x_test and y_test, t10k-* or test/",
+        }
+        raise DataError(f"data set {source!r}", f"has no {split} samples ({due[split]})")
     if len(present) == 1:
         return present[0]
     shapes = [pair.x.shape[1:] for pair in present]
@@ -115,4 +176,5 @@ def _labels(y: Samples, source: str) -> Labels:
 
 def _classes(stored: Stored, source: str) -> int:
     pairs = [pair for pair in (stored.whole, stored.train, stored.test) if pair is not None]
-    return 1 + max((int(_labels(pair.y, source).max()) for pair in pairs if len(pair.y)), default=0)
+    held = 1 + max((int(_labels(pair.y, source).max()) for pair in pairs if len(pair.y)), default=0)
+    return max(held, stored.classes)

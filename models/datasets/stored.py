@@ -13,6 +13,9 @@ from trellis.errors import DataError
 MAX_BYTES = 4 * 2**30
 """The most that one array of a file may take in memory: a header that asks for more is refused."""
 
+MOST_FAULTS = 10
+"""The most faulty cells or images that one message names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -27,11 +30,16 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Either `whole`, samples without a split, or `train` and `test`, of which one may be missing."""
+    """Either `whole`, samples without a split, or `train` and `test`, of which one may be missing.
+
+    Attributes:
+        classes: How many classes the source says that there are, 0 where only its labels tell.
+    """
 
     whole: Pair | None = None
     train: Pair | None = None
     test: Pair | None = None
+    classes: int = 0
 
 
 def paired(x: Samples, y: Samples, *, where: str, names: tuple[str, str]) -> Pair:

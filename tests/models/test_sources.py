@@ -134,11 +134,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
+    path = tmp_path / "table.txt"
     path.write_text("a,b\n1,2\n")
     assert _fault(path) == (
-        f"data set '{path}': starts with the bytes b'a,b\\n', which is neither NPZ nor IDX; "
-        "write one with numpy.savez"
+        f"data set '{path}': starts with the bytes b'a,b\\n', which is neither NPZ nor IDX, and its name "
+        "does not end in .csv; write one with numpy.savez"
     )
 
 
@@ -150,7 +150,9 @@ def test_missing_keys_are_said_with_those_that_came(tmp_path: Path) -> None:
 
 def test_a_split_that_is_not_there_is_said(tmp_path: Path) -> None:
     path = _npz(tmp_path / "t.npz", x_train=X_TRAIN, y_train=Y_TRAIN)
-    assert _fault(path, "test") == f"data set '{path}': has no test samples (x_test and y_test)"
+    assert (
+        _fault(path, "test") == f"data set '{path}': has no test samples (x_test and y_test, t10k-* or test/)"
+    )
 
 
 def test_lengths_must_agree(tmp_path: Path) -> None:
@@ -218,7 +220,10 @@ def test_a_cut_npz_member_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_idx_files_is_refused(tmp_path: Path) -> None:
-    due = "holds no train-images-idx3-ubyte[.gz]; for NPZ give the file itself"
+    due = (
+        "holds neither train-images-idx3-ubyte[.gz] nor a folder of images a class; "
+        "for NPZ or CSV give the file itself"
+    )
     assert _fault(tmp_path) == f"data set '{tmp_path}': {due}"
 
 
