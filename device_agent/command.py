@@ -21,7 +21,9 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
     data: Annotated[
         str,
         typer.Option(
-            "--data", metavar="SOURCE", help="Its own data: digits, PATH or NAME=PATH (NPZ or IDX)."
+            "--data",
+            metavar="SOURCE",
+            help="Its own data: digits, PATH, NAME=PATH (NPZ, IDX, CSV, images) or FILE.csv#COLUMN.",
         ),
     ],
     keys: Annotated[
