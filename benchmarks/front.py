@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "contr
 
 from flower_parts import ScriptedApp, scripted_app
 
-from trellis.flower.front import front_app
+from trellis.flower.front import FleetFront
 from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
@@ -60,7 +60,7 @@ async def measure(repeats: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     async with (
         SuperLink(folder=folder / "superlink") as superlink,
-        HttpServer(front_app(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
         scripted_app(superlink, folder) as app,
     ):
         links = {

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from central_server import scalars
 from central_server.admission import Admission
@@ -36,7 +36,7 @@ from central_server.task import ServerTask
 from central_server.tasks import Tasks
 from trellis.errors import ConfigError, Unavailable
 from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
-from trellis.flower.front import front_app
+from trellis.flower.front import FleetFront
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
@@ -72,16 +72,28 @@ class Front:
     """The front of the present SuperLink; while there is none, devices are asked to try again."""
 
     def __init__(self) -> None:
-        self._app: ASGIApp = PlainTextResponse(
+        self._waiting = PlainTextResponse(
             "the SuperLink is starting", status_code=503, headers={"retry-after": "1"}
         )
+        self._front: FleetFront | None = None
+        self._earlier: list[FleetFront] = []
 
     def point_to(self, address: str) -> None:
         """Stand before the SuperLink at `address` from now on."""
-        self._app = front_app(address)
+        if self._front is not None:
+            self._earlier.append(self._front)
+        self._front = FleetFront(address)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        while self._earlier:
+            await self._earlier.pop().aclose()
+        await (self._front or self._waiting)(scope, receive, send)
+
+    async def aclose(self) -> None:
+        """Close the connections to the SuperLink."""
+        for front in (*self._earlier, self._front):
+            if front is not None:
+                await front.aclose()
 
 
 class CentralServer:
@@ -145,6 +157,7 @@ class CentralServer:
         )
         inner = await stack.enter_async_context(HttpServer(backchannel, host="127.0.0.1", port=0, tls=None))
         self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
+        stack.push_async_callback(self._front.aclose)
         front = HttpServer(self._front, host=settings.host, port=settings.front_port, tls=settings.tls)
         self.front_url = _reachable((await stack.enter_async_context(front)).url)
         api = HttpServer(

@@ -20,7 +20,7 @@ from flower_parts import ScriptedApp, scripted_app
 from flwr.app import Error, Message
 
 from trellis.errors import Refused, Unavailable
-from trellis.flower.front import front_app
+from trellis.flower.front import FleetFront
 from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
@@ -43,7 +43,7 @@ async def federation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     folder = tmp_path_factory.mktemp("federation")
     async with (
         SuperLink(folder=folder / "superlink") as superlink,
-        HttpServer(front_app(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
         scripted_app(superlink, folder) as app,
     ):
         yield Federation(superlink, f"127.0.0.1:{front.port}", app)
@@ -176,7 +176,7 @@ async def test_a_superlink_started_anew_takes_the_device_as_a_new_node(tmp_path:
     for _ in range(2):
         async with (
             SuperLink(folder=tmp_path / "superlink") as superlink,
-            HttpServer(front_app(superlink.address), host="127.0.0.1", port=port, tls=None) as front,
+            HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=port, tls=None) as front,
         ):
             port = front.port
             if link is None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from flower_parts import scripted_app
 
-from trellis.flower.front import front_app
+from trellis.flower.front import FleetFront
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
 
@@ -38,7 +38,7 @@ async def until_gone(pids: list[int], within_s: float) -> None:
 async def test_the_front_lets_only_the_fleet_api_through(tmp_path: Path) -> None:
     async with (
         SuperLink(folder=tmp_path) as superlink,
-        HttpServer(front_app(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
         httpx.AsyncClient() as client,
     ):
         headers = {"content-type": "application/x-protobuf"}

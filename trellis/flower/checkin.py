@@ -33,11 +33,12 @@ class Member:
     samples: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Question:
     message_id: str
     nonce: str
     asked_at: float
+    answer: Message | None = None
 
 
 def is_taking_part(device: FleetDevice) -> bool:
@@ -110,16 +111,19 @@ class CheckIn:
         self._on_asked(len(messages))
 
     def _take_answer(self, device: FleetDevice, question: _Question) -> None:
-        for reply in self._grid.pull_messages([question.message_id]):
-            if reply.metadata.reply_to_message_id != question.message_id:
-                continue
-            member = _member(device, question, reply)
-            if member is not None:
-                self._members[device.name] = member
-                del self._questions[member.node_id]
-                logger.info(
-                    "checked in device=%s node=%d samples=%d", member.name, member.node_id, member.samples
-                )
+        if question.answer is None:
+            # Kept: a reply is handed out once, and whoever copies a nonce must not use it up for its owner.
+            replies = self._grid.pull_messages([question.message_id])
+            question.answer = next(
+                (r for r in replies if r.metadata.reply_to_message_id == question.message_id), None
+            )
+        member = None if question.answer is None else _member(device, question, question.answer)
+        if member is not None:
+            self._members[device.name] = member
+            del self._questions[member.node_id]
+            logger.info(
+                "checked in device=%s node=%d samples=%d", member.name, member.node_id, member.samples
+            )
 
 
 def _member(device: FleetDevice, question: _Question, reply: Message) -> Member | None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 import httpx
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,15 @@ _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
 
-def front_app(superlink_address: str) -> ASGIApp:
-    """Return the ASGI app that stands before the SuperLink at `127.0.0.1:PORT`."""
-    client = httpx.AsyncClient(
-        base_url=f"http://{superlink_address}", timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
-    )
+class FleetFront:
+    """The ASGI app that stands before one SuperLink."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, superlink_address: str) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=f"http://{superlink_address}", timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
@@ -51,10 +53,12 @@ def front_app(superlink_address: str) -> ASGIApp:
         if not fleet:
             response: Response = PlainTextResponse("Not Found", status_code=404)
         else:
-            response = await _pass_on(client, request, path.decode())
+            response = await _pass_on(self._client, request, path.decode())
         await response(scope, receive, send)
 
-    return app
+    async def aclose(self) -> None:
+        """Close the connections to the SuperLink."""
+        await self._client.aclose()
 
 
 async def _pass_on(client: httpx.AsyncClient, request: Request, path: str) -> Response:

@@ -60,11 +60,14 @@ class Inbox:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync(self.folder)
 
     def letters(self) -> Iterator[Letter]:
         """Return what is unanswered, oldest first. A torn file is moved aside, and said so."""
         if not self.folder.exists():
             return
+        for partial in self.folder.glob("*.partial"):
+            partial.unlink()  # a kill tore it before it was confirmed: the SuperLink still has it
         for path in sorted(self.folder.glob("*" + _SUFFIX), key=lambda p: p.stat().st_mtime_ns):
             letter = _read(path)
             if letter is None:
@@ -87,6 +90,15 @@ class Inbox:
         if not message_id.isalnum():
             raise ValueError(f"message ID {message_id!r} is no hex digest")
         return self.folder / f"{message_id}{_SUFFIX}"
+
+
+def _sync(folder: Path) -> None:
+    """Flush the folder itself: a new name survives a power cut only then."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> Letter | None:

@@ -164,6 +164,8 @@ class Phase:
         name = slot.flights[message_id].name
         try:
             update = read_update(reply, self._sent[id(slot.content)])
+            if self._mean is not None:
+                _only(update.records)  # checked before the slot counts as filled
         except (TensorError, TrainingFailed) as error:
             logger.warning("dropped the reply of device=%s: %s", name, error)
             self._exchange.fail(message_id, str(error))

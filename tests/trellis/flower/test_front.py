@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from trellis.flower.front import front_app
+from trellis.flower.front import FleetFront
 from trellis.http.server import HttpServer
 
 BIG = 64 * 1024 * 1024
@@ -100,7 +100,7 @@ class Front:
 async def front() -> AsyncIterator[Front]:
     upstream = Upstream()
     async with HttpServer(upstream, host="127.0.0.1", port=0, tls=None) as behind:
-        app = front_app(f"127.0.0.1:{behind.port}")
+        app = FleetFront(f"127.0.0.1:{behind.port}")
         async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
             yield Front(server.port, upstream)
 
@@ -149,7 +149,7 @@ async def test_large_bodies_are_streamed_both_ways(front: Front) -> None:
 async def test_a_superlink_that_is_away_is_said_to_be_tried_again() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        app = front_app(f"127.0.0.1:{unused.getsockname()[1]}")
+        app = FleetFront(f"127.0.0.1:{unused.getsockname()[1]}")
         async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
             status, head, content = await Front(server.port, Upstream()).ask(
                 "POST", "/v1/fleet/pull-messages"
