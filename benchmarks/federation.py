@@ -158,6 +158,14 @@ class Federation:
         self.post(task, rounds=rounds, **sections)
         self.until_ended(task, rounds)
 
+    def cancel(self, task: str) -> None:
+        """Call a task off; returns when it has ended."""
+        options = ("--server", self.server_url, "--keys", "keys")
+        calling = self.ground.trellis(f"cancel-{task}", "task", "cancel", task, *options).start()
+        if calling.wait(START_S) != 0:
+            raise Ended(f"task {task} was not called off\n{calling.last_words()}")
+        self.until_field(f"central/tasks/{task}/state", "state", "canceled")
+
     def until_ended(self, task: str, rounds: int) -> None:
         """Return when a task has succeeded; `Ended` if it failed."""
         topic = f"central/tasks/{task}/state"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import paho.mqtt.client as paho
@@ -50,10 +51,16 @@ class Observer:
         with self._lock:
             return [payload for at, heard, payload in self.heard if heard == topic and at >= since]
 
-    def forget(self) -> None:
-        """Forget the latest of every topic: what is known afterwards was said afterwards."""
+    def when(self, topic: str, since: float, holds: Callable[[dict[str, Any]], bool]) -> float | None:
+        """Return when something that holds was first said on a topic after that monotonic time."""
+        found = None
         with self._lock:
-            self.latest.clear()
+            for at, heard, payload in reversed(self.heard):
+                if at < since:
+                    break
+                if heard == topic and holds(payload):
+                    found = at
+        return found
 
     def _subscribe(self, client: paho.Client, *_: object) -> None:
         client.subscribe(f"{BASE}#", qos=1)

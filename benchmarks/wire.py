@@ -138,6 +138,8 @@ class CountingProxy:
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            return  # by `_stop` alone; asyncio's server reports a handler that is canceled as an error
         finally:
             for way in ways:
                 way.cancel()
