@@ -143,9 +143,8 @@ def main() -> None:
     rows = requests_a_round(spans, events)
     show(rows, ("who", "what", "a_round", "ms_median", "ms_a_round"), title="a round, by sender")
     show(timeline(middle, events), ("from_ms", "to_ms", "who", "what"), title=f"round {middle.number}")
-    print(
-        f"{len(spans)} rounds: median {statistics.median(lengths):.3f} s, {min(lengths):.3f}–{max(lengths):.3f}"
-    )
+    least, most = min(lengths), max(lengths)
+    print(f"{len(spans)} rounds: median {statistics.median(lengths):.3f} s, {least:.3f} to {most:.3f} s")
     write(rows, chosen.json)
 
 
