@@ -39,5 +39,6 @@ ENTRIES = (
     Entry("devices", ("trellis.cli.devices:app",), "List a region's devices."),
     Entry("model", ("trellis.cli.model:app", "models.command:app"), "Fetch, evaluate and list models."),
     Entry("watch", ("trellis.cli.watching.command:app",), "Watch rounds, gateways and devices live."),
+    Entry("logs", ("trellis.cli.logs.command:app",), "Read a task's log, of all machines in one."),
 )
 """In the order of `trellis --help`."""
