@@ -137,6 +137,25 @@ async def test_a_reply_that_the_superlink_refuses_is_noticed(federation: Federat
     await asyncio.to_thread(link.close, deactivate=True)
 
 
+async def test_a_message_whose_run_has_ended_is_refused_once_and_forgotten(tmp_path: Path) -> None:
+    async with (
+        SuperLink(folder=tmp_path / "superlink") as superlink,
+        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        scripted_app(superlink, tmp_path) as app,
+    ):
+        link = FlowerLink(f"127.0.0.1:{front.port}", folder=tmp_path / "device", tls=None)
+        node_id = await asyncio.to_thread(link.connect)
+        await app("push", node=node_id, type="train", floats=3)
+        message = await pulled(link)
+        await superlink.stop_run(app.run_id)
+        with pytest.raises(Refused, match="did not take the reply") as refused:
+            await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+        assert refused.value.code == "reply"
+        assert await asyncio.to_thread(link.connect) == node_id
+        assert await asyncio.to_thread(link.pull) is None, "it does not come back out of the inbox"
+        await asyncio.to_thread(link.close, deactivate=True)
+
+
 async def test_an_error_raised_in_training_arrives_at_the_server_as_that_error(
     federation: Federation, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -158,9 +159,18 @@ class FlowerLink:
             Refused: `reply`: the SuperLink did not take it; the message is forgotten.
             Unavailable: The connection broke; push the same reply again after `connect`.
         """
-        client, node = self._connected(), self._active_node()
         answered = reply.metadata.reply_to_message_id
-        with self._answers(), no_object_id_recompute():
+        try:
+            self._upload(reply)
+        except Refused:
+            self._inbox.drop(answered)
+            raise
+        self._inbox.drop(answered)
+        return answered
+
+    def _upload(self, reply: Message) -> None:
+        client, node = self._connected(), self._active_node()
+        with self._answers(replying=True), no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
             bare = remove_content_from_message(reply) if reply.has_content() else reply
@@ -175,19 +185,17 @@ class FlowerLink:
             wanted = set(response.objects_to_push)
             if not wanted:
                 # HTTP 200 with nothing to push is how a SuperLink says no.
-                self._inbox.drop(answered)
-                raise Refused(
-                    "reply",
-                    f"{self.address} did not take the reply to message {answered[:8]}: its run is over",
-                )
+                raise self._untaken(reply.metadata.reply_to_message_id)
             push_object_contents_from_iterable(
                 ((key, value.deflate()) for key, value in objects.items() if key in wanted),
                 make_push_object_fn_protobuf(
                     client.PushObject, node, reply.metadata.run_id, response.session_id
                 ),
             )
-        self._inbox.drop(answered)
-        return answered
+
+    def _untaken(self, answered: str = "") -> Refused:
+        of = f" to message {answered[:8]}" if answered else ""
+        return Refused("reply", f"{self.address} did not take the reply{of}: its run is over")
 
     def forget(self, message_id: str) -> None:
         """Drop a message that will not be answered."""
@@ -314,10 +322,13 @@ class FlowerLink:
                 logger.warning("link: heartbeat to %s failed: %s", self.address, error)
 
     @contextmanager
-    def _answers(self, *, connecting: bool = False) -> Iterator[None]:
+    def _answers(self, *, connecting: bool = False, replying: bool = False) -> Iterator[None]:
         try:
             yield
         except httpx.HTTPStatusError as error:
+            if replying and _is_of_ended_run(error.response):
+                # A crash left the message unanswered until its run had ended: no repetition will help.
+                raise self._untaken() from error
             status = error.response.status_code
             said = f"HTTP {status}: {error.response.text[:200].strip()}"
             # To a known node the same status says that the SuperLink has been started anew.
@@ -326,6 +337,14 @@ class FlowerLink:
             raise Unavailable(f"{self.address} does not serve this node: {said}") from error
         except (httpx.TransportError, OSError, ObjectPullError, ObjectPushError, ValueError) as error:
             raise Unavailable(f"{self.address} does not answer: {error or type(error).__name__}") from error
+
+
+def _is_of_ended_run(response: httpx.Response) -> bool:
+    try:
+        said = response.json()
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("code") == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
 
 
 def _inflate(letter: Letter) -> Message:
