@@ -1,0 +1,143 @@
+"""Devices that are killed in training, and tasks that are called off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from federation import Device, Federation
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+
+DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"))
+BUSY = {"rounds": 2, "local_epochs": 400}
+"""A round of a few seconds: long enough to be interrupted."""
+ENDLESS = {"rounds": 2, "local_epochs": 10_000}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
+    async with Federation(tmp_path_factory.mktemp("lost") / "fleet", devices=DEVICES) as started:
+        yield started
+
+
+async def in_training(fleet: Federation, device: str, task: str) -> None:
+    """Return once a device has reported a step of its training."""
+    topic = f"{fleet.specs[device].path}/tasks/{task}/progress"
+    await fleet.mqtt.until(lambda: topic in fleet.mqtt.latest, f"{device} trains")
+
+
+async def kill_in_training(fleet: Federation, device: str, task: str) -> float:
+    """SIGKILL a device and return after how many seconds MQTT showed it offline."""
+    await in_training(fleet, device, task)
+    assert fleet.mqtt.latest[fleet.execution(device, task)]["phase"] == "training"
+    killed = time.monotonic()
+    fleet.devices[device].kill()
+    return await fleet.mqtt.field(f"{fleet.specs[device].path}/state", "state", "offline") - killed
+
+
+def outcomes(view: dict[str, Any], number: int) -> dict[str, str]:
+    """Return what became of each device's training in a round."""
+    record = next(one for one in view["history"] if one["round"] == number)
+    return {one["device"]: one["outcome"] for one in record["outcomes"] if one["phase"] == "train"}
+
+
+async def test_a_killed_device_is_seen_offline_and_left_out_and_takes_part_again_once_it_is_back(
+    fleet: Federation,
+) -> None:
+    # The second round waits for all three: it cannot start before the killed one is back.
+    await fleet.submit("lossy", train=BUSY, participants={"minimum": 3, "quorum": 0.5})
+    offline_s = await kill_in_training(fleet, "d2", "lossy")
+    assert offline_s < 5
+    view = await fleet.rounds_done("lossy", 1)
+    assert outcomes(view, 1) == {"d1": "replied", "d2": "lost", "d3": "replied"}
+    fleet.devices["d2"].start()
+    view = await fleet.ended("lossy")
+    assert outcomes(view, 2) == {"d1": "replied", "d2": "replied", "d3": "replied"}
+    assert fleet.mqtt.said(fleet.execution("d2", "lossy"), "attempt") == [1, 2]
+
+
+async def test_a_device_that_stands_by_takes_the_place_of_a_killed_one(fleet: Federation) -> None:
+    await fleet.submit(
+        "spare", train=BUSY | {"rounds": 1}, participants={"minimum": 2, "maximum": 2, "quorum": 1.0}
+    )
+    chosen = await chosen_of(fleet, "spare")
+    spare = next(name for name in fleet.specs if name not in chosen)
+    await fleet.mqtt.field(fleet.execution(spare, "spare"), "phase", "waiting")
+    lost, other = sorted(chosen)
+    assert await kill_in_training(fleet, lost, "spare") < 5
+    view = await fleet.ended("spare")
+    assert outcomes(view, 1) == {lost: "lost", other: "replied", spare: "replied"}
+    assert (view["history"][0]["selected"], view["history"][0]["replied"]) == (2, 2)
+    fleet.devices[lost].start()
+    await fleet.all_online()
+
+
+async def chosen_of(fleet: Federation, task: str) -> set[str]:
+    """Return the two devices that train."""
+
+    def training() -> set[str]:
+        said = {name: fleet.mqtt.latest.get(fleet.execution(name, task), {}) for name in fleet.specs}
+        return {name for name, execution in said.items() if execution.get("phase") == "training"}
+
+    await fleet.mqtt.until(lambda: len(training()) == 2, "two devices train")
+    return training()
+
+
+async def test_cancel_stops_devices_within_a_batch(fleet: Federation) -> None:
+    await fleet.submit("endless", train=ENDLESS)
+    for device in fleet.specs:
+        await in_training(fleet, device, "endless")
+    called_off = time.monotonic()
+    canceled = await fleet.operator("task", "cancel", "endless")
+    assert canceled.code == 0, canceled
+    told_s = time.monotonic() - called_off
+    for device in fleet.specs:
+        at = await fleet.mqtt.field(fleet.execution(device, "endless"), "state", "CANCELED")
+        assert at - called_off < told_s + 3, f"{device}: {at - called_off:.1f} s"
+    view = await fleet.ended("endless", "canceled")
+    assert view["revision"] == 2
+    again = await fleet.operator("task", "cancel", "endless", "--json")
+    assert again.code == 0, again
+    assert json.loads(again.out)["task"] == "endless"
+    # A canceled task stays so, and the fleet is free for the next.
+    await fleet.submit("after", train={"rounds": 1})
+    await fleet.ended("after")
+
+
+async def test_task_run_says_that_its_task_was_called_off_and_exits_with_1(fleet: Federation) -> None:
+    file = fleet.task("dropped", train=ENDLESS)
+    more = ("--server", fleet.server_url, "--keys", "keys", "--broker", fleet.broker_url)
+    out = fleet.ground.logs / "dropped.log"
+    with out.open("wb") as log:
+        running = fleet.ground.spawn("task", "run", file, *more, out=log.fileno(), err=log.fileno())
+    await in_training(fleet, "d1", "dropped")
+    assert (await fleet.operator("task", "cancel", "dropped")).code == 0
+    await fleet.ended("dropped", "canceled")
+    assert running.wait(30) == 1
+    assert "canceled" in out.read_text().splitlines()[-1]
+
+
+async def test_ctrl_c_of_task_run_leaves_the_task_going(fleet: Federation) -> None:
+    file = fleet.task("followed", train=BUSY | {"rounds": 1})
+    more = ("--server", fleet.server_url, "--keys", "keys", "--broker", fleet.broker_url)
+    out = fleet.ground.logs / "followed.log"
+    with out.open("wb") as log:
+        running = fleet.ground.spawn("task", "run", file, *more, out=log.fileno(), err=log.fileno())
+    await in_training(fleet, "d1", "followed")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert "trellis task cancel followed" in out.read_text()
+    await fleet.ended("followed")
+
+
+async def test_canceling_a_task_that_nobody_has_is_an_error_that_names_it(fleet: Federation) -> None:
+    refused = await fleet.operator("task", "cancel", "nobodys")
+    assert refused.code in (1, 2)
+    assert "nobodys" in refused.err
+    assert "Traceback" not in refused.err
