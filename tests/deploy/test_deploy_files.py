@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
-
-from trellis.cli.root import load_command
-from trellis.cli.table import ENTRIES
+from command_lines import command_lines, parse
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -25,28 +21,6 @@ KNOWN_SERVICE_KEYS = {
     "build", "cap_drop", "command", "depends_on", "image", "init", "ports", "read_only", "restart",
     "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
 }  # fmt: skip
-
-
-def parse(words: list[str]) -> click.Context:
-    """Parse a command line as `trellis` would, without running it."""
-    assert words[0] == "trellis"
-    (entry,) = [entry for entry in ENTRIES if entry.name == words[1]]
-    command, name, rest = load_command(entry), words[1], words[2:]
-    while isinstance(command, click.Group):
-        name, *rest = rest
-        found = command.get_command(click.Context(command), name)
-        assert found is not None, f"there is no {' '.join(words)}"
-        command = found
-    return command.make_context(name, rest)
-
-
-def commands(text: str) -> Iterator[str]:
-    """The `trellis` command lines of a page or of a file's comments."""
-    lines = re.sub(r"^# ?", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
-    for line in lines:
-        quoted = re.findall(r"`(trellis [a-z]+ [^`]*)`", line)
-        # `trellis keys` alone is a name and no command line.
-        yield from quoted or re.findall(r"^\s*(trellis (?!--).*)$", line)
 
 
 def test_compose_uses_only_names_that_compose_knows() -> None:
@@ -108,7 +82,7 @@ def test_the_image_copies_folders_that_there_are() -> None:
 )
 def test_every_command_on_a_page_is_one_that_we_have(page: str) -> None:
     text = (DEPLOY / page).read_text(encoding="utf-8")
-    found = list(commands(text))
+    found = list(command_lines(text))
     assert found
     for line in found:
         parse(shlex.split(line, comments=True))
