@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from trellis.errors import ConfigError, Fault, InvalidInput, TrellisError
+from trellis.errors import ConfigError, Fault, InvalidInput, Refused, TrellisError
 from trellis.faults import shown
 from trellis.http.errors import status_of, to_json
 from trellis.loopback import is_loopback
@@ -41,7 +41,11 @@ def create_app(title: str) -> FastAPI:
     app = FastAPI(title=title, docs_url=None, redoc_url=None)
 
     @app.exception_handler(TrellisError)
-    async def ours(_request: Request, error: TrellisError) -> JSONResponse:
+    async def ours(request: Request, error: TrellisError) -> JSONResponse:
+        if request.method == "POST" and isinstance(error, Refused | InvalidInput):
+            who = request.client.host if request.client else "unknown"
+            said = " ".join(str(error).split())
+            logger.warning("%s %s from %s refused: %s", request.method, request.url.path, who, said)
         return JSONResponse(to_json(error), status_code=status_of(error))
 
     @app.exception_handler(RequestValidationError)
@@ -72,6 +76,22 @@ async def read_body(request: Request, *, limit_bytes: int) -> bytes:
         if len(body) > limit_bytes:
             raise InvalidInput("request body", f"has more than {limit_bytes} bytes")
     return bytes(body)
+
+
+def _telling(port: int) -> type[ssl.SSLObject]:
+    """Return connections to `port` that say why one is not let in: asyncio closes it without a word."""
+
+    class Handshake(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                logger.warning("port %d: a TLS connection was refused: %s", port, error)
+                raise
+
+    return Handshake
 
 
 class _QuietServer(uvicorn.Server):
@@ -120,6 +140,9 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         self._socket = bind(self._host, self._wanted_port)
         config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", **self._ssl())
+        config.load()
+        if config.ssl is not None:
+            config.ssl.sslobject_class = _telling(self.port)
         self._server = _QuietServer(config)
         name = f"http-{self.port}"
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name=name)
