@@ -47,21 +47,21 @@ class SecureFleet:
         self.keys = folder / "keys"  # stays with whoever adds machines
         self._own_broker = own_broker
         self._stack = contextlib.ExitStack()
-        self._ports = {name: free_port(network.centre) for name in ("broker", "front", "api")}
+        self.ports = {name: free_port(network.centre) for name in ("broker", "front", "api")}
         self.running: dict[str, Running] = {}
 
     @property
     def broker_url(self) -> str:
-        return f"mqtts://{self.network.centre}:{self._ports['broker']}"
+        return f"mqtts://{self.network.centre}:{self.ports['broker']}"
 
     @property
     def server_url(self) -> str:
-        return f"https://{self.network.centre}:{self._ports['api']}"
+        return f"https://{self.network.centre}:{self.ports['api']}"
 
     @property
     def front(self) -> str:
         """`host:port` where devices reach Flower."""
-        return f"{self.network.centre}:{self._ports['front']}"
+        return f"{self.network.centre}:{self.ports['front']}"
 
     @property
     def gateway_url(self) -> str:
@@ -90,7 +90,9 @@ class SecureFleet:
         centre, edge = self.network.centre, self.network.edge
         self.administrate("init", str(self.keys), "--host", centre)
         self.administrate("gateway", REGION, "--host", edge, "--keys", str(self.keys))
-        for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER)):
+        # This one's certificate names no host but its own loopback.
+        self.administrate("gateway", OTHER, "--keys", str(self.keys))
+        for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER), ("d4", REGION)):
             self.administrate("device", name, "--region", region, "--keys", str(self.keys))
 
     def administrate(self, *arguments: str) -> str:
@@ -112,7 +114,7 @@ class SecureFleet:
         return running
 
     def start_broker(self) -> None:
-        host, port = self.network.centre, self._ports["broker"]
+        host, port = self.network.centre, self.ports["broker"]
         identity = self.centre.folder / self.issued("broker", to=self.centre)
         if self._own_broker:
             command = ("broker", "--keys", identity.name, "--host", host, "--port", str(port))
@@ -126,7 +128,7 @@ class SecureFleet:
 
     def _start_services(self) -> None:
         host, edge = self.network.centre, self.network.edge
-        ports = ("--front-port", str(self._ports["front"]), "--api-port", str(self._ports["api"]))
+        ports = ("--front-port", str(self.ports["front"]), "--api-port", str(self.ports["api"]))
         keys = self.issued("server", to=self.centre)
         command = ("server", "--keys", keys, "--broker", self.broker_url, "--host", host, *ports)
         server = self.start("server", self.centre, *TRELLIS, *command, "--data", "digits")
@@ -148,20 +150,9 @@ class SecureFleet:
 
     def device_command(self, name: str, *more: str, keys: str, region: str = REGION) -> tuple[str, ...]:
         """Return the arguments of `trellis` that make a device of this fleet."""
+        who = ("--name", name, "--region", region, "--keys", keys, "--state", f"state-{keys}")
         where = ("--broker", self.broker_url, "--server", self.front)
-        return (
-            "device",
-            "--name",
-            name,
-            "--region",
-            region,
-            "--keys",
-            keys,
-            "--data",
-            "digits",
-            *where,
-            *more,
-        )
+        return ("device", *who, *where, "--data", "digits", *more)
 
     def start_device(self, name: str, *more: str) -> Running:
         """Start a device of `eu-1`, and return once it is ready."""
