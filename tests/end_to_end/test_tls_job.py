@@ -38,3 +38,16 @@ def test_a_task_from_post_to_model(ends: Network, tmp_path: Path, *, own_broker:
         measured = fleet.centre.run("model", "evaluate", model.name, "--data", "digits", "--json")
         # Ten classes: chance is 0.1.
         assert json.loads(measured.out)["accuracy"] > 0.6
+
+
+def test_a_region_with_a_broker_of_its_own_takes_part(ends: Network, tmp_path: Path) -> None:
+    with SecureFleet(tmp_path, ends, bridged=True) as fleet:
+        file = fleet.task_file(fleet.task("bridged", train={"rounds": 1}))
+        where = ("--server", fleet.server_url)
+        done = fleet.operator("task", "run", file, *where, "--broker", fleet.broker_url)
+        assert done.code == 0, done.err + done.out
+        shown = json.loads(fleet.operator("task", "show", "bridged", *where, "--json").out)
+        # The server has no other way to know of them: they are on the region's broker alone.
+        assert [(one["device"], one["online"]) for one in shown["devices"]] == [("d1", True), ("d2", True)]
+        assert " u'eu-1/devices/d1')" in fleet.running["region-broker"].said()
+        assert " u'eu-1/devices/" not in fleet.running["broker"].said()

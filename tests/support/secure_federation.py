@@ -39,20 +39,28 @@ class SecureFleet:
         folder: Empty; gets keys, logs and states.
         network: Its two ends.
         own_broker: Whether `trellis broker` is the broker, instead of mosquitto with the shipped file.
+        bridged: Whether the region has a broker of its own, at the edge.
     """
 
-    def __init__(self, folder: Path, network: Network, *, own_broker: bool = False) -> None:
+    def __init__(
+        self, folder: Path, network: Network, *, own_broker: bool = False, bridged: bool = False
+    ) -> None:
         self.network, self.folder = network, folder
         self.centre, self.edge = Machine(folder / "centre"), Machine(folder / "edge", network.at_edge)
         self.keys = folder / "keys"  # stays with whoever adds machines
-        self._own_broker = own_broker
+        self._own_broker, self._bridged = own_broker, bridged
         self._stack = contextlib.ExitStack()
-        self.ports = {name: free_port(network.centre) for name in ("broker", "front", "api")}
+        self.ports = {name: free_port(network.centre) for name in ("broker", "region", "front", "api")}
         self.running: dict[str, Running] = {}
 
     @property
     def broker_url(self) -> str:
         return f"mqtts://{self.network.centre}:{self.ports['broker']}"
+
+    @property
+    def region_broker_url(self) -> str:
+        """The broker of the devices: the region's own where it has one."""
+        return f"mqtts://{self.network.edge}:{self.ports['region']}" if self._bridged else self.broker_url
 
     @property
     def server_url(self) -> str:
@@ -81,10 +89,10 @@ class SecureFleet:
         if error is not None:
             error.add_note(self.last_words())
         with self._stack:
-            broker = self.running.pop("broker")
-            for one in self.running.values():
-                assert one.stop() == 0, one.last_words()
-            broker.stop()
+            # Brokers go last, so that the others can say goodbye.
+            for name, one in sorted(self.running.items(), key=lambda named: "broker" in named[0]):
+                code = one.stop()
+                assert "broker" in name or code == 0, one.last_words()
 
     def _make_keys(self) -> None:
         centre, edge = self.network.centre, self.network.edge
@@ -94,6 +102,8 @@ class SecureFleet:
         self.administrate("gateway", OTHER, "--keys", str(self.keys))
         for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER), ("d4", REGION)):
             self.administrate("device", name, "--region", region, "--keys", str(self.keys))
+        if self._bridged:
+            self.administrate("acl", str(self.keys), "--bridged", REGION)
 
     def administrate(self, *arguments: str) -> str:
         """Run `trellis keys ARGUMENTS`, and return what it says."""
@@ -119,12 +129,22 @@ class SecureFleet:
         if self._own_broker:
             command = ("broker", "--keys", identity.name, "--host", host, "--port", str(port))
             self.start("broker", self.centre, *TRELLIS, *command).says("mosquitto listens at")
-            return
-        state = self.centre.folder / "broker"
+        else:
+            self._start_mosquitto("broker", self.centre, identity, host, port)
+        if self._bridged:
+            # As deploy/ says: with the gateway's keys, on whose machine it runs.
+            identity = self.edge.folder / self.issued("gateways", REGION, to=self.edge)
+            shutil.copy(self.keys / "broker" / "acl", identity)
+            self._start_mosquitto(
+                "region-broker", self.edge, identity, self.network.edge, self.ports["region"]
+            )
+
+    def _start_mosquitto(self, name: str, machine: Machine, identity: Path, host: str, port: int) -> None:
+        state = machine.folder / f"{name}-state"
         state.mkdir()
         (state / "mosquitto.conf").write_text(configuration(identity, state, host, port), encoding="utf-8")
         command = (program("mosquitto"), "-c", str(state / "mosquitto.conf"))
-        self.start("broker", self.centre, *command).says("running")
+        self.start(name, machine, *command).says("running")
 
     def _start_services(self) -> None:
         host, edge = self.network.centre, self.network.edge
@@ -133,7 +153,8 @@ class SecureFleet:
         command = ("server", "--keys", keys, "--broker", self.broker_url, "--host", host, *ports)
         server = self.start("server", self.centre, *TRELLIS, *command, "--data", "digits")
         keys = self.issued("gateways", REGION, to=self.edge)
-        command = ("gateway", "--region", REGION, "--keys", keys, "--broker", self.broker_url)
+        brokers = ("--broker", self.region_broker_url, "--parent-broker", self.broker_url)
+        command = ("gateway", "--region", REGION, "--keys", keys, *brokers)
         where = ("--server", self.server_url, "--host", edge, "--api-port", "0")
         gateway = self.start("gateway", self.edge, *TRELLIS, *command, *where)
         self.gateway_port = int(gateway.says(r"gateway listens api=", within_s=START_S).rpartition(":")[2])
@@ -151,7 +172,7 @@ class SecureFleet:
     def device_command(self, name: str, *more: str, keys: str, region: str = REGION) -> tuple[str, ...]:
         """Return the arguments of `trellis` that make a device of this fleet."""
         who = ("--name", name, "--region", region, "--keys", keys, "--state", f"state-{keys}")
-        where = ("--broker", self.broker_url, "--server", self.front)
+        where = ("--broker", self.region_broker_url, "--server", self.front)
         return ("device", *who, *where, "--data", "digits", *more)
 
     def start_device(self, name: str, *more: str) -> Running:
