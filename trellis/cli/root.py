@@ -17,6 +17,7 @@ import typer.main
 from trellis import __version__, config
 from trellis.cli.option_specs import claim_variables, option_specs
 from trellis.cli.table import ENTRIES, Entry
+from trellis.errors import ConfigError
 
 _HELP_ASKED = "trellis.help_asked"
 
@@ -111,12 +112,20 @@ def _configure(ctx: click.Context, config_file: Path | None) -> None:
     command = root.get_command(ctx, ctx.invoked_subcommand)
     if command is None:
         return
+    try:
+        _apply_settings(ctx, ctx.invoked_subcommand, command, config_file)
+    except ConfigError:
+        if not any(entry.examines_settings for entry in ENTRIES if entry.name == ctx.invoked_subcommand):
+            raise
+
+
+def _apply_settings(ctx: click.Context, name: str, command: click.Command, config_file: Path | None) -> None:
     known = frozenset(spec.name for spec in option_specs(command))
     config.check_environment(os.environ, known, _known_elsewhere)
     settings = config.load(config_file)
     if settings is not None:
         settings.check_sections(entry.name for entry in ENTRIES)
-        ctx.default_map = {ctx.invoked_subcommand: _defaults(settings, ctx.invoked_subcommand, command)}
+        ctx.default_map = {name: _defaults(settings, name, command)}
 
 
 def _defaults(settings: config.ConfigFile, section: str, command: click.Command) -> dict[str, Any]:

@@ -16,11 +16,13 @@ class Entry:
         name: What is typed after `trellis`.
         sources: `module:attribute` of each `typer.Typer` that makes it up; several are merged into one group.
         summary: Its line in `trellis --help`.
+        examines_settings: It runs also where `trellis.toml` or a variable is wrong, and says so itself.
     """
 
     name: str
     sources: tuple[str, ...]
     summary: str
+    examines_settings: bool = False
 
 
 ENTRIES = (
@@ -40,5 +42,11 @@ ENTRIES = (
     Entry("model", ("trellis.cli.model:app", "models.command:app"), "Fetch, evaluate and list models."),
     Entry("watch", ("trellis.cli.watching.command:app",), "Watch rounds, gateways and devices live."),
     Entry("logs", ("trellis.cli.logs.command:app",), "Read a task's log, of all machines in one."),
+    Entry(
+        "doctor",
+        ("trellis.cli.doctor.command:app",),
+        "Look at this machine and the services, and say what to do.",
+        examines_settings=True,
+    ),
 )
 """In the order of `trellis --help`."""

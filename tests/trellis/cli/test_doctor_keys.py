@@ -1,0 +1,100 @@
+"""What `trellis doctor` says of keys and certificates."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from trellis.cli.doctor.check import Check, Status
+from trellis.cli.doctor.keys import keys
+from trellis.keys import authority, principals
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "keys"
+    authority.create_authority(folder)
+    authority.issue(folder, principals.SERVER)
+    return folder
+
+
+def looked(folder: Path, *, given: bool = True) -> dict[str, Check]:
+    return {check.name: check for check in keys(folder, given=given)}
+
+
+def test_the_folder_of_all_keys_is_looked_through(root: Path) -> None:
+    checks = looked(root)
+    assert {check.status for check in checks.values()} == {Status.OK}
+    assert checks["keys.identity"].found == "operator, central/server"
+    in_a_year = dt.datetime.now(dt.UTC) + dt.timedelta(days=365)
+    assert checks["keys.certificate"].found.endswith(f", {in_a_year:%Y-%m-%d}")
+    assert checks["keys.operator"].found.startswith("pinned: ")
+
+
+def test_a_machines_own_folder_is_enough(root: Path) -> None:
+    own = authority.issue(root, principals.device("eu-1", "cam-7"))
+    checks = looked(own)
+    assert {check.status for check in checks.values()} == {Status.OK}
+    assert checks["keys.identity"].found == "eu-1/devices/cam-7"
+
+
+def test_a_certificate_that_ends_within_30_days_is_a_warning(root: Path) -> None:
+    authority.issue(root, principals.gateway("eu-1"), days=29)
+    checks = looked(root)
+    assert checks["keys.certificate"].status is Status.WARNING
+    assert checks["keys.certificate"].found.startswith("eu-1/gateway expires ")
+    assert checks["keys.identity"].status is Status.OK
+    again = authority.issue(root, principals.gateway("us-1"), days=31)
+    assert looked(again)["keys.certificate"].status is Status.OK
+
+
+def test_an_expired_certificate_is_a_failure_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authority, "_days", lambda days: days)
+    authority.issue(root, principals.gateway("eu-1"), days=0)
+    monkeypatch.undo()
+    checks = looked(root)
+    assert checks["keys.certificate"].status is Status.FAILURE
+    assert checks["keys.certificate"].found.startswith("eu-1/gateway expired ")
+    assert "issue a new one" in checks["keys.certificate"].remedy
+    assert checks["keys.identity"].status is Status.OK
+
+
+def test_a_key_that_others_can_read_is_a_failure_with_the_command_that_mends_it(root: Path) -> None:
+    key = root / "server" / "tls.key"
+    key.chmod(0o644)
+    check = looked(root)["keys.identity"]
+    assert check.status is Status.FAILURE
+    assert check.found == f"{key}: is open to other users (mode 0644)"
+    assert check.remedy == f"chmod 600 {key}"
+
+
+def test_a_missing_operators_key_is_a_failure(root: Path) -> None:
+    own = root / "server"
+    (own / "operator.pub").unlink()
+    assert looked(own)["keys.operator"].status is Status.FAILURE
+
+
+def test_a_key_of_another_is_a_failure(root: Path) -> None:
+    other = authority.issue(root, principals.gateway("eu-1"))
+    (other / "tls.key").write_bytes((root / "server" / "tls.key").read_bytes())
+    check = looked(root)["keys.identity"]
+    assert check.status is Status.FAILURE
+    assert "is not the key of tls.crt" in check.found
+
+
+def test_no_keys_are_skipped_by_default_and_a_failure_where_they_were_named(tmp_path: Path) -> None:
+    missing = tmp_path / "keys"
+    assert {check.status for check in looked(missing, given=False).values()} == {Status.SKIPPED}
+    checks = looked(missing)
+    assert checks["keys.identity"].status is Status.FAILURE
+    assert "trellis keys init" in checks["keys.identity"].remedy
+    assert checks["keys.certificate"].status is Status.SKIPPED
+
+
+def test_a_certificate_that_cannot_be_read_is_a_failure(root: Path) -> None:
+    (root / "server" / "tls.crt").write_text("no certificate")
+    check = looked(root)["keys.identity"]
+    assert check.status is Status.FAILURE
+    assert str(root / "server" / "tls.crt") in check.found

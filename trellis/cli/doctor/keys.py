@@ -1,0 +1,87 @@
+"""What a folder of keys holds: identities, their certificates, and the operator's key."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+from trellis.cli.doctor.check import Check, failure, ok, skipped, warning
+from trellis.errors import ConfigError, InvalidInput
+from trellis.keys.identity import Identity, load_keyring
+from trellis.keys.principals import named
+from trellis.keys.register import Entry, entries
+
+NAMES = ("keys.identity", "keys.certificate", "keys.operator")
+SOON = dt.timedelta(days=30)
+_DAY = "%Y-%m-%d"
+_SHOWN = 5
+
+
+def keys(folder: Path, *, given: bool) -> list[Check]:
+    """Look at a machine's own folder, or the folder of all keys.
+
+    Args:
+        given: Whether it was named; the default need not be there.
+    """
+    if not given and not folder.exists():
+        why = f"no folder {folder} is here, and none was named"
+        return [skipped(name, why, "give --keys DIR") for name in NAMES]
+    try:
+        found = entries(folder)
+    except ConfigError as error:
+        return [
+            failure(
+                "keys.identity", str(error), f"make keys with 'trellis keys init {folder}', or copy them here"
+            ),
+            *(skipped(name, "there is no identity") for name in NAMES[1:]),
+        ]
+    return [_identity(found), _certificate(found), _operator(folder)]
+
+
+def _identity(found: list[Entry]) -> Check:
+    leaves = [entry for entry in found if (entry.folder / "tls.crt").exists()]
+    faults: list[str] = []
+    remedies: list[str] = []
+    for entry in leaves:
+        try:
+            named(entry.common_name)
+            Identity.load(entry.folder)
+        except InvalidInput as error:
+            # What has expired is told once, by the certificate's own check.
+            mine = [fault for fault in error.faults if not fault.problem.startswith("expired ")]
+            faults += [f"{fault.field}: {fault.problem}" if fault.field else fault.problem for fault in mine]
+            remedies += [fault.remedy for fault in mine if fault.remedy]
+    if faults:
+        remedy = "; ".join(dict.fromkeys(remedies)) or "issue a new one with 'trellis keys'"
+        return failure("keys.identity", _several(faults), remedy)
+    if not leaves:
+        return failure("keys.identity", "only a CA is here", "issue identities with 'trellis keys'")
+    return ok("keys.identity", _several([entry.common_name for entry in leaves]))
+
+
+def _certificate(found: list[Entry]) -> Check:
+    now = dt.datetime.now(dt.UTC)
+    first = min(found, key=lambda entry: entry.not_after)
+    expired = [entry for entry in found if entry.not_after <= now]
+    soon = [entry for entry in found if now < entry.not_after < now + SOON]
+    remedy = "move its folder away and issue a new one with 'trellis keys'"
+    if expired:
+        told = [f"{entry.common_name} expired {entry.not_after:{_DAY}}" for entry in expired]
+        return failure("keys.certificate", _several(told), remedy)
+    if soon:
+        told = [f"{entry.common_name} expires {entry.not_after:{_DAY}}" for entry in soon]
+        return warning("keys.certificate", _several(told), remedy)
+    return ok("keys.certificate", f"the first to expire is {first.common_name}, {first.not_after:{_DAY}}")
+
+
+def _operator(folder: Path) -> Check:
+    try:
+        keyids = load_keyring(folder).keyids
+    except InvalidInput as error:
+        return failure("keys.operator", str(error), "copy operator.pub beside the certificate")
+    return ok("keys.operator", f"pinned: {_several(list(keyids))}")
+
+
+def _several(items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f"{', '.join(items[:_SHOWN])}{more}"
