@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import psutil
 import pytest
-from pages import block, read
+from pages import block, codes, read, rows, section
 from safetensors.numpy import load_file
 
 from models.datasets import load
@@ -189,6 +190,18 @@ class Terminals:
         return self.logs / f"{len(list(self.logs.iterdir()))}-{words}"[:80]
 
 
+def described(run: Path) -> list[str]:
+    """What the README's table of files and a run's folder do not have in common."""
+    patterns = [
+        pattern.replace("NNNN", "????")
+        for row in rows(section(read("README.md"), "What a run leaves behind"))
+        for pattern in codes(row[0])
+    ]
+    found = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
+    strange = [name for name in found if not any(fnmatch(name, pattern) for pattern in patterns)]
+    return strange + [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in found)]
+
+
 @pytest.fixture
 def terminals(tmp_path: Path) -> Iterator[Terminals]:
     for program in ("unshare", "nsenter", "bash"):
@@ -224,6 +237,7 @@ def test_the_quickstart_word_for_word(terminals: Terminals) -> None:
     assert (summary["state"], summary["rounds"]) == ("succeeded", 10)
     assert {device["samples"] for device in summary["devices"]} == {718, 719}  # 1,437 in two halves
     assert load_file(run / "model.safetensors")
+    assert described(run) == []
 
     answer = ""
     for line in AFTERWARDS:
