@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from models.datasets import parse_source
 from trellis.envelope import Keyring
-from trellis.errors import ConfigError, Fault
+from trellis.errors import ConfigError, DataError, Fault
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
@@ -64,34 +65,30 @@ class ServerSettings:
 
 
 def data_sources(sources: Iterable[str]) -> dict[str, str]:
-    """Return the sources `digits`, `PATH` or `NAME=PATH` by data set name, with absolute paths.
+    """Return the sources (see `models.datasets.load`) by data set name, with absolute paths.
 
     Raises:
         ConfigError: A path is not there, or two sources have one name; every fault is named.
     """
     found: dict[str, str] = {}
     faults: list[Fault] = []
-    for source in sources:
-        name, path = _named(source)
-        if path is not None and not path.exists():
-            faults.append(Fault("data", f"{source!r}: {path} is not there", "give digits, PATH or NAME=PATH"))
-        elif name in found:
-            faults.append(Fault("data", f"{source!r} and {found[name]!r} are both {name!r}", "NAME=PATH"))
+    for text in sources:
+        try:
+            source = parse_source(text)
+        except DataError as error:
+            faults.append(Fault("data", str(error)))
+            continue
+        if source.path is not None and not source.path.exists():
+            faults.append(
+                Fault("data", f"{text!r}: {source.path} is not there", "give digits, PATH or NAME=PATH")
+            )
+        elif source.name in found:
+            faults.append(
+                Fault("data", f"{text!r} and {found[source.name]!r} are both {source.name!r}", "NAME=PATH")
+            )
         else:
-            found[name] = source if path is None else f"{name}={path.resolve()}"
+            path = None if source.path is None else source.path.resolve()
+            found[source.name] = str(replace(source, path=path))
     if faults:
         raise ConfigError("options", faults)
     return found
-
-
-def _named(source: str) -> tuple[str, Path | None]:
-    # The same rules as models.datasets.sources.load, which would read the whole data set to tell.
-    if source == "digits":
-        return source, None
-    name, equals, text = source.partition("=")
-    if equals and "/" not in name:
-        return name, Path(text)
-    path = Path(source).resolve()
-    if path.is_dir():
-        return path.name, path
-    return (path.with_suffix("").stem if path.suffix == ".gz" else path.stem), path

@@ -91,6 +91,9 @@ def test_data_sources_have_the_names_that_loading_gives_them(tmp_path: Path) -> 
         "images": f"images={tmp_path / 'images.idx.gz'}",
     }
     assert data_sources([f"own={tmp_path / 'plain'}"]) == {"own": f"own={tmp_path / 'plain'}"}
+    (tmp_path / "wine.csv").touch()
+    wine = f"{tmp_path / 'wine.csv'}#quality"
+    assert data_sources([wine]) == {"wine": f"wine={wine}"}
     with pytest.raises(ConfigError, match="2 faults"):
         data_sources(["/nowhere/x.npz", "digits", "digits"])
 
