@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import workload
-from ground import Ended, Ground, Process, free_ports, listens
+from ground import Ended, Ground, Process, free_ports, listens, stop_if_asked
 from observer import Observer
 from wire import CountingProxy, HttpCounts, MqttCounts
 
@@ -119,7 +119,8 @@ class Federation:
         return self.ground.until(holds, f"{topic}: {name} = {value}", within_s=within_s)
 
     def check_alive(self) -> None:
-        """Fail if a process has ended by itself."""
+        """Fail if a process has ended by itself, or somebody wants us to stop."""
+        stop_if_asked()
         for process in (self.broker, self.server, self.gateway, *self.devices):
             if process.started and not process.running and not process.killed:
                 raise Ended(f"{process.name} ended by itself\n{process.last_words()}")

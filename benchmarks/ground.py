@@ -29,6 +29,8 @@ from trellis.processes import die_with_parent, terminate_tree  # noqa: E402 - as
 MARK = "FEDERATION_UNDER_MEASUREMENT"
 """Every process of a ground inherits this variable, also one that has lost its parent."""
 _POLL_S = 0.02
+_signals: list[int] = []
+"""What has asked us to stop: an exception alone is lost where it is raised in a hook of Python's fork."""
 
 
 class Ended(RuntimeError):
@@ -77,6 +79,7 @@ class Process:
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - made for this: it allocates nothing
             )
+        stop_if_asked()
         return self
 
     def kill(self) -> None:
@@ -97,10 +100,13 @@ class Process:
         """Return its exit status; `Ended` where it takes longer."""
         if self._process is None:
             raise Ended(f"{self.name} was not started")
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise Ended(f"{self.name} runs after {timeout_s:g} s:\n{self.last_words()}") from None
+        deadline = time.monotonic() + timeout_s
+        while (status := self._process.poll()) is None:
+            stop_if_asked()
+            if time.monotonic() > deadline:
+                raise Ended(f"{self.name} runs after {timeout_s:g} s:\n{self.last_words()}")
+            time.sleep(_POLL_S)
+        return status
 
     def last_words(self) -> str:
         """Return the end of its log."""
@@ -166,6 +172,7 @@ class Ground:
         """Return the monotonic time at which `holds` was first seen to hold."""
         deadline = time.monotonic() + within_s
         while not holds():
+            stop_if_asked()
             if time.monotonic() > deadline:
                 raise Ended(f"not within {within_s:g} s: {what}\n{self.last_words()}")
             time.sleep(_POLL_S)
@@ -202,12 +209,19 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def stop_if_asked() -> None:
+    """Raise KeyboardInterrupt if a signal has come whose own exception was lost."""
+    if _signals:
+        raise KeyboardInterrupt(_signals[0])
+
+
 def end_on_signals() -> None:
     """Let SIGTERM and SIGHUP end the benchmark as Ctrl-C does: everything it has started ends with it."""
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(one, signal.SIG_IGN)  # a second one must not interrupt the clearing up
+        _signals.append(number)
         raise KeyboardInterrupt(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

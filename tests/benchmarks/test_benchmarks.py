@@ -1,0 +1,142 @@
+"""The benchmarks run with their smallest options and write what they promise; no figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MARK = "FEDERATION_UNDER_MEASUREMENT"
+
+
+def started(script: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "temporary").mkdir()
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder / "temporary")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rows(script: str, folder: Path, *arguments: str, timeout_s: float = 280.0) -> list[dict[str, Any]]:
+    file = folder / "rows.json"
+    process = started(script, folder, *arguments, "--json", str(file))
+    try:
+        out, _ = process.communicate(timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+    assert process.returncode == 0, out
+    assert residue(folder) == []
+    written = json.loads(file.read_text())
+    assert list(written) == ["rows"]
+    found: list[dict[str, Any]] = written["rows"]
+    return found
+
+
+def residue(folder: Path) -> list[str]:
+    """Return the processes and temporary files that a benchmark has left."""
+    temporary = str(folder / "temporary")
+    left = [
+        f"process {process.pid}"
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get(MARK, "").startswith(temporary)
+    ]
+    return left + [path.name for path in (folder / "temporary").iterdir()]
+
+
+@pytest.mark.parametrize("script", ["front", "round_overhead", "round_profile", "footprint", "recovery"])
+def test_a_benchmark_explains_itself(script: str, tmp_path: Path) -> None:
+    process = started(f"{script}.py", tmp_path, "--help")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert "--json" in out
+    assert f"python benchmarks/{script}.py" in out
+
+
+def test_an_unknown_federation_is_named(tmp_path: Path) -> None:
+    process = started("round_overhead.py", tmp_path, "--only", "trellis,flowers")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "there is no flowers; there is: flower-stock, trellis, flower-legacy" in out
+
+
+@pytest.mark.timeout(300)
+def test_rounds_of_trellis_and_of_the_legacy_server_are_timed(tmp_path: Path) -> None:
+    found = rows(
+        "round_overhead.py", tmp_path, "--devices", "1", "--rounds", "2", "--only", "trellis,flower-legacy"
+    )
+    assert [(row["federation"], row["devices"]) for row in found] == [("trellis", 1), ("flower-legacy", 1)]
+    for row in found:
+        assert 0 < row["round_s_min"] <= row["round_s_median"] <= row["round_s_max"]
+        assert row["this_over_legacy"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_rounds_of_stock_flower_are_timed(tmp_path: Path) -> None:
+    (row,) = rows("round_overhead.py", tmp_path, "--devices", "1", "--rounds", "2", "--only", "flower-stock")
+    assert (row["federation"], row["rounds"]) == ("flower-stock", 1)
+    assert row["round_s_median"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_round_is_traced_to_its_requests(tmp_path: Path) -> None:
+    found = rows("round_profile.py", tmp_path, "--devices", "1", "--rounds", "4")
+    a_round = {(row["who"], row["what"]): row["a_round"] for row in found}
+    assert a_round[("device d0", "POST /v1/fleet/push-messages")] == 1
+    assert a_round[("ServerApp", "POST /v1/runtime/push-messages")] == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_device_is_weighed(tmp_path: Path) -> None:
+    found = rows("footprint.py", tmp_path, "--window", "3", "--waiting", "3", "--rounds", "1")
+    by_figure = {row["figure"]: row for row in found}
+    assert all(row.keys() == {"figure", "value", "unit", "target", "note"} for row in found)
+    assert by_figure["memory at rest"]["value"] < by_figure["memory in training"]["value"]
+    # 21,840 float32 each way, and what frames them.
+    assert 1.0 < by_figure["wire up"]["value"] < 2.0
+    assert 1.0 < by_figure["wire down"]["value"] < 2.0
+    assert by_figure["idle: HTTP requests"]["value"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_every_process_recovers(tmp_path: Path) -> None:
+    found = rows("recovery.py", tmp_path, "--repeats", "1", "--devices", "1")
+    assert [row["process"] for row in found] == ["device", "gateway", "server-up", "server", "broker"]
+    assert all(0 < row["recovery_s_median"] <= row["recovery_s_max"] for row in found)
+
+
+def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path) -> None:
+    process = started("recovery.py", tmp_path, "--devices", "1")
+    try:
+        deadline = time.monotonic() + 60
+        while len(residue(tmp_path)) < 4:  # its folder, the broker, and two more
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < deadline, residue(tmp_path)
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()  # its processes end with it
+            process.wait()
+    assert process.returncode == 130, out
+    assert out.endswith("stopped: nothing of the benchmark runs any more\n")
+    assert residue(tmp_path) == []
