@@ -29,7 +29,7 @@ def routes(app: FastAPI) -> list[str]:
         f"{method} {route.path}"
         for route in app.routes
         if isinstance(route, APIRoute)
-        for method in route.methods
+        for method in route.methods or ()
     ]
 
 

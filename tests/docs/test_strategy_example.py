@@ -67,19 +67,25 @@ class Wire(Grid):
 
     def _answer(self, message: Message) -> None:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
-        device, config = self.devices[node], message.content["config"]
+        device, config = self.devices[node], message.content.config_records["config"]
         self.asked.append(kind)
         seen: dict[str, object] = {"message_id": message.metadata.message_id}
         if kind == "query":
-            own = {"region": device.region, "device": device.device, "samples": self.samples[node]}
-            content = RecordDict({"config": ConfigRecord({**config, **own})})
+            own: dict[str, str | int] = {
+                "region": device.region,
+                "device": device.device,
+                "samples": self.samples[node],
+            }
+            content = RecordDict({"config": ConfigRecord({"nonce": config["nonce"], **own})})
             seen["nonce"] = config["nonce"]
         else:
             trained = {
-                k: v + np.float32(self.steps[node])
-                for k, v in unpack_arrays(message.content["arrays"]).items()
+                k: (v.astype(np.float64) + self.steps[node]).astype(np.float32)
+                for k, v in unpack_arrays(message.content.array_records["arrays"]).items()
             }
-            metrics = MetricRecord({"num-examples": self.samples[node], "train_loss": float(config["round"])})
+            metrics = MetricRecord(
+                {"num-examples": self.samples[node], "train_loss": float(str(config["round"]))}
+            )
             content = RecordDict({"arrays": pack_arrays(trained), "metrics": metrics})
         self._replies[message.metadata.message_id] = Message(content, reply_to=message)
         self.devices[node] = device.model_copy(update=seen)
@@ -92,7 +98,7 @@ class Wire(Grid):
 
     def create_message(self, *_: Any, **__: Any) -> Any: ...
 
-    def get_node_ids(self) -> Iterable[int]: ...
+    def get_node_ids(self) -> Any: ...
 
     def send_and_receive(self, *_: Any, **__: Any) -> Any: ...
 
@@ -107,7 +113,8 @@ def train(tmp_path: Path) -> Callable[..., ArrayRecord]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.train
+    found: Callable[..., ArrayRecord] = module.train
+    return found
 
 
 @pytest.fixture
@@ -122,8 +129,8 @@ class Mine(FedMedian):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         found: Sequence[Message] = list(replies)
-        best = max(found, key=lambda reply: float(reply.content["arrays"]["w"].numpy().sum()))
-        return best.content["arrays"], MetricRecord({"devices": len(found)})
+        best = max(found, key=lambda reply: float(reply.content.array_records["arrays"]["w"].numpy().sum()))
+        return best.content.array_records["arrays"], MetricRecord({"devices": len(found)})
 
 
 @pytest.mark.parametrize(
