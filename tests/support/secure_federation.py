@@ -80,8 +80,9 @@ class SecureFleet:
             self._make_keys()
             self.start_broker()
             self._start_services()
-            for number in (1, 2):
-                self.start_device(f"d{number}", "--partition", f"{number - 1}/2")
+            started = [self._launch(f"d{number}", "--partition", f"{number - 1}/2") for number in (1, 2)]
+            for device in started:
+                device.says("is ready in region", within_s=START_S)
             self._stack = self._stack.pop_all()
         return self
 
@@ -177,11 +178,13 @@ class SecureFleet:
 
     def start_device(self, name: str, *more: str) -> Running:
         """Start a device of `eu-1`, and return once it is ready."""
-        keys = self.issued("devices", REGION, name, to=self.edge)
-        command = self.device_command(name, *more, keys=keys)
-        device = self.start(name, self.edge, *TRELLIS, *command)
+        device = self._launch(name, *more)
         device.says("is ready in region", within_s=START_S)
         return device
+
+    def _launch(self, name: str, *more: str) -> Running:
+        keys = self.issued("devices", REGION, name, to=self.edge)
+        return self.start(name, self.edge, *TRELLIS, *self.device_command(name, *more, keys=keys))
 
     def operator(self, *arguments: str, within_s: float = 150.0) -> Ended:
         """Run an operator's command, with the operator's keys alone."""
