@@ -46,7 +46,7 @@ def run_service(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> i
     except TrellisError as error:
         return _report([error])
     except BaseExceptionGroup as group:
-        # A TaskGroup wraps what its tasks raise. Ours are answers; anything else is a bug and keeps its traceback.
+        # A TaskGroup wraps what its tasks raise. Ours are answers; all else is a bug and keeps its traceback.
         ours, others = group.split(TrellisError)
         if ours is None or others is not None:
             raise
