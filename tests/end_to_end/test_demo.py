@@ -131,6 +131,7 @@ async def test_ctrl_c_leaves_no_process_no_port_and_no_file(ground: Ground, mome
         assert "Traceback" not in running.said
 
 
+@pytest.mark.long
 async def test_a_second_ctrl_c_does_not_interrupt_the_clearing_up(ground: Ground) -> None:
     async with demo(ground, "--rounds", "500", "--devices", "2") as running:
         await running.until_said("demo: round 1 of")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ DEVICES = (
     Device("wide", "us-1", data="digits=wide.npz", partition="0/1"),
 )
 FIT = ("d1", "d2", "d3")
+FOR_THREE: dict[str, Any] = {"participants": {"minimum": 3}, "data": {"min_samples": 100}}
+"""What only the three that fit take part in."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -38,7 +41,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Feder
 
 
 async def test_a_device_whose_data_does_not_fit_says_why_and_the_others_go_on(fleet: Federation) -> None:
-    await fleet.submit("picky", data={"min_samples": 100}, participants={"minimum": 3})
+    await fleet.submit("picky", **FOR_THREE)
     reasons = {}
     for device in ("tiny", "wide"):
         await fleet.mqtt.field(fleet.execution(device, "picky"), "state", "REJECTED")
@@ -57,10 +60,9 @@ async def test_a_device_whose_data_does_not_fit_says_why_and_the_others_go_on(fl
 
 async def test_tasks_that_want_the_same_devices_queue_and_all_succeed(fleet: Federation) -> None:
     busy = {"rounds": 2, "local_epochs": 100}
-    small = {"participants": {"minimum": 3}, "data": {"min_samples": 100}}
-    await fleet.submit("first", train=busy, **small)
+    await fleet.submit("first", train=busy, **FOR_THREE)
     await fleet.mqtt.field(fleet.execution("d1", "first"), "state", "IN_PROGRESS")
-    await fleet.submit("second", train={"rounds": 1}, **small)
+    await fleet.submit("second", train={"rounds": 1}, **FOR_THREE)
     for device in FIT:
         await fleet.mqtt.field(fleet.execution(device, "second"), "state", "QUEUED", "IN_PROGRESS")
     await fleet.ended("first")
@@ -72,8 +74,7 @@ async def test_tasks_that_want_the_same_devices_queue_and_all_succeed(fleet: Fed
 
 
 async def test_the_same_task_at_two_gateways_and_twice_at_one_is_one_task(fleet: Federation) -> None:
-    small = {"participants": {"minimum": 3}, "data": {"min_samples": 100}}
-    file = fleet.task("twice", **small)
+    file = fleet.task("twice", **FOR_THREE)
     signed = await fleet.ground.command("task", "sign", file, "--keys", "keys", "-o", "signed.json")
     assert signed.code == 0, signed
     gateways = [part for url in fleet.gateway_urls.values() for part in ("--gateway", url)]
@@ -90,8 +91,7 @@ async def test_the_same_task_at_two_gateways_and_twice_at_one_is_one_task(fleet:
 async def test_a_device_that_starts_later_finds_the_task_and_takes_part_from_the_next_round(
     fleet: Federation,
 ) -> None:
-    small = {"participants": {"minimum": 3}, "data": {"min_samples": 100}}
-    await fleet.submit("patient", train={"rounds": 60, "local_epochs": 60}, **small)
+    await fleet.submit("patient", train={"rounds": 60, "local_epochs": 60}, **FOR_THREE)
     await fleet.rounds_done("patient", 1)
     fleet.devices["late"].start()
     view = await fleet.until(

@@ -90,8 +90,16 @@ async def test_an_ordinary_client_reads_the_whole_life_of_a_task(fleet: Federati
         "central/tasks/seen/state",
         "central/tasks/seen/round",
         *(f"{region}/gateway/state" for region in fleet.regions),
-        *(f"{region}/tasks/seen/{kind}" for region in fleet.regions for kind in ("descriptor", "status", "round")),
-        *(f"{device.path}/{kind}" for device in DEVICES for kind in ("state", "info", "tasks/seen/execution")),
+        *(
+            f"{region}/tasks/seen/{kind}"
+            for region in fleet.regions
+            for kind in ("descriptor", "status", "round")
+        ),
+        *(
+            f"{device.path}/{kind}"
+            for device in DEVICES
+            for kind in ("state", "info", "tasks/seen/execution")
+        ),
     }
     progress = {f"{device.path}/tasks/seen/progress" for device in DEVICES}
     assert everywhere <= {line.topic for line in kept}
@@ -105,7 +113,11 @@ def check_story(live: list[Line]) -> None:
 
     def said(topic: str, name: str) -> list[Any]:
         values = [line.payload.get(name) for line in live if line.topic == topic]
-        return [value for n, value in enumerate(values) if value is not None and (n == 0 or values[n - 1] != value)]
+        return [
+            value
+            for n, value in enumerate(values)
+            if value is not None and (n == 0 or values[n - 1] != value)
+        ]
 
     assert all({"schema", "ts"} <= line.payload.keys() for line in live if "descriptor" not in line.topic)
     states = said("central/tasks/seen/state", "state")
@@ -142,7 +154,9 @@ async def test_task_run_follows_a_task_to_its_model(fleet: Federation) -> None:
     check_model(await fleet.model("ran"), summary["accuracy"])
     got = await fleet.operator("model", "get", "ran", "-o", "got.safetensors")
     assert got.code == 0, got
-    measured = await fleet.ground.command("model", "evaluate", "got.safetensors", "--data", "digits", "--json")
+    measured = await fleet.ground.command(
+        "model", "evaluate", "got.safetensors", "--data", "digits", "--json"
+    )
     assert json.loads(measured.out)["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
 
 

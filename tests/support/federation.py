@@ -167,7 +167,9 @@ class Federation:
         """Return the topic of a task's execution on a device, without the base."""
         return f"{self.specs[device].path}/tasks/{task}/execution"
 
-    def task(self, name: str, *, regions: tuple[str, ...] | None = None, **sections: Mapping[str, Any]) -> str:
+    def task(
+        self, name: str, *, regions: tuple[str, ...] | None = None, **sections: Mapping[str, Any]
+    ) -> str:
         """Write a small task on digits and return its file's name; sections are merged into the defaults."""
         here = [device for device in self.specs.values() if regions is None or device.region in regions]
         count = sum(1 for device in here if device.starts)

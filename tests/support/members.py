@@ -45,7 +45,7 @@ class Ground:
             made.mkdir(parents=True, exist_ok=True)
 
     def environment(self) -> dict[str, str]:
-        """Return what processes see: no settings of the user's, and a folder of their own for temporary files."""
+        """Return what processes see: none of the user's settings, a home and temporary files of their own."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         return kept | {
             MARK: self.mark,
@@ -209,15 +209,16 @@ def free_ports(count: int) -> list[int]:
 
 def listened(ports: list[int]) -> list[int]:
     """Return those of `ports` that somebody listens on."""
-    found = psutil.net_connections("tcp")
-    listening = {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+    listening = {port for port, _ in _listeners()}
     return [port for port in ports if port in listening]
 
 
 def listening_ports(processes: list[psutil.Process]) -> list[int]:
     """Return the ports that any of `processes` listens on."""
     pids = {process.pid for process in processes}
+    return sorted({port for port, pid in _listeners() if pid in pids})
+
+
+def _listeners() -> list[tuple[int, int | None]]:
     found = psutil.net_connections("tcp")
-    return sorted(
-        {one.laddr.port for one in found if one.pid in pids and one.status == psutil.CONN_LISTEN}
-    )
+    return [(one.laddr.port, one.pid) for one in found if one.laddr and one.status == psutil.CONN_LISTEN]
