@@ -99,6 +99,8 @@ def answer(device: Device, message: Message) -> Message:
     metrics = MetricRecord({"num-examples": device.samples, f"{kind[:5]}_loss": 1.0, "train_loss": 1.0})
     if kind == "evaluate":
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    assert message.content["config"]["task"] == "t"
+    assert message.content["config"]["round"] == message.content["config"]["server-round"] >= 1
     if device.raises:
         return Message(Error(code=100, reason=device.raises), reply_to=message)
     arrays = device.train(dict(unpack_arrays(message.content["arrays"])))

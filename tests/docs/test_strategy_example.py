@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedMedian, Strategy
+from flwr.serverapp.strategy import FedMedian, Result, Strategy
 from flwr.supercore.task_identity import TaskIdentity
 from pages import block, read
 
@@ -78,6 +78,8 @@ class Wire(Grid):
             }
             content = RecordDict({"config": ConfigRecord({"nonce": config["nonce"], **own})})
             seen["nonce"] = config["nonce"]
+        elif kind == "evaluate":
+            content = RecordDict({"metrics": MetricRecord({"num-examples": 1, "eval_loss": 1.0})})
         else:
             trained = {
                 k: (v.astype(np.float64) + self.steps[node]).astype(np.float32)
@@ -104,7 +106,7 @@ class Wire(Grid):
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Callable[..., ArrayRecord]:
+def train(tmp_path: Path) -> Callable[..., Result]:
     """The README's function."""
     file = tmp_path / "any_strategy.py"
     file.write_text(block(read("README.md"), "file: any_strategy.py"), "utf-8")
@@ -113,7 +115,7 @@ def train(tmp_path: Path) -> Callable[..., ArrayRecord]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: Callable[..., ArrayRecord] = module.train
+    found: Callable[..., Result] = module.train
     return found
 
 
@@ -143,11 +145,13 @@ class Mine(FedMedian):
 )
 @pytest.mark.usefixtures("in_a_serverapp")
 def test_any_strategy_trains_with_the_readmes_function(
-    strategy: Strategy, due: float, train: Callable[..., ArrayRecord]
+    strategy: Strategy, due: float, train: Callable[..., Result]
 ) -> None:
     task = parse_mapping(TASK)
     wire = Wire()
     start = ArrayRecord({"w": Array(np.zeros(4, np.float32))})
-    trained = train(wire, wire, task, strategy, start)
-    np.testing.assert_allclose(trained["w"].numpy(), np.full(4, due))
-    assert wire.asked == ["query"] * 2 + ["train"] * 4
+    result = train(wire, wire, task, strategy, start)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), np.full(4, due))
+    assert wire.asked == ["query"] * 2 + (["train"] * 2 + ["evaluate"] * 2) * 2
+    # Each device's loss is the round it was told, which Flower's strategies don't tell.
+    assert result.train_metrics_clientapp[2]["train_loss" if type(strategy) is FedMedian else "devices"] == 2

@@ -57,6 +57,7 @@ class TrellisGrid(Grid):
     ) -> None:
         self._grid = grid
         self._fleet = fleet
+        self._task = task
         self._policy = policy or Policy()
         self._fold = fold
         self._announcer = Announcer(fleet, rounds)
@@ -117,7 +118,7 @@ class TrellisGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, packed, and have their devices pull."""
-        message_ids = list(self._grid.push_messages(packed(messages)))
+        message_ids = list(self._grid.push_messages(packed(messages, task=self._task)))
         self._announcer.sent(len(message_ids))
         return message_ids
 
@@ -137,7 +138,7 @@ class TrellisGrid(Grid):
 
         Errors, late replies and updates that do not fit are left out; `last` says what became of everybody.
         """
-        outgoing = packed(messages)
+        outgoing = packed(messages, task=self._task)
         if not outgoing:
             self.last = None
             return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from trellis.errors import TensorError, TrainingFailed
 from trellis.flower.packing import packed, unpacked
@@ -118,7 +118,9 @@ def test_a_record_that_is_not_packed_or_is_torn_is_refused() -> None:
 
 def test_messages_that_share_a_content_share_it_packed() -> None:
     content = RecordDict({"arrays": ArrayRecord({n: Array(a) for n, a in MODEL.items()})})
-    first, second, third = packed([Message(content, 1, "train"), Message(content, 2, "train"), asked()])
+    first, second, third = packed(
+        [Message(content, 1, "train"), Message(content, 2, "train"), asked()], task="t"
+    )
     assert first.content is second.content
     assert first.content is not third.content
     assert (first.metadata.dst_node_id, second.metadata.dst_node_id) == (1, 2)
@@ -126,6 +128,20 @@ def test_messages_that_share_a_content_share_it_packed() -> None:
         "w": [[0, 0], [0, 0]],
         "b": [0, 0],
     }
+
+
+def test_a_device_is_told_task_and_round_where_a_strategy_tells_the_round_alone() -> None:
+    config = ConfigRecord({"server-round": 3, "proximal-mu": 0.1})
+    (message,) = packed([Message(RecordDict({"config": config}), 1, "train")], task="t")
+    assert dict(message.content["config"]) == {
+        "task": "t",
+        "round": 3,
+        "server-round": 3,
+        "proximal-mu": 0.1,
+    }
+    assert dict(config) == {"server-round": 3, "proximal-mu": 0.1}, "the caller's own record stays as it was"
+    (bare,) = packed([Message(RecordDict({}), 1, "train")], task="t")
+    assert dict(bare.content["config"]) == {"task": "t", "round": 0}
 
 
 def test_a_checked_reply_is_unpacked_for_the_strategy() -> None:
