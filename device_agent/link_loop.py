@@ -54,7 +54,8 @@ class Pace:
     Attributes:
         idle_s: Between pulls where nothing was announced.
         empty_s: Between two pulls that find nothing; one right after a message is free.
-        recheck_s: After an announcement that found nothing: it may have overtaken its message.
+        recheck_s: After an announcement that found nothing: it may have overtaken its message; and after a
+            reply, for an announcement that was lost.
         retry_s: First wait after a failure; it doubles.
         retry_most_s: Longest wait after failures.
     """
@@ -156,6 +157,8 @@ class LinkLoop:
         else:
             self._found_last = True
             self._reply(message, self._node_id)
+            # What follows is announced: asking before it is there only burdens the server.
+            self._halt.wait_news(self._pace.recheck_s)
 
     def _reply(self, message: Message, node_id: int) -> None:
         try:
