@@ -52,7 +52,7 @@ class Pace:
     """How often the server is asked, in seconds.
 
     Attributes:
-        idle_s: Between pulls where nothing was announced.
+        idle_s: At least, between pulls where nothing was announced; up to a quarter more spreads a fleet.
         empty_s: Between two pulls that find nothing; one right after a message is free.
         recheck_s: After an announcement that found nothing: it may have overtaken its message; and after a
             reply, for an announcement that was lost.
@@ -183,7 +183,7 @@ class LinkLoop:
         if not self._found_last:
             self._empty_at = time.monotonic()
         self._found_last = False
-        idle_s = self._pace.idle_s * random.uniform(0.8, 1.0)  # noqa: S311 - spreads a fleet's pulls, no secret
+        idle_s = self._pace.idle_s * random.uniform(1.0, 1.25)  # noqa: S311 - spreads a fleet's pulls, no secret
         self._halt.wait_news(self._pace.recheck_s if announced else idle_s)
         self._halt.wait_called(self._empty_at + self._pace.empty_s - time.monotonic())
 
