@@ -35,6 +35,9 @@ format: install
 
 bench: install
 	$(BIN)/python benchmarks/front.py
+	$(BIN)/python benchmarks/round_overhead.py --rounds 5
+	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/recovery.py --repeats 3
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
