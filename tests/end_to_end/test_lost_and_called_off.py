@@ -53,6 +53,7 @@ async def test_a_killed_device_is_seen_offline_and_left_out_and_takes_part_again
     # The second round waits for all three: it cannot start before the killed one is back.
     await fleet.submit("lossy", train=BUSY, participants={"minimum": 3, "quorum": 0.5})
     offline_s = await kill_in_training(fleet, "d2", "lossy")
+    print(f"seen offline {offline_s:.2f} s after its death")
     assert offline_s < 5
     view = await fleet.rounds_done("lossy", 1)
     assert outcomes(view, 1) == {"d1": "replied", "d2": "lost", "d3": "replied"}
