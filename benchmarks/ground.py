@@ -196,7 +196,7 @@ class Ground:
 def free_ports(count: int) -> list[int]:
     """Return so many different TCP ports of 127.0.0.1 that nobody listens on.
 
-    They are below what Linux gives to outgoing connections, one of which could take a port before it is bound.
+    They are below what Linux gives to outgoing connections: one of those could take a port meanwhile.
     """
     found: list[int] = []
     for port in random.sample(range(20_000, 32_000), 1000):
