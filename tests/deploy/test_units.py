@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,11 @@ import pytest
 
 from trellis.cli.root import load_command
 from trellis.cli.table import ENTRIES
+from trellis.keys.authority import create_authority, issue
+from trellis.keys.principals import SERVER, device, gateway
 
-SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
+ROOT = Path(__file__).parents[2]
+SYSTEMD = ROOT / "deploy" / "systemd"
 INSTANCES = {
     "trellis-server.service": "",
     "trellis-gateway@.service": "eu-1",
@@ -98,12 +102,56 @@ def test_its_command_and_settings_are_ours(unit: str, monkeypatch: pytest.Monkey
     assert parsed.params["broker"] == "mqtts://10.0.0.5:8883"
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_it_tries_again_unless_the_input_must_be_mended(unit: str) -> None:
+def tries_again(unit: str, code: int) -> bool:
+    """Whether systemd starts the unit again after its command has ended with `code`."""
+    prevented, good = (
+        " ".join(setting(unit, name)).split() for name in ("RestartPreventExitStatus", "SuccessExitStatus")
+    )
     assert setting(unit, "Restart") == ["on-failure"]
-    assert setting(unit, "RestartPreventExitStatus") == ["2"]
+    return str(code) not in {"0", *good, *prevented}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_it_tries_again_for_as_long_as_the_machine_is_on(unit: str) -> None:
+    # After ever so many starts in a row: without this systemd gives up after five.
     assert setting(unit, "StartLimitIntervalSec") == ["0"]
+    (delay,) = setting(unit, "RestartSec")
+    assert 5 <= int(delay) <= 60
+    assert [tries_again(unit, code) for code in (0, 1, 2)] == [False, True, True]
     assert setting(unit, "KillMode") == ["mixed"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_it_tries_again_when_the_broker_is_not_there_yet(unit: str, tmp_path: Path) -> None:
+    # A power cut: this machine is up before the broker. What its command ends with, the unit must try again.
+    keys = tmp_path / "keys"
+    create_authority(keys)
+    for principal in (SERVER, gateway("eu-1"), device("eu-1", "cam-7")):
+        issue(keys, principal)
+    (line,) = setting(unit, "ExecStart")
+    state = tmp_path / "state"
+    _, *command = shlex.split(line.replace("%S", str(state)).replace("%i", INSTANCES[unit]))
+    with socket.socket() as taken:  # bound, and not listening: whoever connects is refused
+        taken.bind(("127.0.0.1", 0))
+        broker = f"mqtts://127.0.0.1:{taken.getsockname()[1]}"
+        own = {**settings_file(unit), "TRELLIS_BROKER": broker, "TRELLIS_KEYS": str(keys)}
+        own |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        if "TRELLIS_HOST" in own:
+            own |= {"TRELLIS_HOST": "127.0.0.1", "TRELLIS_API_PORT": "0"}
+        if unit == "trellis-server.service":
+            own |= {"TRELLIS_FRONT_PORT": "0"}
+        ended = subprocess.run(
+            [sys.executable, "-m", "trellis", *command],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, **own},
+        )
+    assert broker in ended.stderr
+    assert ended.returncode != 0
+    assert tries_again(unit, ended.returncode), ended.stderr
 
 
 @pytest.mark.parametrize("unit", UNITS)
