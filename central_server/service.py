@@ -3,7 +3,7 @@
 CentralServer.run
 ├── ConfigError   a port is taken, the runs folder is another server's, no broker listens, or a younger
 │                 server has come to the same broker
-├── Refused       the task given at the start is not taken
+├── Refused       the task given at the start is new, and is not taken
 └── Unavailable   the SuperLink does not start
 """
 
@@ -145,8 +145,7 @@ class CentralServer:
             self._bus = bus
             await self._greet(bus)
             if self._settings.task is not None:
-                task, new = await self._tasks.post(self._settings.task)
-                logger.info("task=%s: %s", task.name, "posted" if new else f"is here: {task.record.state}")
+                await self._tasks.post_at_start(self._settings.task)
             await self._work(bus, stop)
             await self._publisher.goodbye()
 

@@ -15,6 +15,9 @@ from trellis.payloads import TaskState
 
 logger = logging.getLogger(__name__)
 
+_OUTRUN = {"revision", "conflict", "expired"}
+"""Rules that refuse a task file which the server took long ago, and whose task has gone its way since."""
+
 
 class Tasks:
     """All tasks of this server by name.
@@ -94,6 +97,28 @@ class Tasks:
         logger.info("task=%s revision=%d key=%s: posted", task.name, descriptor.revision, admitted.keyid)
         self._start(task)
         return task, True
+
+    async def post_at_start(self, body: bytes) -> None:
+        """Take the task that the server's command names, at every start with that command anew.
+
+        Raises:
+            InvalidInput: It is no envelope or no descriptor.
+            Refused: A rule says no to a task that is new here.
+        """
+        try:
+            task, new = await self.post(body)
+        except Refused as error:
+            name = (await asyncio.to_thread(self._admission.verified, body)).descriptor.task
+            if error.code not in _OUTRUN or name not in self._tasks:
+                raise
+            logger.warning(
+                "task=%s: the file given at the start changes nothing, the task stays %s: %s",
+                name,
+                self._tasks[name].record.state,
+                error,
+            )
+        else:
+            logger.info("task=%s: %s", task.name, "posted" if new else f"is here: {task.record.state}")
 
     async def cancel(self, name: str, body: bytes) -> ServerTask:
         """Call a task off by the operator's next revision.
