@@ -1,8 +1,8 @@
-"""`summary.json`: what a task came to, for machines."""
+"""What a task came to, for machines: `summary.json`, and where its rounds stand by what is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from central_server.store import MODEL, TaskRecord
 from trellis.flower.backchannel import FleetDevice, RoundRecord
 from trellis.identifiers import Identifier, RegionName
-from trellis.payloads import ExecutionState, Reason, TaskState
+from trellis.payloads import ExecutionState, Reason, Round, RoundPhase, TaskState
 
 
 class _Part(BaseModel):
@@ -96,4 +96,36 @@ def summarise(
             for one in devices
         ),
         history=rounds,
+    )
+
+
+def standing_of(record: TaskRecord, history: Sequence[RoundRecord]) -> Round:
+    """Return where the rounds stand: done with the last once the task has ended, gathering before.
+
+    The same at each call, `ts` too: whoever asks again sees that nothing is new.
+    """
+    if not record.state.ended or not history:
+        ended = record.state.ended
+        return Round(
+            ts=record.since if ended else record.ts,
+            round=record.round,
+            rounds=record.rounds,
+            phase=RoundPhase.DONE if ended else RoundPhase.GATHERING,
+        )
+    last = history[-1]
+    lost = sum((one.phase, one.outcome) == ("train", "lost") for one in last.outcomes)
+    return Round(
+        ts=record.since,
+        round=last.round,
+        rounds=record.rounds,
+        phase=RoundPhase.DONE,
+        selected=last.selected,
+        replied=last.replied,
+        failed=max(last.failed - lost, 0),  # a record counts the lost among the failed
+        lost=lost,
+        loss=last.loss,
+        metrics=last.metrics,
+        duration_s=last.duration_s,
+        bytes_up=last.bytes_up,
+        bytes_down=last.bytes_down,
     )

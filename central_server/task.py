@@ -13,7 +13,7 @@ from central_server.publisher import Publisher
 from central_server.report import render
 from central_server.scalars import Scalars
 from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord, write_atomically
-from central_server.summary import summarise
+from central_server.summary import standing_of, summarise
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope
 from trellis.errors import Refused
@@ -67,10 +67,13 @@ class ServerTask:
 
     @property
     def round(self) -> Round:
-        """Where its rounds stand; gathering as long as the ServerApp has said nothing."""
-        return self._round or Round(
-            round=self.record.round, rounds=self.record.rounds, phase=RoundPhase.GATHERING
-        )
+        """Where its rounds stand, by the ServerApp, or while that has said nothing by what is stored."""
+        standing = self._round or standing_of(self.record, self.history)
+        if not self.ended or standing.phase is RoundPhase.DONE:
+            return standing
+        # Newer than what the ServerApp announced, or a gateway would pass over it.
+        ts = max(standing.ts + 1, self.record.since)
+        return standing.model_copy(update={"phase": RoundPhase.DONE, "ts": ts})
 
     @property
     def folder(self) -> Path:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.central_server.parts import Launcher, descriptor, signed
+from tests.central_server.parts import Launcher, Running, descriptor, signed
 from trellis.errors import Refused
+from trellis.payloads import Round, RoundPhase
 
 CANCEL = "/v1/tasks/digits-mlp/cancel"
 NOW = datetime.now(UTC)
@@ -58,3 +59,32 @@ async def test_a_new_task_that_is_refused_ends_the_start(launch: Launcher) -> No
     with pytest.raises(Refused, match="issue it anew"):
         async with launch(task=signed(old)):
             pytest.fail("the server has started")
+
+
+async def test_the_rounds_of_an_ended_task_stay_done_and_their_time_stays(launch: Launcher) -> None:
+    launch.script = ["works"]
+    async with launch() as running:
+        await running.post(descriptor())
+        await running.reach("succeeded")
+        before = await standing(running)
+        assert before.phase is RoundPhase.DONE
+    async with launch() as running:
+        after = await standing(running)
+        assert (after.phase, after.round, after.rounds) == (RoundPhase.DONE, 3, 3)
+        assert (after.selected, after.replied, after.failed) == (1, 1, 0)
+        assert after.loss == pytest.approx(1 / 3)
+        assert after.ts == (await running.view())["since"]
+        assert await standing(running) == after
+
+
+async def test_the_rounds_of_a_task_that_goes_on_gather_and_their_time_stays(launch: Launcher) -> None:
+    async with launch() as running:
+        await running.post(descriptor())
+    async with launch() as running:
+        first = await standing(running)
+        assert (first.phase, first.round) == (RoundPhase.GATHERING, 0)
+        assert await standing(running) == first
+
+
+async def standing(running: Running) -> Round:
+    return Round.model_validate((await running.http.get("/v1/tasks/digits-mlp/round")).json())
