@@ -60,6 +60,11 @@ class Centre:
                 elif said.task == task:
                     await self._mirror(said)
 
+    def revision(self, task: str) -> int:
+        """Return the revision that the server has of `task`, 0 if it was not heard."""
+        said = self._rounds.state(task)
+        return said.revision if said is not None else 0
+
     async def catch_up(self, task: str) -> None:
         """Say of a task that has just come what the centre said of it before."""
         if (said := self._rounds.state(task)) is not None:

@@ -48,22 +48,29 @@ class TaskRecord:
             return int(self.descriptor.expires_at.timestamp() * 1000)
         return self.ended_ms
 
+    def is_at_work(self, *, begun: bool) -> bool:
+        """Whether its work may not change now; `begun` by devices decides while the centre is silent."""
+        if self.descriptor.desired == "canceled" or self.cleared:
+            return False
+        return begun if self.central is None else not self.central.ended
+
     def followed_by(self, descriptor: TaskDescriptor, envelope: bytes, now_ms: int) -> TaskRecord:
-        """Return the record of a later revision; a revision that runs takes up what had ended."""
+        """Return the record of a later revision; one that runs has not been heard of at the centre yet."""
         canceled = descriptor.desired == "canceled"
-        stale = self.central is not None and self.central.ended and not canceled
         return TaskRecord(
             descriptor,
             envelope,
             now_ms,
-            central=None if stale else self.central,
+            central=self.central if canceled else None,
             ended_ms=(self.ended_ms or now_ms) if canceled else None,
         )
 
     def at_centre(self, said: CentralTask, now_ms: int) -> TaskRecord:
-        """Return the record with what the server says; what it says of an earlier revision is no news."""
+        """Return the record with what the server says of this revision, or of its end by a later one."""
         if said.revision < self.descriptor.revision:
             return self
+        if said.revision > self.descriptor.revision and not said.state.ended:
+            return self  # another task's life, or the beginning of this one's cancellation
         ended_ms = self.ended_ms
         if said.state.ended:
             ended_ms = ended_ms or now_ms

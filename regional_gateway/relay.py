@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from regional_gateway.ledger import Ledger, TaskRecord
 from trellis import descriptor as descriptors
@@ -55,13 +56,13 @@ def verify(envelope: Envelope, *, keyring: Keyring, region: str, now: datetime) 
     return descriptor
 
 
-def is_news(known: TaskDescriptor | None, posted: TaskDescriptor) -> bool:
+def is_news(known: TaskDescriptor, posted: TaskDescriptor) -> bool:
     """Whether `posted` is to be taken up; False if it says what is known already.
 
     Raises:
         Refused: `revision` if it is older, `conflict` if its revision is known with other content.
     """
-    if known is None or posted.revision > known.revision:
+    if posted.revision > known.revision:
         return True
     if posted.revision < known.revision:
         raise Refused(
@@ -78,18 +79,30 @@ def is_news(known: TaskDescriptor | None, posted: TaskDescriptor) -> bool:
     return False
 
 
+class Witness(Protocol):
+    """Knows what goes on elsewhere."""
+
+    def has_begun(self, task: str, revision: int) -> bool:
+        """Whether a device of the region is at work on this revision."""
+
+    def central_revision(self, task: str) -> int:
+        """Return the revision that the server has of a task, 0 if it was not heard."""
+
+
 class Relay:
     """Admits posted tasks into the ledger."""
 
     def __init__(
         self,
         ledger: Ledger,
+        witness: Witness,
         *,
         keyring: Keyring,
         region: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._ledger, self._keyring, self._region, self._now = ledger, keyring, region, now
+        self._ledger, self._witness = ledger, witness
+        self._keyring, self._region, self._now = keyring, region, now
 
     async def admit(self, data: bytes) -> Admission:
         """Return once the posted envelope is on disk, or was there before.
@@ -115,8 +128,10 @@ class Relay:
         relayed = envelope.with_relay({self._region: now.isoformat(timespec="milliseconds")}).to_bytes()
 
         def take(known: TaskRecord | None) -> TaskRecord:
-            if known is not None and not is_news(known.descriptor, posted):
-                return known
+            if known is not None:
+                if not is_news(known.descriptor, posted):
+                    return known
+                self._require_rest(known, posted)
             fresh = known or TaskRecord(posted, relayed, now_ms)
             return fresh.followed_by(posted, relayed, now_ms)
 
@@ -131,6 +146,20 @@ class Relay:
             record.descriptor.desired,
         )
         return Admission(record, changed)
+
+    def _require_rest(self, known: TaskRecord, posted: TaskDescriptor) -> None:
+        """Return if what is known may be followed: a task that runs keeps its work, as at the server."""
+        task, revision = known.task, known.descriptor.revision
+        # What the server has taken already is taken here: its word of the end may still be on its way.
+        if posted.desired == "canceled" or self._witness.central_revision(task) >= posted.revision:
+            return
+        if known.is_at_work(begun=self._witness.has_begun(task, revision)):
+            state = known.central or "begun by devices"
+            raise Refused(
+                "conflict",
+                f"task {task!r} revision {revision} is {state}: its work does not change while it runs; "
+                "cancel it first, or post under another name",
+            )
 
     async def _note(self, task: str | None, refusal: Refused) -> None:
         logger.warning("task refused task=%s code=%s: %s", task, refusal.code, refusal)

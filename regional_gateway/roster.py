@@ -88,6 +88,13 @@ class Roster:
         counts = self._counts.get(task, Counter())
         return {state: counts[state] for state in ExecutionState if counts[state]}
 
+    def has_begun(self, task: str, revision: int) -> bool:
+        """Whether a device is at work on this revision of `task`."""
+        return any(
+            one.state is ExecutionState.IN_PROGRESS and one.revision == revision
+            for one in self.executions(task).values()
+        )
+
     def forget_presence(self) -> None:
         """Know of no device whether it is there, until it is heard again: the broker was away."""
         self._states.clear()

@@ -78,7 +78,15 @@ class Gateway:
         self.fleet = Fleet(self.topics, self.settings.region, self._store)
         await self.fleet.load()
         self.board = Board(self.topics, self.settings.region, self.ledger, self.fleet.roster)
-        self._relay = Relay(self.ledger, keyring=self._keyring, region=self.settings.region)
+        self._relay = Relay(self.ledger, self, keyring=self._keyring, region=self.settings.region)
+
+    def has_begun(self, task: str, revision: int) -> bool:
+        """Whether a device of the region is at work on this revision."""
+        return self.fleet.roster.has_begun(task, revision)
+
+    def central_revision(self, task: str) -> int:
+        """Return the revision that the server has of a task, 0 if it was not heard."""
+        return self._centre.revision(task) if self._centre is not None else 0
 
     @property
     def connections(self) -> tuple[bool, bool]:

@@ -19,17 +19,40 @@ from trellis.payloads import CentralTask, TaskState
 
 
 @dataclass
+class Elsewhere:
+    """What devices and the server do."""
+
+    begun: bool = False
+    revision: int = 0
+
+    def has_begun(self, task: str, revision: int) -> bool:
+        return self.begun
+
+    def central_revision(self, task: str) -> int:
+        return self.revision
+
+
+@dataclass
 class Desk:
     store: Store
     ledger: Ledger
     relay: Relay
+    elsewhere: Elsewhere
+
+    async def hear(self, state: TaskState, revision: int = 1) -> None:
+        """The server says how the task is."""
+        self.elsewhere.revision = revision
+        heard = said(state, revision)
+        await self.ledger.change("digits", lambda record: record and record.at_centre(heard, 5))
 
 
 @pytest.fixture
 async def desk(tmp_path: Path, operator: Any) -> AsyncIterator[Desk]:
     async with Store(tmp_path / "gateway.sqlite") as store:
         ledger = await Ledger.load(store)
-        yield Desk(store, ledger, Relay(ledger, keyring=operator.keyring, region="eu-1"))
+        elsewhere = Elsewhere()
+        relay = Relay(ledger, elsewhere, keyring=operator.keyring, region="eu-1")
+        yield Desk(store, ledger, relay, elsewhere)
 
 
 async def refused(desk: Desk, data: bytes) -> str:
@@ -72,6 +95,53 @@ async def test_the_same_revision_with_other_content_is_a_conflict(desk: Desk, op
     assert await refused(desk, operator.envelope(train={"rounds": 4, "learning_rate": 0.1})) == "conflict"
 
 
+@pytest.mark.parametrize("heard", [TaskState.POSTED, TaskState.RUNNING, None])
+async def test_a_tasks_work_does_not_change_while_it_runs(
+    desk: Desk, operator: Any, heard: TaskState | None
+) -> None:
+    await desk.relay.admit(operator.envelope())
+    if heard is None:
+        desk.elsewhere.begun = True
+    else:
+        await desk.hear(heard)
+    before = desk.ledger.get("digits")
+    assert before is not None
+    other = operator.envelope(revision=2, train={"rounds": 4, "learning_rate": 0.1})
+    with pytest.raises(Refused, match="cancel it first") as caught:
+        await desk.relay.admit(other)
+    assert caught.value.code == "conflict"
+    after = desk.ledger.get("digits")
+    assert after is not None
+    assert (after.descriptor, after.envelope) == (before.descriptor, before.envelope)
+    # Cancelled, it may follow under a higher revision.
+    await desk.relay.admit(operator.envelope(revision=2, desired="canceled"))
+    assert (await desk.relay.admit(operator.envelope(revision=3))).changed
+
+
+@pytest.mark.parametrize("end", [TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED])
+async def test_an_ended_task_runs_again_under_a_higher_revision(
+    desk: Desk, operator: Any, end: TaskState
+) -> None:
+    await desk.relay.admit(operator.envelope())
+    await desk.hear(TaskState.RUNNING)
+    await desk.hear(end)
+    desk.elsewhere.begun = True  # a device that was away shows what it did before
+    record = (await desk.relay.admit(operator.envelope(revision=2))).record
+    assert (record.descriptor.revision, record.central, record.ended_ms) == (2, None, None)
+
+
+async def test_a_revision_that_the_server_has_begun_is_taken_before_the_end_of_the_last_was_heard(
+    desk: Desk, operator: Any
+) -> None:
+    await desk.relay.admit(operator.envelope())
+    await desk.hear(TaskState.RUNNING)
+    await desk.hear(TaskState.POSTED, revision=2)
+    record = desk.ledger.get("digits")
+    assert record is not None
+    assert record.central is TaskState.RUNNING
+    assert (await desk.relay.admit(operator.envelope(revision=2))).record.central is None
+
+
 async def test_what_this_region_may_not_pass_on_is_refused(desk: Desk, operator: Any) -> None:
     past = datetime.now(UTC) - timedelta(days=2)
     window = {"issued_at": past.isoformat(), "expires_at": (past + timedelta(days=1)).isoformat()}
@@ -107,7 +177,7 @@ async def test_a_refusal_is_noted_on_the_task_that_it_concerns_until_the_next_re
 async def test_a_task_that_cannot_be_stored_is_not_taken(tmp_path: Path, operator: Any) -> None:
     async with Store(tmp_path / "gateway.sqlite") as store:
         ledger = await Ledger.load(store)
-    relay = Relay(ledger, keyring=operator.keyring, region="eu-1")
+    relay = Relay(ledger, Elsewhere(), keyring=operator.keyring, region="eu-1")
     with pytest.raises(Unavailable):
         await relay.admit(operator.envelope())
     assert ledger.get("digits") is None
