@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from trellis.cli.foreign_text import harmless
 from trellis.cli.root import root
 from trellis.errors import TrellisError
 
@@ -60,7 +61,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {harmless(message)}", file=sys.stderr)
     return code
 
 

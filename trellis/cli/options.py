@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trellis.cli.foreign_text import json_text
 from trellis.http.client import ServiceClient
 from trellis.tls import TlsFiles
 
@@ -33,7 +33,7 @@ BaseOption = Annotated[str, typer.Option("--base", metavar="TOPIC", help="The to
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout, for machines."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json_text(value, indent=2))
 
 
 def operator_tls(url: str, keys: Path) -> TlsFiles | None:

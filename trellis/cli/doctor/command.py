@@ -16,6 +16,7 @@ from trellis.cli.doctor import keys as key_checks
 from trellis.cli.doctor import machine, services
 from trellis.cli.doctor import settings as setting_checks
 from trellis.cli.doctor.check import Check, Probe, Status, blocking, examine
+from trellis.cli.foreign_text import harmless, harmless_line
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.root import every_command
 
@@ -126,11 +127,11 @@ def _report(checks: list[Check], *, colours: bool) -> str:
         status = f"{check.status:<8}"
         if colours:
             status = typer.style(status, fg=_COLOURS[check.status])
-        first, *more = check.found.splitlines() or [""]
+        first, *more = harmless(check.found).splitlines() or [""]
         indent = " " * (8 + width + 4)
         lines += [f"{status}  {check.name:<{width}}  {first}", *(f"{indent}{line}" for line in more)]
         if check.remedy:
-            lines.append(f"{indent}-> {check.remedy}")
+            lines.append(f"{indent}-> {harmless_line(check.remedy)}")
     counts = Counter(check.status for check in checks)
     summary = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
     return "\n".join([*lines, "", summary])

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trellis import identifiers
+from trellis.cli.foreign_text import harmless
 from trellis.cli.logs.following import Following, Wanted, lines_of, stored
 from trellis.cli.logs.lines import Level, Line, rendered
 from trellis.cli.options import (
@@ -104,6 +105,6 @@ async def _past(client: ServiceClient, wanted: Wanted, show: Shown) -> None:
 async def _follow(
     client: ServiceClient, bus: Bus | None, topics: Topics, wanted: Wanted, show: Shown
 ) -> None:
-    following = Following(client, bus, topics, wanted, lambda text: typer.echo(text, err=True))
+    following = Following(client, bus, topics, wanted, lambda text: typer.echo(harmless(text), err=True))
     async with client:
         await following.run(show)

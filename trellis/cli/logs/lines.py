@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ from enum import StrEnum
 from typing import Any, Self
 
 import click
+
+from trellis.cli.foreign_text import harmless, harmless_line, json_text
 
 _INDENT = "    "
 _COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
@@ -65,7 +66,7 @@ class Line:
 
     def to_json(self) -> str:
         """Return it as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json_text(asdict(self))
 
     @property
     def speaker(self) -> str:
@@ -78,17 +79,11 @@ class Line:
 def rendered(line: Line, *, colours: bool) -> str:
     """Return time, speaker, level and message; what follows the first line is indented."""
     moment = dt.datetime.fromtimestamp(line.ts / 1000)
-    first, *more = _harmless(line.message).splitlines() or [""]
+    first, *more = harmless(line.message).splitlines() or [""]
     level = f"{line.level:<8}"
     if colours:
         level = click.style(level, fg=_COLOURS.get(line.level), bold=line.level is Level.CRITICAL or None)
-    head = f"{moment:%Y-%m-%d %H:%M:%S}.{line.ts % 1000:03}  {line.speaker:<16}  {level}  {first}"
-    return "\n".join([head.rstrip(), *(f"{_INDENT}{part}" for part in more)])
-
-
-def _harmless(text: str) -> str:
-    """Return `text` without what would steer a terminal: a device's line is not to be trusted with ours."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
-        for char in text
+    head = (
+        f"{moment:%Y-%m-%d %H:%M:%S}.{line.ts % 1000:03}  {harmless_line(line.speaker):<16}  {level}  {first}"
     )
+    return "\n".join([head.rstrip(), *(f"{_INDENT}{part}" for part in more)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from trellis import identifiers
+from trellis.cli.foreign_text import harmless, harmless_line, json_text
 from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
@@ -107,7 +107,7 @@ def run(
     if as_json:
         print_json({**ending.view, "accuracy": ending.accuracy, "model": _model_url(ending, server)})
     else:
-        typer.echo(_ending_text(ending, server))
+        typer.echo(harmless(_ending_text(ending, server)))
     raise typer.Exit(0 if ending.state is TaskState.SUCCEEDED else 1)
 
 
@@ -212,7 +212,7 @@ async def _cancel(task: str, gateways: list[str], server: str, keys: Path) -> li
     except Unavailable as error:
         if not named:
             raise
-        typer.echo(f"not told to the server: {error}", err=True)
+        typer.echo(f"not told to the server: {harmless(str(error))}", err=True)
     delivered += await delivery.post_to_gateways(off, named, keys)
     if missing:
         raise delivery.no_gateway(server, missing)
@@ -231,11 +231,12 @@ def _by_url(gateways: Iterable[str]) -> dict[str, str]:
 def _report(delivered: list[Delivered], task: str, as_json: bool) -> None:
     if as_json:
         rows = [{"to": one.to, "url": one.url, "answer": dict(one.answer)} for one in delivered]
-        typer.echo(json.dumps({"task": task, "delivered": rows}))
+        typer.echo(json_text({"task": task, "delivered": rows}))
         return
     for one in delivered:
         where = one.url if one.to == one.url else f"{one.to} at {one.url}"
-        typer.echo(f"task {task!r}, revision {one.answer.get('revision', '?')}: taken by {where}")
+        taken = f"task {task!r}, revision {one.answer.get('revision', '?')}: taken by {where}"
+        typer.echo(harmless_line(taken))
 
 
 def _model_url(ending: following.Ending, server: str) -> str | None:

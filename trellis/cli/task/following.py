@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trellis.cli.foreign_text import harmless
 from trellis.cli.options import server_client
 from trellis.cli.watching.command import filters, open_bus
 from trellis.cli.watching.follower import Follower
@@ -102,7 +103,7 @@ async def _shown(task: str, source: Source, quiet: bool) -> AsyncIterator[None]:
         try:
             await bus.wait_connected(3.0)
         except Unavailable as error:
-            print(f"no live view: {error}", file=sys.stderr)
+            print(f"no live view: {harmless(str(error))}", file=sys.stderr)
             yield
             return
         async with bus.subscribe(*filters(source.topics, None)) as messages:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trellis.cli.foreign_text import harmless_line
+
 Row = Mapping[str, Any]
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return rows of cells as aligned text below a header."""
-    cells = [list(header), *([("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    cells = [
+        list(header),
+        *([("" if cell is None else harmless_line(str(cell))) for cell in row] for row in rows),
+    ]
     widths = [max(len(line[index]) for line in cells) for index in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -93,7 +98,11 @@ def _heading(view: Row) -> str:
         ("reason", reason_text(view.get("reason") or view.get("verdict"))),
         *((name, f"{value:.4f}") for name, value in sorted((view.get("metrics") or {}).items())),
     ]
-    return "\n".join(f"{name + ':':<18} {value}" for name, value in pairs if value not in (None, ""))
+    return "\n".join(
+        f"{harmless_line(name) + ':':<18} {harmless_line(str(value))}"
+        for name, value in pairs
+        if value not in (None, "")
+    )
 
 
 def _round(one: Row) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from trellis import identifiers
+from trellis.cli.foreign_text import json_text
 from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
@@ -90,7 +91,7 @@ async def _watch(bus: MqttBus, topics: Topics, region: str | None, task: str | N
             if as_json:
                 async for message in messages:
                     if _concerns(topics, message, task):
-                        typer.echo(json.dumps(json_line(message), ensure_ascii=False))
+                        typer.echo(json_text(json_line(message)))
                 return
             with Screen(region=region, task=task) as screen:
                 await Follower(topics, screen).run(messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trellis.cli.foreign_text import harmless_line
 from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.picture import Picture, TaskPicture
 from trellis.payloads import ExecutionState, Round, State
@@ -39,7 +40,7 @@ def narrate(before: Picture, after: Picture, *, task: str | None = None) -> list
             lines += _task(name, before.tasks.get(name, TaskPicture()), one)
     fresh = [line for line in after.logs if line not in before.logs and task in (None, line.task)]
     lines += [f"{line.level.lower()} {line.region}/{line.device}: {line.brief}" for line in fresh]
-    return lines
+    return [harmless_line(line) for line in lines]
 
 
 def round_line(one: Round) -> str:

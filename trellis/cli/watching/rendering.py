@@ -7,6 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trellis.cli.foreign_text import harmless_line
 from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.picture import DeviceView, Picture, TaskPicture
 from trellis.payloads import Execution, ExecutionState, Presence, Progress, State, TaskState
@@ -40,10 +41,7 @@ def render(
     if len(devices) > max_devices:
         parts.append(Text(f"… and {len(devices) - max_devices} more devices", style="dim"))
     parts += [
-        Text(
-            f"{line.level.lower()} {line.region}/{line.device}: {line.brief}",
-            style="yellow",
-        )
+        _text(f"{line.level.lower()} {line.region}/{line.device}: {line.brief}", "yellow")
         for line in picture.logs
         if task in (None, line.task) and region in (None, line.region)
     ]
@@ -52,12 +50,17 @@ def render(
     return Group(*parts)
 
 
+def _text(said: str, style: str = "") -> Text:
+    # A plain str would be read as markup: `[torch]` vanishes, `[/srv]` is an error.
+    return Text(harmless_line(said), style=style)
+
+
 def _services(picture: Picture, region: str | None) -> Text:
     line = Text.assemble("server ", _presence(picture.server))
     for name in picture.regions:
         if region in (None, name):
             line.append_text(
-                Text.assemble("   gateway ", (name, "bold"), " ", _presence(picture.gateways.get(name)))
+                Text.assemble("   gateway ", _text(name, "bold"), " ", _presence(picture.gateways.get(name)))
             )
     return line
 
@@ -70,7 +73,7 @@ def _presence(state: State | None) -> tuple[str, str]:
 
 def _task_line(name: str, task: TaskPicture) -> RenderableType:
     central, now = task.central, task.round
-    text = Text.assemble("task ", (name, "bold"))
+    text = Text.assemble("task ", _text(name, "bold"))
     if central:
         text.append(f"  {central.state}", style=_COLOURS.get(central.state, "cyan"))
     if now and not (central and central.state.ended):
@@ -80,10 +83,10 @@ def _task_line(name: str, task: TaskPicture) -> RenderableType:
         if now.standby:
             text.append(f"  {now.standby} standing by")
     if central and central.reason:
-        text.append(f"  {central.reason.message}", style="red")
+        text.append_text(_text(f"  {central.reason.message}", "red"))
     for region, status in sorted(task.statuses.items()):
         if status.verdict:
-            text.append(f"\n  {region}: {status.verdict.message}", style="red")
+            text.append("\n").append_text(_text(f"  {region}: {status.verdict.message}", "red"))
     return text
 
 
@@ -115,12 +118,13 @@ def _devices(devices: list[tuple[tuple[str, str], DeviceView]], task: str | None
         table.add_column(name, justify="right" if name in {"round", "loss", "samples"} else "left")
     for (region, device), view in devices:
         shown = view.current(task)
+        names = (_text(region), _text(device))
         presence = Text("●", style="green" if view.online else "red")
         if shown is None:
-            table.add_row(region, device, presence, Text("idle" if view.online else "offline", style="dim"))
+            table.add_row(*names, presence, Text("idle" if view.online else "offline", style="dim"))
             continue
         name, execution = shown
-        table.add_row(region, device, presence, *_execution_cells(execution, view.progress.get(name)))
+        table.add_row(*names, presence, *_execution_cells(execution, view.progress.get(name)))
     return table
 
 
@@ -133,7 +137,7 @@ def _execution_cells(execution: Execution, progress: Progress | None) -> tuple[R
     number = execution.round if execution.round is not None else (progress.round if progress else None)
     return (
         state,
-        doing,
+        _text(doing),
         "" if number is None else str(number),
         bar,
         "" if progress is None else _number(progress.loss, ".4f"),
