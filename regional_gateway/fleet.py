@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from regional_gateway.announcer import Announcer
 from regional_gateway.outlet import Outlet
@@ -26,12 +27,19 @@ _KINDS = (Kind.DEVICE_STATE, Kind.DEVICE_INFO, Kind.EXECUTION)
 class Fleet:
     """The roster, and what of it is yet to be written.
 
-    Presence is not stored: who is there is what the broker says now.
+    Presence is not stored: who is there is what the broker says now. What a device makes of a task that
+    was never posted here is dropped: names are free, and it could think up any number of them.
+
+    Args:
+        topics: The region's topics.
+        region: Its name.
+        store: Where it is remembered.
+        knows: Whether a task was posted here.
     """
 
-    def __init__(self, topics: Topics, region: str, store: Store) -> None:
+    def __init__(self, topics: Topics, region: str, store: Store, knows: Callable[[str], bool]) -> None:
         self.roster = Roster()
-        self._topics, self._region, self._store = topics, region, store
+        self._topics, self._region, self._store, self._knows = topics, region, store, knows
         self._payloads: dict[str, bytes] = {}  # by topic: what stands on the parent's broker
         self._infos: dict[str, bytes | None] = {}
         self._executions: dict[tuple[str, str], bytes | None] = {}
@@ -42,7 +50,11 @@ class Fleet:
         for device, info in known.infos.items():
             self._recall(Address(Kind.DEVICE_INFO, region=self._region, device=device), info)
         for (device, task), payload in known.executions.items():
-            self._recall(Address(Kind.EXECUTION, region=self._region, device=device, task=task), payload)
+            if self._knows(task):
+                self._recall(self._execution(device, task), payload)
+            else:
+                self._executions[device, task] = None
+        self._drop_pushed_out()
 
     async def listen(self, bus: Bus, announcer: Announcer, parent: Outlet | None) -> None:
         """Fold in what devices say, until cancelled."""
@@ -56,6 +68,10 @@ class Fleet:
                     announcer.touch(address.task)
                 if parent is not None:
                     await parent.send(Publication(message.topic, message.payload, retain=True))
+                for dropped in self._drop_pushed_out():
+                    announcer.touch(dropped.task)
+                    if parent is not None:
+                        await parent.send(Publication(self._topics.render(dropped), b"", retain=True))
 
     async def repeat(self, parent: Outlet, reconnected: asyncio.Event) -> None:
         """Say all of it again on the parent's broker after each of its connects, until cancelled."""
@@ -108,6 +124,17 @@ class Fleet:
             self._executions = {**changes.executions, **self._executions}
             raise
 
+    def _drop_pushed_out(self) -> list[Address]:
+        """Forget what the roster has no room for; return where it was said."""
+        dropped = [self._execution(device, task) for device, task in self.roster.take_pushed_out()]
+        for address in dropped:
+            self._payloads.pop(self._topics.render(address), None)
+            self._executions[address.device, address.task] = None
+        return dropped
+
+    def _execution(self, device: str, task: str) -> Address:
+        return Address(Kind.EXECUTION, region=self._region, device=device, task=task)
+
     def _recall(self, address: Address, payload: bytes | None) -> None:
         try:
             self.roster.fold(address, payload or b"")
@@ -119,6 +146,9 @@ class Fleet:
     def _fold(self, message: BusMessage) -> Address | None:
         try:
             address = self._topics.parse(message.topic)
+            if message.payload and address.task and not self._knows(address.task):
+                logger.debug("dropped an execution of an unknown task topic=%s", message.topic)
+                return None
             if not self.roster.fold(address, message.payload):
                 return None
         except PayloadError as error:

@@ -50,6 +50,7 @@ class Roster:
         self._infos: dict[str, Info] = {}
         self._executions: dict[str, dict[str, Execution]] = {}
         self._counts: dict[str, Counter[ExecutionState]] = {}
+        self._pushed_out: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         return len(self._names())
@@ -73,6 +74,11 @@ class Roster:
                 return self._fold_execution(address.device, address.task, execution)
             case _:
                 raise PayloadError(f"topic {address.kind.value}", "is no device's")
+
+    def take_pushed_out(self) -> list[tuple[str, str]]:
+        """Return the executions, by device and task, that newer ones pushed out since the last time."""
+        taken, self._pushed_out = self._pushed_out, []
+        return taken
 
     def devices(self) -> list[Device]:
         """Return all devices by name."""
@@ -122,7 +128,9 @@ class Roster:
         self._put_execution(name, task, execution)
         tasks = self._executions.get(name, {})
         if len(tasks) > MAX_EXECUTIONS:
-            self._put_execution(name, min(tasks, key=lambda one: tasks[one].ts), None)
+            oldest = min(tasks, key=lambda one: tasks[one].ts)
+            self._put_execution(name, oldest, None)
+            self._pushed_out.append((name, oldest))
         return True
 
     def _put_execution(self, name: str, task: str, execution: Execution | None) -> None:

@@ -75,7 +75,10 @@ class Gateway:
     async def load(self) -> None:
         """Take up what the store holds."""
         self.ledger = await Ledger.load(self._store)
-        self.fleet = Fleet(self.topics, self.settings.region, self._store)
+        ledger = self.ledger
+        self.fleet = Fleet(
+            self.topics, self.settings.region, self._store, lambda task: ledger.get(task) is not None
+        )
         await self.fleet.load()
         self.board = Board(self.topics, self.settings.region, self.ledger, self.fleet.roster)
         self._relay = Relay(self.ledger, self, keyring=self._keyring, region=self.settings.region)

@@ -91,6 +91,26 @@ async def test_with_two_brokers_devices_go_up_and_rounds_come_down(
             await wait_until(lambda: high.retained.get(f"{CAM}/state") == b"")
 
 
+async def test_a_device_that_thinks_up_tasks_fills_neither_memory_nor_disk_nor_the_parents_broker(
+    two_brokers: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+) -> None:
+    world = two_brokers
+    async with world.gateway() as running, watching(world.region) as low, watching(world.parent) as high:
+        await wait_until(lambda: running.gateway.connections[1])
+        await running.post(operator.envelope())
+        for number in range(2000):
+            topic = f"{CAM}/tasks/thought-up-{number}/execution"
+            await low.publish(topic, say.execution(ExecutionState.QUEUED, 1))
+        execution = f"{CAM}/tasks/digits/execution"
+        await low.publish(execution, say.execution(ExecutionState.QUEUED, 1))
+        await wait_until(lambda: execution in high.retained)
+        await running.gateway.fleet.save()
+        stored = await running.gateway._store.observations()
+        assert list(stored.executions) == [("cam-7", "digits")]
+        assert list(running.gateway.fleet._payloads) == [f"trellis/v1/{execution}"]
+        assert not any("thought-up" in topic for topic in high.retained)
+
+
 async def test_rounds_go_on_over_http_while_the_parents_broker_is_away(
     two_brokers: Any, watching: Any, wait_until: Any, operator: Any, say: Any
 ) -> None:
