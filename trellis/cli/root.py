@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -13,6 +14,8 @@ from typing import Any
 import click
 import typer.core
 import typer.main
+from typer.models import ArgumentInfo
+from typer.utils import get_params_from_function
 
 from trellis import __version__, config
 from trellis.cli.option_specs import claim_variables, option_specs
@@ -81,7 +84,27 @@ def _converted(name: str, source: str) -> click.Command:
     app._add_completion = False
     command = typer.main.get_command(app)
     command.name = name
+    _explain_arguments(command)
     return command
+
+
+def _explain_arguments(command: click.Command) -> None:
+    """Give arguments their help back: click 8.5 has one of its own, with which it overwrites typer's."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _explain_arguments(inner)
+    elif command.callback is not None:
+        declared = get_params_from_function(inspect.unwrap(command.callback))
+        for argument in command.params:
+            given = declared[argument.name].default if argument.name in declared else None
+            if isinstance(argument, typer.core.TyperArgument) and isinstance(given, ArgumentInfo):
+                argument.help = given.help
+        # Typer lists them; click 8.5 would do so once more.
+        command.format_arguments = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(_: click.Context, __: click.HelpFormatter) -> None:
+    pass
 
 
 def every_command() -> dict[str, click.Command]:

@@ -50,6 +50,47 @@ def test_help_shows_an_example(path: tuple[str, ...], capsys: pytest.CaptureFixt
     assert "\\[" not in shown
 
 
+def command_at(path: tuple[str, ...]) -> click.Command:
+    command = every_command()[path[0]]
+    for name in path[1:]:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+@pytest.mark.parametrize(
+    ("path", "argument", "due"),
+    [
+        (("task", "show"), "TASK", "The task's name."),
+        (("task", "validate"), "FILE", "Task descriptor, YAML or JSON."),
+        (("init",), "[DIR]", "Where to write; made if need be."),
+        (("model", "get"), "TASK", "The task that trained it."),
+    ],
+    ids=str,
+)
+def test_help_says_what_an_argument_is(
+    path: tuple[str, ...], argument: str, due: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*path, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"\n  {argument}  {due}  [" in shown
+    assert shown.count(due) == 1
+
+
+@pytest.mark.parametrize("path", command_paths(), ids=" ".join)
+def test_help_has_a_sentence_for_every_argument(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [one for one in command_at(path).params if isinstance(one, click.Argument)]
+    assert main([*path, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for argument in arguments:
+        # click's own `help` came with 8.5, and typer has one in all versions.
+        explained = getattr(argument, "help", None)
+        assert explained, argument.name
+        assert " ".join(explained.split()) in shown
+
+
 @pytest.mark.parametrize("name", [entry.name for entry in ENTRIES])
 def test_every_group_and_the_root_have_a_line_for_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
