@@ -9,7 +9,7 @@ class Rounds:
     """Decides which rounds are news. The parent's broker is believed always, a poll only if it is later."""
 
     def __init__(self) -> None:
-        self._rounds: dict[str, tuple[int, bytes]] = {}
+        self._rounds: dict[str, tuple[Round, bytes]] = {}
         self._states: dict[str, CentralTask] = {}
 
     def heard(self, task: str, payload: bytes) -> bool:
@@ -20,20 +20,23 @@ class Rounds:
         """
         if not payload:
             return self._rounds.pop(task, None) is not None
-        came = (Round.parse(payload).ts, payload)
+        came = (Round.parse(payload), payload)
         if self._rounds.get(task) == came:
             return False
         self._rounds[task] = came
         return True
 
     def polled(self, task: str, round_: Round) -> bytes | None:
-        """Return the payload of a round that was asked for over HTTP, if it is later than the last."""
+        """Return the payload of a round asked for over HTTP, if it is later and says another thing."""
         known = self._rounds.get(task)
         # A poll's answer may have been overtaken by MQTT, which has come back meanwhile.
-        if known is not None and round_.ts <= known[0]:
+        if known is not None and round_.ts <= known[0].ts:
+            return None
+        # A server that was restarted stamps each answer anew, until its ServerApp speaks.
+        if known is not None and round_ == known[0].model_copy(update={"ts": round_.ts}):
             return None
         payload = round_.to_bytes()
-        self._rounds[task] = (round_.ts, payload)
+        self._rounds[task] = (round_, payload)
         return payload
 
     def latest(self, task: str) -> bytes | None:
