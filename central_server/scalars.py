@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
@@ -70,10 +71,17 @@ class Scalars:
         self._writer: Any = None
 
     def write(self, record: RoundRecord) -> None:
-        """Add a round's numbers, visible to a running TensorBoard on return."""
+        """Add a round's numbers, visible to a running TensorBoard on return; a full disk costs the point."""
         tensorboard = _tensorboard.get()
         if tensorboard is None:
             return
+        try:
+            self._add(tensorboard, record)
+        except OSError as error:
+            logger.warning("%s: no TensorBoard point of round %d: %s", self._folder, record.round, error)
+            self._writer = None
+
+    def _add(self, tensorboard: _TensorBoard, record: RoundRecord) -> None:
         if self._writer is None:
             self._writer = tensorboard.writer(str(self._folder))
         values = [
@@ -86,7 +94,8 @@ class Scalars:
     def close(self) -> None:
         """Close the file; a later `write` opens another."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
             self._writer = None
 
 

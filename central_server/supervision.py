@@ -76,7 +76,7 @@ class SuperLinkKeeper:
                         self.current = None
                         self._started.clear()
                     logger.error("the SuperLink ended by itself with status %d: it is started again", status)
-            except TrellisError as error:
+            except (TrellisError, OSError) as error:
                 if first:
                     raise
                 logger.error("the SuperLink does not start: %s", error)
@@ -119,6 +119,8 @@ class Supervisor:
             rounds = task.record.round
             why = await self._run_once(task, superlink) or "the task has ended"
             logger.info("task=%s: its run is over: %s", task.name, why)
+            if not task.ended and await task.disk.wait_writable():
+                continue  # what it did could not be kept: no fault of the app
             if self._keeper.current is superlink:
                 fruitless = 1 if task.record.round > rounds else fruitless + 1
 
@@ -130,7 +132,7 @@ class Supervisor:
                 run_id = await superlink.submit(self._app, {"task": task.name})
         except TimeoutError:
             return f"the SuperLink took no run within {self._timing.submit_s:g} s"
-        except TrellisError as error:
+        except (TrellisError, OSError) as error:  # OSError: no room for its log
             await task.wait_change(self._timing.watch_s)
             return f"the SuperLink took no run: {error}"
         logger.info("task=%s run=%d: submitted", task.name, run_id)
@@ -170,7 +172,7 @@ class Supervisor:
         if app is not None and not app.alive:
             return  # the SuperLink finds out by itself, in a minute; asking it would cost two seconds
         if self._keeper.current is superlink:
-            with contextlib.suppress(TrellisError, TimeoutError):
+            with contextlib.suppress(TrellisError, OSError):  # a TimeoutError is one
                 async with asyncio.timeout(self._timing.cancel_s):
                     await superlink.stop_run(run_id)
         await _end(app)

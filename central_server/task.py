@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from central_server.app_process import AppProcess
+from central_server.disk import RETRY_S, Disk
 from central_server.fleet import TaskFleet
 from central_server.publisher import Publisher
 from central_server.report import render
@@ -16,7 +17,7 @@ from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord,
 from central_server.summary import standing_of, summarise
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope
-from trellis.errors import Refused
+from trellis.errors import Refused, Unavailable
 from trellis.flower.backchannel import Hello, RoundRecord, StateReport
 from trellis.payloads import Reason, Round, RoundPhase, TaskState, now_ms
 
@@ -28,6 +29,7 @@ class ServerTask:
 
     Attributes:
         app: The ServerApp that said hello for the present run.
+        disk: Its folder; a write that fails raises `Unavailable`, and leaves the task as it was.
         fleet: The devices that have an execution of the task.
     """
 
@@ -40,6 +42,7 @@ class ServerTask:
         self._run: int | None = None
         self._closed = False
         self._scalars = Scalars(self.folder)
+        self.disk = Disk(self.name, self.folder)
         self.app: AppProcess | None = None
         self.fleet = TaskFleet(self.name, stored.descriptor.regions)
         if self.canceled:
@@ -92,12 +95,12 @@ class ServerTask:
 
     async def save(self) -> None:
         """Store a task that has just come."""
-        await asyncio.to_thread(self._store.save, self._stored)
+        await self.disk.write(lambda: self._store.save(self._stored))
 
     async def mend(self) -> None:
         """Write what a kill at the task's very end kept an earlier server from writing."""
         if self.ended and not (self.folder / REPORT).is_file():
-            await asyncio.to_thread(self._write_summary)
+            await self.disk.write(lambda: self._write_summary(self.record))
 
     async def show(self) -> None:
         """Publish its state."""
@@ -108,7 +111,7 @@ class ServerTask:
         async with self._writing:
             record = self.record.model_copy(update={"revision": descriptor.revision})
             stored = replace(self._stored, envelope=envelope, descriptor=descriptor, record=record)
-            await asyncio.to_thread(self._store.save, stored)
+            await self.disk.write(lambda: self._store.save(stored))
             self._stored = stored
         logger.info("task=%s revision=%d: called off", self.name, descriptor.revision)
         self.fleet.cancel()
@@ -148,13 +151,14 @@ class ServerTask:
 
     async def finish_round(self, finished: RoundRecord) -> None:
         """Keep a finished round; one that is kept already, as a resumed app reports it, changes nothing."""
-        if self._history.get(finished.round) == finished:
+        if self._history.get(finished.round) == finished and self.record.round >= finished.round:
             return
         async with self._writing:
-            await asyncio.to_thread(self._keep_round, finished)
-            self._history[finished.round] = finished
+            await self.disk.write(lambda: self._keep_round(finished))
             metrics = _with_headline(_measured(finished))
-            await self._replace(round=max(self.record.round, finished.round), metrics=metrics)
+            round = max(self.record.round, finished.round)
+            await self._replace(self.record.model_copy(update={"round": round, "metrics": metrics}))
+            self._history[finished.round] = finished
         logger.info(
             "task=%s round=%d/%d loss=%s accuracy=%s replied=%d/%d failed=%d in %.2f s",
             self.name,
@@ -181,10 +185,12 @@ class ServerTask:
                 return
             since = self.record.since if report.state == self.record.state else now_ms()
             metrics = {**self.record.metrics, **_with_headline(report.metrics)}
-            await self._replace(state=report.state, since=since, reason=report.reason, metrics=metrics)
+            said = {"state": report.state, "since": since, "reason": report.reason, "metrics": metrics}
+            record = self.record.model_copy(update=said)
             if report.state.ended:
-                # Whoever reads of the end finds its summary.
-                await asyncio.to_thread(self._write_summary)
+                # Before the state: whoever reads of the end finds its summary.
+                await self.disk.write(lambda: self._write_summary(record))
+            await self._replace(record)
         logger.info(
             "task=%s state=%s %s", self.name, report.state, report.reason.message if report.reason else ""
         )
@@ -192,8 +198,15 @@ class ServerTask:
         await self._publisher.task_state(self.record.public())
 
     async def end(self, state: TaskState, code: str, message: str) -> None:
-        """End the task for a reason that the ServerApp could not give."""
-        await self.report(StateReport(state=state, reason=Reason(code=code, message=message)))
+        """End the task for a reason that the ServerApp could not give, as soon as its disk takes that."""
+        report = StateReport(state=state, reason=Reason(code=code, message=message))
+        while True:
+            try:
+                await self.report(report)
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
     async def wait_change(self, timeout_s: float) -> None:
         """Return when the ServerApp is there, the task was called off or has ended, or in `timeout_s`."""
@@ -214,19 +227,19 @@ class ServerTask:
         self.fleet.close()
         self._scalars.close()
 
-    async def _replace(self, **changes: object) -> None:
-        record = self.record.model_copy(update={**changes, "ts": now_ms()})
-        await asyncio.to_thread(self._store.save_record, record)
+    async def _replace(self, record: TaskRecord) -> None:
+        record = record.model_copy(update={"ts": now_ms()})
+        await self.disk.write(lambda: self._store.save_record(record))
         self._stored = replace(self._stored, record=record)
 
     def _keep_round(self, finished: RoundRecord) -> None:
         self._store.append_round(self.name, finished)
         self._scalars.write(finished)
 
-    def _write_summary(self) -> None:
+    def _write_summary(self, record: TaskRecord) -> None:
         self._scalars.close()
         history = self.history
-        summary = summarise(self.record, history, self.fleet.view.devices, self.folder)
+        summary = summarise(record, history, self.fleet.view.devices, self.folder)
         write_atomically(self.folder / SUMMARY, summary.model_dump_json(indent=2).encode() + b"\n")
         write_atomically(self.folder / REPORT, render(summary, history).encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -10,8 +11,7 @@ from central_server.admission import Admission, Admitted
 from central_server.publisher import Publisher
 from central_server.store import Store, StoredTask, posted
 from central_server.task import ServerTask
-from trellis.errors import Refused
-from trellis.payloads import TaskState
+from trellis.errors import Refused, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,8 @@ class Tasks:
         for stored in await asyncio.to_thread(self._store.load):
             task = ServerTask(stored, self._store, self._publisher)
             self._tasks[task.name] = task
-            await task.mend()
-            if task.canceled and not task.ended:
-                await task.end(TaskState.CANCELED, "canceled", "called off while the server was down")
+            with contextlib.suppress(Unavailable):  # a full disk: the log says so, and the others go on
+                await task.mend()
             if not task.ended:
                 logger.info(
                     "task=%s state=%s round=%d: goes on", task.name, task.record.state, task.record.round

@@ -1,0 +1,67 @@
+"""A task's folder as a disk that may be full: what cannot be written stops that task alone, until it can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from trellis.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+_PROBE = ".probe"
+_PROBE_BYTES = 1 << 20
+"""A state alone may still fit where a round's lines and a report do not."""
+
+
+class Disk:
+    """Writes into one task's folder off the event loop.
+
+    Attributes:
+        refusal: Why the last write failed, None if it did not.
+    """
+
+    def __init__(self, task: str, folder: Path) -> None:
+        self._task, self._folder = task, folder
+        self.refusal: str | None = None
+
+    async def write(self, write: Callable[[], None]) -> None:
+        """Have `write` done.
+
+        Raises:
+            Unavailable: The disk does not take it; nothing may be built on it.
+        """
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            refusal = f"{self._folder} cannot be written: {error.strerror or error}"
+            if refusal != self.refusal:
+                logger.error("task=%s: %s; free space there: until then the task waits", self._task, refusal)
+            self.refusal = refusal
+            raise Unavailable(f"task {self._task!r}: {refusal}; free space there, then try again") from error
+        if self.refusal is not None:
+            logger.info("task=%s: %s can be written again", self._task, self._folder)
+            self.refusal = None
+
+    async def wait_writable(self) -> bool:
+        """Return once the folder takes a write; say whether it refused one before."""
+        refused = False
+        while True:
+            if self.refusal is not None:
+                refused = True
+                await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(Unavailable):
+                await self.write(self._probe)
+                return refused
+
+    def _probe(self) -> None:
+        path = self._folder / _PROBE
+        try:
+            path.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
