@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from regional_gateway.ledger import Ledger, TaskRecord
@@ -16,6 +16,9 @@ from trellis.errors import InvalidInput, Refused
 from trellis.payloads import Reason
 
 logger = logging.getLogger(__name__)
+
+NOTE_EVERY = timedelta(seconds=1)
+"""How often a refusal is noted on a task: any member may post, and each note is a write and a message."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,13 @@ class Relay:
     ) -> None:
         self._ledger, self._witness = ledger, witness
         self._keyring, self._region, self._now = keyring, region, now
+        self._noted: dict[str, datetime] = {}  # when a refusal was last noted, by task
 
     async def admit(self, data: bytes) -> Admission:
         """Return once the posted envelope is on disk, or was there before.
 
-        A refusal is logged, and noted in the record of the task that the envelope claims to be.
+        A refusal is logged, and noted in the record of the task that the envelope claims to be, at most
+        once a second; what is taken, or known already, takes the note away.
 
         Raises:
             PayloadError: It is no envelope.
@@ -127,15 +132,19 @@ class Relay:
         now_ms = int(now.timestamp() * 1000)
         relayed = envelope.with_relay({self._region: now.isoformat(timespec="milliseconds")}).to_bytes()
 
+        changed = False
+
         def take(known: TaskRecord | None) -> TaskRecord:
+            nonlocal changed
             if known is not None:
                 if not is_news(known.descriptor, posted):
-                    return known
+                    return replace(known, verdict=None)
                 self._require_rest(known, posted)
+            changed = True
             fresh = known or TaskRecord(posted, relayed, now_ms)
             return fresh.followed_by(posted, relayed, now_ms)
 
-        record, changed = await self._ledger.change(posted.task, take)
+        record, _ = await self._ledger.change(posted.task, take)
         if record is None:  # `take` never deletes
             raise RuntimeError(f"task {posted.task!r} vanished while it was admitted")
         logger.info(
@@ -168,8 +177,14 @@ class Relay:
         def note(known: TaskRecord | None) -> TaskRecord | None:
             return replace(known, verdict=verdict) if known else None
 
-        if task is not None:
-            await self._ledger.change(task, note)
+        if task is None or self._ledger.get(task) is None:
+            return
+        now, last = self._now(), self._noted.get(task)
+        if last is not None and last <= now < last + NOTE_EVERY:
+            return
+        _, changed = await self._ledger.change(task, note)  # an equal one changes nothing
+        if changed:
+            self._noted[task] = now
 
 
 def _claimed_task(envelope: Envelope) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope, SigningKey, sign
 from trellis.payloads import ExecutionState, TaskState, now_ms
@@ -41,13 +43,17 @@ async def test_posting_twice_publishes_once(
 
 
 async def test_refusals_are_answered_and_shown_on_the_task(
-    world: Any, watching: Any, wait_until: Any, operator: Any
+    world: Any, watching: Any, wait_until: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("regional_gateway.relay.NOTE_EVERY", timedelta(0))
     async with world.gateway() as running, watching(world.region) as seen:
         await running.post(operator.envelope(revision=2))
         code, body = await running.post(operator.envelope(revision=1))
         assert (code, body["error"]["code"]) == (409, "revision")
         await wait_until(lambda: (said := seen.status()) and said.verdict and said.verdict.code == "revision")
+        # What is known already is no fault: it takes the note away.
+        assert (await running.post(operator.envelope(revision=2)))[0] == 200
+        await wait_until(lambda: (said := seen.status()) and said.verdict is None)
         other = operator.envelope(revision=2, train={"rounds": 9, "learning_rate": 0.1})
         code, body = await running.post(other)
         assert (code, body["error"]["code"]) == (409, "conflict")

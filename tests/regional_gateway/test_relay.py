@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.relay import Relay
-from regional_gateway.store import Store
+from regional_gateway.store import Store, StoredTask
 from trellis.envelope import Envelope, SigningKey, sign
 from trellis.errors import PayloadError, Refused, Unavailable
 from trellis.payloads import CentralTask, TaskState
@@ -172,6 +172,44 @@ async def test_a_refusal_is_noted_on_the_task_that_it_concerns_until_the_next_re
     assert record.verdict.code == "revision"
     assert (await desk.store.tasks())[0].verdict is not None
     assert (await desk.relay.admit(operator.envelope(revision=3))).record.verdict is None
+
+
+async def test_the_right_envelope_takes_a_forgers_note_away(desk: Desk, operator: Any) -> None:
+    await desk.relay.admit(operator.envelope())
+    forged = sign(operator.descriptor().to_json(), SigningKey.generate()).to_bytes()
+    assert await refused(desk, forged) == "untrusted"
+    before = desk.ledger.get("digits")
+    assert before is not None
+    assert before.verdict is not None
+    again = await desk.relay.admit(operator.envelope())
+    assert (again.changed, again.record) == (False, replace(before, verdict=None))
+    assert (await desk.store.tasks())[0].verdict is None
+
+
+async def test_refusals_are_noted_once_a_second_and_equal_ones_not_at_all(
+    desk: Desk, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [datetime.now(UTC)]
+    relay = Relay(desk.ledger, desk.elsewhere, keyring=operator.keyring, region="eu-1", now=lambda: clock[0])
+    desk.relay = relay
+    await relay.admit(operator.envelope(revision=2))
+    saved: list[str | None] = []
+    save = desk.store.save_task
+
+    async def count(row: StoredTask) -> None:
+        saved.append(row.verdict)
+        await save(row)
+
+    monkeypatch.setattr(desk.store, "save_task", count)
+    forged = [sign(operator.descriptor().to_json(), SigningKey.generate()).to_bytes() for _ in range(5)]
+    for data in forged:  # each names another key
+        await refused(desk, data)
+    assert len(saved) == 1
+    clock[0] += timedelta(seconds=1)
+    await refused(desk, forged[0])  # what is noted already
+    assert len(saved) == 1
+    await refused(desk, forged[1])
+    assert len(saved) == 2
 
 
 async def test_a_task_that_cannot_be_stored_is_not_taken(tmp_path: Path, operator: Any) -> None:
