@@ -100,7 +100,7 @@ def _explain_arguments(command: click.Command) -> None:
             if isinstance(argument, typer.core.TyperArgument) and isinstance(given, ArgumentInfo):
                 argument.help = given.help
         # Typer lists them; click 8.5 would do so once more.
-        command.format_arguments = _nothing  # type: ignore[method-assign]
+        command.format_arguments = _nothing  # type: ignore[method-assign, assignment]
 
 
 def _nothing(_: click.Context, __: click.HelpFormatter) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,19 +97,50 @@ async def _supervised(plan: DemoPlan, keep: bool, received: list[signal.Signals]
 
 async def _play(plan: DemoPlan, keep: bool) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="trellis-demo-"))
-    result = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        return await Stage(plan, folder, result).play(Screen())
-    except BaseException:
-        shutil.rmtree(result, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            result.parent.rmdir()  # only if it is empty: it was ours
-        raise
+        with _result_folder() as result:
+            return await Stage(plan, folder, result).play(Screen())
     finally:
         if keep:
             typer.echo(f"kept {folder}: logs/, keys/, runs/ and state/", err=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _result_folder() -> Iterator[Path]:
+    """Yield a new folder for the result; after a failure just what was made here is removed."""
+    runs = Path("runs")
+    found = runs.exists()
+    result = _make_result_folder(runs)
+    try:
+        yield result
+    except BaseException:
+        shutil.rmtree(result, ignore_errors=True)
+        if not found:
+            with contextlib.suppress(OSError):
+                runs.rmdir()  # only if it is empty: another demo may be at work in it
+        raise
+
+
+def _make_result_folder(runs: Path) -> Path:
+    """Return a new folder below `runs`, of this demo alone: two may start in the same second.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ConfigError(f"folder {str(folder)!r}", f"cannot be made: {error.strerror}") from None
+        else:
+            return folder
 
 
 def _told(found: dict[str, Any], data: str) -> str:

@@ -66,7 +66,7 @@ class Ports:
 
 
 class Stage:
-    """One demo in `folder`; what is worth keeping goes to `result`."""
+    """One demo in `folder`; what is worth keeping goes to `result`, which is there already."""
 
     def __init__(self, plan: DemoPlan, folder: Path, result: Path) -> None:
         self._plan, self._folder, self._result = plan, folder, result
@@ -168,7 +168,6 @@ class Stage:
         return len(ended) == len(self._plan.devices)
 
     async def _fetch_model(self) -> Path:
-        self._result.mkdir(parents=True)
         model = self._result / "model.safetensors"
         async with server_client(self._ports.server_url, self._keys) as client:
             await client.download(f"/v1/tasks/{self._task.task}/model", model)
