@@ -28,7 +28,7 @@ from trellis.payloads import Reason
 
 @dataclass(frozen=True)
 class Seen:
-    """The highest revision of a task that the journal holds, and the SHA-256 of its signed text."""
+    """The highest revision of a task that the journal holds, and the digest of its work."""
 
     revision: int
     digest: str
@@ -55,7 +55,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Believed:
-    """A task that a pinned operator signed, for this region, now."""
+    """A task that a pinned operator signed, for this region, now; `digest` is its work's."""
 
     descriptor: TaskDescriptor
     digest: str
@@ -81,12 +81,20 @@ def believe(
     if region not in descriptor.regions:
         named = ", ".join(descriptor.regions[:10])
         raise Refused("region", f"task {task!r} is for {named}; this device is in region {region!r}")
-    digest = hashlib.sha256(envelope.payload.encode()).hexdigest()
-    _require_new(descriptor, digest, seen)
+    digest = digest_of_work(descriptor)
+    # Journals of earlier releases hold the digest of the whole signed text.
+    text = hashlib.sha256(envelope.payload.encode()).hexdigest()
+    _require_new(descriptor, {digest, text}, seen)
     if descriptor.desired == "run":
         # A cancellation is obeyed at any time: it can only end work.
         _require_window(descriptor, now)
     return Believed(descriptor, digest, keyid)
+
+
+def digest_of_work(descriptor: TaskDescriptor) -> str:
+    """Return the SHA-256 of what a task says apart from its window, as `same_work` compares it."""
+    work = descriptor.model_dump_json(exclude_none=True, exclude={"issued_at", "expires_at"})
+    return hashlib.sha256(work.encode()).hexdigest()
 
 
 def require_means(descriptor: TaskDescriptor, means: Means) -> None:
@@ -166,7 +174,7 @@ def reason_of(error: TrellisError) -> Reason:
     return Reason(code=code, message=str(error))
 
 
-def _require_new(descriptor: TaskDescriptor, digest: str, seen: Seen | None) -> None:
+def _require_new(descriptor: TaskDescriptor, digests: set[str], seen: Seen | None) -> None:
     if seen is None or descriptor.revision > seen.revision:
         return
     if descriptor.revision < seen.revision:
@@ -175,7 +183,7 @@ def _require_new(descriptor: TaskDescriptor, digest: str, seen: Seen | None) -> 
             f"revision {descriptor.revision} of task {descriptor.task!r} came, this device has seen "
             f"{seen.revision}: an old descriptor was replayed, or the task needs a higher revision",
         )
-    if digest != seen.digest:
+    if seen.digest not in digests:
         raise Refused(
             "revision",
             f"a second, different descriptor calls itself revision {descriptor.revision} of task "

@@ -106,12 +106,13 @@ class Journal:
         return Seen(row[0], row[1]) if row is not None and row[0] > 0 else None
 
     def believe(self, task: str, seen: Seen) -> None:
-        """Remember a revision, for good: an older one is refused from now on."""
+        """Remember a believed revision, for good: an older one is refused from now on."""
         with self._transaction() as sql:
             sql.execute(
                 "INSERT INTO tasks (task, revision, digest) VALUES (?, ?, ?) ON CONFLICT (task) DO UPDATE "
                 "SET revision = excluded.revision, digest = excluded.digest "
-                "WHERE excluded.revision > tasks.revision",
+                # Under the same revision only the digest's kind changes: earlier releases wrote another.
+                "WHERE excluded.revision >= tasks.revision",
                 (task, seen.revision, seen.digest),
             )
 

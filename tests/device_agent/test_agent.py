@@ -331,6 +331,20 @@ async def test_a_restarted_device_goes_on_with_its_task_before_others(
         assert [e.state for e in fleet.executions("older")] == [ExecutionState.QUEUED]
 
 
+async def test_a_restarted_device_goes_on_with_its_task_when_it_was_signed_anew(
+    device, fleet, flower, make_task, signed
+):
+    task = make_task()
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(task))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+    await fleet.post("blobs", signed(task.model_copy(update={"issued_at": datetime.now(UTC)})))
+    async with running(device, fleet.broker):
+        await fleet.execution("blobs", lambda e: e.attempt == 2 and e.phase is Phase.WAITING)
+        await fleet.status("blobs", TaskState.SUCCEEDED)
+        await fleet.state("blobs", ExecutionState.SUCCEEDED)
+
+
 async def test_a_restarted_device_leaves_ended_tasks_alone_and_says_again_how_they_ended(
     device, fleet, flower, make_task, signed
 ):

@@ -102,6 +102,8 @@ def test_the_highest_revision_stays(path):
         journal.believe("blobs", Seen(3, "x"))
         journal.believe("blobs", Seen(2, "y"))
         assert journal.seen("blobs") == Seen(3, "x")
+        journal.believe("blobs", Seen(3, "of the work"))  # in the place of an earlier release's
+        assert journal.seen("blobs") == Seen(3, "of the work")
 
 
 def test_an_execution_alone_is_no_revision(path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +10,7 @@ import pytest
 
 from device_agent.eligibility import Believed, Means, Seen, believe, reason_of, require_data, require_means
 from models.datasets import Dataset
-from trellis.descriptor import TaskDescriptor
+from trellis.descriptor import Model, TaskDescriptor
 from trellis.envelope import Envelope, Keyring, SigningKey, sign
 from trellis.errors import DataError, DescriptorError, MissingExtra, Refused
 
@@ -45,7 +46,9 @@ def task(make_task: MakeTask) -> TaskDescriptor:
 
 
 def digest(task: TaskDescriptor) -> str:
-    return hashlib.sha256(task.to_json().encode()).hexdigest()
+    work = json.loads(task.to_json())
+    del work["issued_at"], work["expires_at"]
+    return hashlib.sha256(json.dumps(work, separators=(",", ":")).encode()).hexdigest()
 
 
 def test_a_signed_task_for_this_region_now_is_believed(task, examine, operator):
@@ -125,8 +128,23 @@ def test_a_replayed_run_after_its_cancellation_is_refused(task, examine):
 
 def test_the_same_revision_is_believed_again_but_not_with_another_text(task, examine):
     assert examine(task, seen=Seen(3, digest(task))).descriptor == task
+    other = task.model_copy(update={"model": Model(name="softmax2")})
+    with pytest.raises(Refused, match="a second, different descriptor"):
+        examine(other, seen=Seen(3, digest(task)))
     with pytest.raises(Refused, match=r"different descriptor calls itself revision 3.*give it revision 4"):
         examine(task, seen=Seen(3, "0" * 64))
+
+
+def test_the_same_work_signed_anew_is_believed_under_its_revision(task, examine):
+    later = ISSUED + timedelta(minutes=5)
+    anew = task.model_copy(update={"issued_at": later, "expires_at": later + timedelta(days=9)})
+    believed = examine(anew, seen=Seen(3, digest(task)))
+    assert (believed.descriptor, believed.digest) == (anew, digest(task))
+
+
+def test_a_journal_that_holds_the_digest_of_the_signed_text_is_understood(task, examine):
+    text = hashlib.sha256(task.to_json().encode()).hexdigest()
+    assert examine(task, seen=Seen(3, text)).digest == digest(task)
 
 
 def test_a_server_off_the_list_is_refused(make_task):
