@@ -44,6 +44,7 @@ class DeviceAgent:
         self._self = this
         self._open_bus = open_bus
         self._displaced = False
+        self._desk: TaskDesk | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Return when `stop` is set; the task in hand is left so that the next start goes on with it.
@@ -51,7 +52,7 @@ class DeviceAgent:
         Raises:
             ConfigError: The broker is not there or not ours, or another process has this device's name.
         """
-        async with self._open_bus(will=self._self.will, birth=self._self.births) as bus:
+        async with self._open_bus(will=self._self.will, birth=self._births) as bus:
             await _require_connected(bus)
             log = self._attach_log(bus)
             try:
@@ -66,7 +67,7 @@ class DeviceAgent:
     async def _serve(
         self, bus: Bus, messages: AsyncIterator[BusMessage], log: TaskLog, stop: asyncio.Event
     ) -> None:
-        desk = TaskDesk(self._device, bus, log, now=_utc_now)
+        desk = self._desk = TaskDesk(self._device, bus, log, now=_utc_now)
         logger.info(
             "device %s is ready in region %s", self._device.settings.name, self._device.settings.region
         )
@@ -114,6 +115,9 @@ class DeviceAgent:
                 await desk.status(address.task, TaskStatus.parse(message.payload))
             case _:
                 pass
+
+    def _births(self) -> tuple[Publication, ...]:
+        return (*self._self.births(), *(self._desk.standing() if self._desk is not None else ()))
 
     def _filters(self) -> tuple[str, ...]:
         topics, region = self._device.settings.topics, self._device.settings.region

@@ -16,7 +16,7 @@ from models.registry import model_names
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope
 from trellis.errors import InvalidInput, Refused, TrellisError
-from trellis.mqtt import Bus
+from trellis.mqtt import Bus, Publication
 from trellis.payloads import ExecutionState, Reason, Round, TaskState, TaskStatus
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,13 @@ class TaskDesk:
         self._queue: dict[str, Believed] = {}
         self._in_hand: tuple[Believed, Participation] | None = None
         self._news = asyncio.Event()
+
+    def standing(self) -> list[Publication]:
+        """Return the executions of the tasks in hand and in the queue: a broker may have lost them."""
+        tasks = [*self._queue]
+        if self._in_hand is not None:
+            tasks.append(self._in_hand[0].descriptor.task)
+        return [one for one in (self._report(task).standing() for task in tasks) if one is not None]
 
     async def work(self) -> None:
         """Take part in one task after the other; runs until canceled."""
@@ -90,8 +97,7 @@ class TaskDesk:
         # In the journal before it is acted on: from here on an older revision is refused.
         self._device.journal.believe(task, Seen(descriptor.revision, believed.digest))
         if self._examined.get(task) == believed.digest:
-            if task not in self._queue and not self._has_in_hand(task):
-                await report.again()
+            await report.again()  # its gateway may be new and know nothing
             return
         self._examined[task] = believed.digest
         if descriptor.desired == "canceled":

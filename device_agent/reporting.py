@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from device_agent.journal import Journal
-from trellis.mqtt import Bus
+from trellis.mqtt import Bus, Publication
 from trellis.payloads import (
     Execution,
     ExecutionState,
@@ -104,10 +104,16 @@ class TaskReport:
         await self._change(changes)
         self._journal.forget_answers(self.task)
 
+    def standing(self) -> Publication | None:
+        """Return the last execution as it stands on the broker."""
+        if self.execution is None:
+            return None
+        return Publication(self._execution_topic, self.execution.to_bytes(), retain=True)
+
     async def again(self) -> None:
         """Publish the last execution once more, unchanged: a broker may have lost it."""
-        if self.execution is not None:
-            await self._bus.publish(self._execution_topic, self.execution.to_bytes(), retain=True)
+        if (standing := self.standing()) is not None:
+            await self._bus.publish(standing.topic, standing.payload, retain=True)
 
     async def clear(self) -> None:
         """Remove the execution from the broker; the journal keeps its version and the task's revision."""

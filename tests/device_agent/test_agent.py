@@ -394,7 +394,37 @@ async def test_the_same_descriptor_again_changes_nothing(device, fleet, flower, 
         await fleet.until(lambda: len(fleet.states()) >= 3)
         await asyncio.sleep(0.1)
         assert fleet.executions("blobs")[-1].attempt == 1
-        assert [e.state for e in fleet.executions("blobs")].count(ExecutionState.QUEUED) == 1
+        assert len({e.version for e in fleet.executions("blobs") if e.state is ExecutionState.QUEUED}) == 1
+
+
+async def test_a_broker_that_lost_all_hears_again_of_the_tasks_in_hand_and_in_the_queue(
+    device, fleet, flower, make_task, signed
+):
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("next", signed(make_task(task="next")))
+        await fleet.state("next", ExecutionState.QUEUED)
+        in_hand, queued = fleet.executions("blobs")[-1], fleet.executions("next")[-1]
+        fleet.broker.stop()
+        fleet.said.clear()
+        fleet.broker.start()  # nobody posts the tasks again: the gateway is away
+        await fleet.until(lambda: fleet.executions("blobs") and fleet.executions("next"))
+        assert (fleet.executions("blobs")[-1], fleet.executions("next")[-1]) == (in_hand, queued)
+
+
+async def test_a_gateway_that_lost_all_hears_again_of_the_task_that_it_posts_again(
+    device, fleet, flower, make_task, signed
+):
+    envelope = signed(make_task())
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", envelope)
+        await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+        in_hand = fleet.executions("blobs")[-1]
+        fleet.said.clear()
+        await fleet.post("blobs", envelope)
+        await fleet.until(lambda: fleet.executions("blobs"))
+        assert fleet.executions("blobs") == [in_hand]
 
 
 async def test_the_revision_is_in_the_journal_before_anything_is_said(
