@@ -40,7 +40,9 @@ class Disk:
         except OSError as error:
             refusal = f"{self._folder} cannot be written: {error.strerror or error}"
             if refusal != self.refusal:
-                logger.error("task=%s: %s; free space there: until then the task waits", self._task, refusal)
+                logger.error(
+                    "task=%s: %s; free space there: until then nothing of it goes on", self._task, refusal
+                )
             self.refusal = refusal
             raise Unavailable(f"task {self._task!r}: {refusal}; free space there, then try again") from error
         if self.refusal is not None:

@@ -3,7 +3,8 @@
 descriptor.json    the signed envelope as it came     metrics.jsonl    one finished round a line
 state.json         the task's state                   summary.json, report.html    at the end
 The ServerApp writes `checkpoints/` and `model.safetensors` beside them. A task that has ended and runs again
-under a higher revision leaves its first run in `runs/<task>.r<revision>/`.
+under a higher revision leaves its first run in `runs/<task>.r<revision>/`. A new task's folder is made as
+`runs/.<task>.new/` and renamed when whole; `load` ends what a kill left there, so no revision is forgotten.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -32,6 +34,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 MODEL = "model.safetensors"
+_STAGED = ".new"
 
 
 class TaskRecord(CentralTask):
@@ -87,6 +90,8 @@ class Store:
 
     def load(self) -> list[StoredTask]:
         """Return every task; a folder that cannot be read is named in the log and left alone."""
+        for staged in self.runs.glob(f".*{_STAGED}"):
+            self._settle(staged)
         tasks: list[StoredTask] = []
         for folder in sorted(self.runs.iterdir()):
             if "." in folder.name or not (folder / DESCRIPTOR).is_file():
@@ -104,15 +109,51 @@ class Store:
         write_atomically(folder / DESCRIPTOR, task.envelope.to_bytes())
         self.save_record(task.record)
 
-    def archive(self, task: str, revision: int) -> Path:
-        """Move the folder of an ended task aside, as `<task>.r<revision>`, and return where it lies now."""
-        aside = self.runs / f"{task}.r{revision}"  # no task is called so: identifiers have no dot
-        number = 1
+    def stage(self, task: StoredTask) -> None:
+        """Write the folder of a new task, or of a new run of one, beside the others; `install` follows."""
+        staged = self._staged(task.descriptor.task)
+        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            staged.mkdir()
+            write_atomically(staged / DESCRIPTOR, task.envelope.to_bytes())
+            write_atomically(staged / STATE, task.record.to_bytes())
+        except OSError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+    def install(self, task: str, ended: int | None) -> None:
+        """Put what was staged in its place; the run that `ended` under that revision is moved aside."""
+        folder, aside = self.folder(task), None
+        if folder.exists():
+            aside = self._free_name(f"{task}.left" if ended is None else f"{task}.r{ended}")
+            folder.rename(aside)
+        try:
+            self._staged(task).rename(folder)
+        except OSError:
+            if aside is not None:
+                aside.rename(folder)
+            raise
+        _sync_folder(self.runs)
+
+    def _staged(self, task: str) -> Path:
+        return self.runs / f".{task}{_STAGED}"
+
+    def _free_name(self, name: str) -> Path:
+        aside, number = self.runs / name, 1  # no task is called so: identifiers have no dot
         while aside.exists():
             number += 1
-            aside = self.runs / f"{task}.r{revision}-{number}"
-        self.folder(task).rename(aside)
+            aside = self.runs / f"{name}-{number}"
         return aside
+
+    def _settle(self, staged: Path) -> None:
+        folder = self.folder(staged.name.removeprefix(".").removesuffix(_STAGED))
+        try:
+            if folder.exists() or not (staged / DESCRIPTOR).is_file():
+                shutil.rmtree(staged)  # the kill came before the run before it was moved aside
+            else:
+                staged.rename(folder)
+        except OSError as error:
+            logger.error("folder %s is left alone: %s", staged, error)
 
     def save_record(self, record: TaskRecord) -> None:
         """Write a task's state."""
@@ -138,11 +179,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _last_byte(descriptor: int) -> bytes:

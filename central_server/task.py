@@ -93,9 +93,13 @@ class ServerTask:
         """Whether nothing more follows."""
         return self.record.state.ended
 
-    async def save(self) -> None:
-        """Store a task that has just come."""
-        await self.disk.write(lambda: self._store.save(self._stored))
+    async def stage(self) -> None:
+        """Write a task that has just come, not yet in its place."""
+        await self.disk.write(lambda: self._store.stage(self._stored))
+
+    async def install(self, ended: int | None) -> None:
+        """Put it in its place, and aside the run that ended under this revision; from now on it is stored."""
+        await self.disk.write(lambda: self._store.install(self.name, ended))
 
     async def mend(self) -> None:
         """Write what a kill at the task's very end kept an earlier server from writing."""

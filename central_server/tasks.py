@@ -74,6 +74,7 @@ class Tasks:
         Raises:
             InvalidInput: It is no envelope or no descriptor.
             Refused: A rule says no: `untrusted`, `signature`, `revision`, `conflict`, or one of `Admission`.
+            Unavailable: It cannot be stored.
         """
         admitted = await asyncio.to_thread(self._admission.verified, body)
         descriptor = admitted.descriptor
@@ -85,17 +86,25 @@ class Tasks:
                 return await self._call_off(admitted), False
             # A model is looked up, which may import a package.
             await asyncio.to_thread(self._admission.check, descriptor)
-            if known is not None:
-                await self._retire(known)
-                await asyncio.to_thread(self._store.archive, known.name, known.descriptor.revision)
-            task = ServerTask(
-                StoredTask(admitted.envelope, descriptor, posted(descriptor)), self._store, self._publisher
-            )
-            await task.save()
+            task = await self._stored(known, StoredTask(admitted.envelope, descriptor, posted(descriptor)))
             self._tasks[task.name] = task
         logger.info("task=%s revision=%d key=%s: posted", task.name, descriptor.revision, admitted.keyid)
         self._start(task)
         return task, True
+
+    async def _stored(self, known: ServerTask | None, new: StoredTask) -> ServerTask:
+        task = ServerTask(new, self._store, self._publisher)
+        await task.stage()
+        if known is None:
+            await task.install(None)
+            return task
+        await self._retire(known)
+        try:
+            await task.install(known.descriptor.revision)
+        except Unavailable:
+            self._start(known)
+            raise
+        return task
 
     async def post_at_start(self, body: bytes) -> None:
         """Take the task that the server's command names, at every start with that command anew.

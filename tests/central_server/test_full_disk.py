@@ -89,3 +89,19 @@ async def test_a_folder_that_went_away_stops_its_task_alone(launch: Launcher) ->
         await until(lambda: running.server._tasks.find("digits-mlp").disk.refusal)
         shutil.move(away, folder)
         await running.reach("succeeded")
+
+
+async def test_a_task_that_cannot_be_stored_is_not_taken(launch: Launcher) -> None:
+    launch.script = ["works", "works"]
+    async with launch() as running:
+        await running.post(descriptor())
+        before = await running.reach("succeeded")
+        obstacle = running.runs / ".digits-mlp.new"
+        obstacle.touch()  # a file in a folder's place
+        answer = await running.post(descriptor(revision=2))
+        assert answer.status_code == 503
+        assert "cannot be written: File exists" in answer.json()["error"]["message"]
+        assert await running.view() == before
+        obstacle.unlink()
+        assert (await running.post(descriptor(revision=2))).status_code == 201
+        assert (await running.reach("succeeded"))["revision"] == 2

@@ -131,3 +131,69 @@ def test_one_server_at_a_time_holds_the_folder(tmp_path: Path) -> None:
         pass
     with Store(tmp_path):
         pass
+
+
+# Runs a task again under revision 3, in each folder killed one step later, until it comes through.
+INSTALLER = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+from central_server.store import Store, StoredTask, posted
+from trellis.descriptor import parse_json
+from trellis.envelope import Envelope
+
+root = Path(sys.argv[1])
+envelope = Envelope.parse(Path(sys.argv[2]).read_bytes())
+descriptor = parse_json(envelope.payload)
+again = StoredTask(envelope, descriptor, posted(descriptor))
+for number in itertools.count(1):
+    runs = root / f"runs-{number:02}"
+    shutil.copytree(root / "before", runs)
+    child = os.fork()
+    if child == 0:
+        left = number
+        def hook(event, args):
+            global left
+            if event in {"open", "os.mkdir", "os.rename"}:
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        with Store(runs) as store:
+            sys.addaudithook(hook)
+            store.stage(again)
+            store.install("digits-mlp", 2)
+            os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+"""
+
+
+def test_a_kill_at_any_step_of_a_new_run_leaves_it_or_the_one_before(tmp_path: Path) -> None:
+    first = stored()
+    ended = first.descriptor.canceled()  # revision 2
+    with Store(tmp_path / "before") as store:
+        store.save(StoredTask(sign(ended.to_json(), OPERATOR), ended, posted(ended)))
+    envelope = tmp_path / "again.json"
+    envelope.write_bytes(sign(descriptor(revision=3).to_json(), OPERATOR).to_bytes())
+    subprocess.run([sys.executable, "-c", INSTALLER, str(tmp_path), str(envelope)], check=True, timeout=120)
+    found = []
+    for runs in sorted(tmp_path.glob("runs-*")):
+        with Store(runs) as store:
+            [task] = store.load()
+        assert not list(runs.glob(".*.new"))
+        assert (runs / "digits-mlp.r2").is_dir() == (task.descriptor.revision == 3)
+        found.append(task.record.revision)
+    # A rename of each file, then of both folders; only between those two it is `load` that ends the work.
+    assert len(found) > 8
+    assert found == sorted(found)
+    assert found.count(3) >= 3
+    assert found[0] == 2
+
+
+def test_what_cannot_be_read_is_put_aside_by_a_new_task_of_its_name(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        (tmp_path / "digits-mlp").mkdir()
+        (tmp_path / "digits-mlp" / DESCRIPTOR).write_text("{")
+        store.stage(stored())
+        store.install("digits-mlp", None)
+        assert [task.descriptor.task for task in store.load()] == ["digits-mlp"]
+    assert (tmp_path / "digits-mlp.left" / DESCRIPTOR).read_text() == "{"
