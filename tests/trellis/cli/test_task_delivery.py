@@ -31,6 +31,7 @@ class Counterpart:
         self.gateways: list[dict[str, str]] = []
         self.state = "succeeded"
         self.refuses = False
+        self.knows_none = False
         self.url = ""
         self.app = self._routes(create_app("counterpart"))
 
@@ -41,6 +42,8 @@ class Counterpart:
             envelope = Envelope.parse(await request.body())
             self.keyring.verify(envelope)
             task = descriptor.parse_json(envelope.payload)
+            if self.taken and task.revision < self.taken[-1].revision:
+                raise Refused("revision", f"has revision {self.taken[-1].revision}, {task.revision} came")
             self.taken.append(task)
             return {"task": task.task, "revision": task.revision, "state": "posted"}
 
@@ -48,8 +51,13 @@ class Counterpart:
         app.post("/v1/tasks/{task}/cancel")(take)
         app.get("/v1/gateways")(lambda: {"gateways": self.gateways})
         app.get("/v1/tasks")(lambda: {"tasks": [self._view("digits")]})
-        app.get("/v1/tasks/{task}")(self._view)
+        app.get("/v1/tasks/{task}")(self._known)
         return app
+
+    def _known(self, task: str) -> dict[str, Any]:
+        if self.knows_none:
+            raise Refused("unknown", f"there is no task {task!r}")
+        return self._view(task)
 
     def _view(self, task: str) -> dict[str, Any]:
         held = self.taken[-1].model_dump(mode="json", exclude_none=True) if self.taken else None
@@ -190,6 +198,59 @@ def test_cancel_signs_the_next_revision_for_server_and_gateways(started: Started
     assert main(["task", "cancel", "digits", "--server", server.url]) == 0
     for one in (server, gateway):
         assert [(task.revision, task.desired) for task in one.taken] == [(1, "run"), (2, "canceled")]
+
+
+def post_revision(gateway: Counterpart, revision: int) -> None:
+    path = Path(f"revision-{revision}.yaml")
+    path.write_text(Path("task.yaml").read_text().replace("revision: 1", f"revision: {revision}"))
+    assert main(["task", "post", str(path), "--gateway", gateway.url]) == 0
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_cancel_signs_one_revision_above_the_newest_of_server_and_gateways(
+    started: Started, named: bool
+) -> None:
+    server, ahead, other = started(), started(), started()
+    task = Path("task.yaml")
+    task.write_text(task.read_text().replace("[eu-1]", "[eu-1, us-1]"))
+    server.gateways = [online(other), {**online(ahead), "region": "us-1"}]
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--no-watch"]) == 0
+    post_revision(ahead, 4)
+    pairs = [f"--gateway={one.url}" for one in (other, ahead)] if named else []
+    assert main(["task", "cancel", "digits", "--server", server.url, *pairs]) == 0
+    for one in (server, other, ahead):
+        assert (one.taken[-1].revision, one.taken[-1].desired) == (5, "canceled")
+
+
+def test_cancel_again_says_the_same_to_whoever_has_not_heard_of_it(started: Started) -> None:
+    server, gateway = started(), started()
+    server.gateways = [online(gateway)]
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--no-watch"]) == 0
+    for _ in range(2):
+        assert main(["task", "cancel", "digits", "--server", server.url]) == 0
+    assert [task.revision for task in server.taken] == [1, 2, 2]
+    # A gateway that went on under a higher revision has not been called off.
+    post_revision(gateway, 3)
+    assert main(["task", "cancel", "digits", "--server", server.url]) == 0
+    assert (server.taken[-1].revision, gateway.taken[-1].revision) == (4, 4)
+
+
+def test_cancel_passes_over_a_gateway_that_does_not_know_the_task(started: Started) -> None:
+    server, gateway = started(), started()
+    server.gateways, gateway.knows_none = [online(gateway)], True
+    assert main(["task", "run", "task.yaml", "--server", server.url, "--no-watch"]) == 0
+    assert main(["task", "cancel", "digits", "--server", server.url]) == 0
+    assert [task.revision for task in gateway.taken] == [1, 2]
+
+
+def test_cancel_without_a_server_and_a_gateway_that_knows_the_task_says_so(
+    started: Started, capsys: Said
+) -> None:
+    gateway = started()
+    gateway.knows_none = True
+    away = ["--server", "http://127.0.0.1:1", "--gateway", gateway.url]
+    assert main(["task", "cancel", "digits", *away]) == 1
+    assert "there is no task 'digits'" in capsys.readouterr().err
 
 
 def test_cancel_reaches_the_gateways_while_the_server_is_away(started: Started, capsys: Said) -> None:

@@ -26,6 +26,7 @@ from trellis.cli.options import (
 )
 from trellis.cli.task import delivery, following, tables
 from trellis.cli.task.delivery import Delivered, SignedTask
+from trellis.descriptor import TaskDescriptor
 from trellis.errors import Unavailable
 from trellis.payloads import TaskState
 from trellis.topics import DEFAULT_BASE, Topics
@@ -198,21 +199,21 @@ async def _deliver(task: SignedTask, pairs: list[str], source: following.Source)
 
 
 async def _cancel(task: str, gateways: list[str], server: str, keys: Path) -> list[Delivered]:
-    present = await delivery.present_descriptor(task, server, gateways, keys)
-    # Called off already: the same revision once more, for whoever has not heard of it.
-    wanted = present if present.desired == "canceled" else present.canceled()
-    off = delivery.signed(wanted, keys)
     named, missing = _by_url(gateways), list[str]()
-    delivered: list[Delivered] = []
+    held: list[TaskDescriptor] = []
     try:
-        delivered.append(await delivery.cancel_at_server(off, server, keys))
+        held.append(await delivery.held_at_server(task, server, keys))
         if not named:
-            named = await delivery.known_gateways(server, present.regions, keys)
-            missing = [region for region in present.regions if region not in named]
+            named = await delivery.known_gateways(server, held[0].regions, keys)
+            missing = [region for region in held[0].regions if region not in named]
     except Unavailable as error:
         if not named:
-            raise
+            raise Unavailable(f"{error}; or name a gateway with --gateway") from None
         typer.echo(f"not told to the server: {harmless(str(error))}", err=True)
+    with_server = bool(held)
+    held += await delivery.held_at_gateways(task, named, keys, required=not with_server)
+    off = delivery.signed(delivery.called_off(held), keys)
+    delivered = [await delivery.cancel_at_server(off, server, keys)] if with_server else []
     delivered += await delivery.post_to_gateways(off, named, keys)
     if missing:
         raise delivery.no_gateway(server, missing)

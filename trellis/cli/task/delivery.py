@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,16 +142,49 @@ def gateways_by_region(pairs: Iterable[str], regions: Iterable[str]) -> dict[str
     return found
 
 
-async def present_descriptor(task: str, server: str, gateways: Iterable[str], keys: Path) -> TaskDescriptor:
-    """Return the descriptor that the server has of a task, or else the first gateway that answers."""
-    try:
-        async with server_client(server, keys) as client:
-            return descriptor.parse_mapping((await client.get(f"/v1/tasks/{task}")).get("descriptor"))
-    except Unavailable as error:
-        for url in gateways:
-            async with gateway_client(url, keys) as client:
-                return descriptor.parse_mapping((await client.get(f"/v1/tasks/{task}")).get("descriptor"))
-        raise Unavailable(f"{error}; or name a gateway with --gateway") from None
+async def held_at_server(task: str, url: str, keys: Path) -> TaskDescriptor:
+    """Return the newest descriptor that the server has of a task."""
+    async with server_client(url, keys) as client:
+        return _descriptor_in(await client.get(f"/v1/tasks/{task}"))
+
+
+async def held_at_gateways(
+    task: str, gateways: Mapping[str, str], keys: Path, *, required: bool
+) -> list[TaskDescriptor]:
+    """Return the newest descriptor of a task that each of these gateways (name → URL) has.
+
+    One that does not answer, or does not know the task, is passed over: posting there tells why.
+
+    Raises:
+        TrellisError: None has one, and one is `required`: the first gateway's error.
+    """
+
+    async def ask(url: str) -> TaskDescriptor:
+        async with gateway_client(url, keys) as client:
+            return _descriptor_in(await client.get(f"/v1/tasks/{task}"))
+
+    results = await asyncio.gather(*map(ask, gateways.values()), return_exceptions=True)
+    found = [result for result in results if isinstance(result, TaskDescriptor)]
+    for result in results:
+        if isinstance(result, BaseException) and (
+            not isinstance(result, TrellisError) or (required and not found)
+        ):
+            raise result
+    return found
+
+
+def called_off(held: Sequence[TaskDescriptor]) -> TaskDescriptor:
+    """Return what calls a task off wherever it is: one revision above the newest that anybody holds.
+
+    Where that one has called it off already it is the same once more, for whoever has not heard of it.
+    """
+    revision = max(one.revision for one in held)
+    newest = [one for one in held if one.revision == revision]
+    return newest[0] if all(one.desired == "canceled" for one in newest) else newest[0].canceled()
+
+
+def _descriptor_in(view: Mapping[str, Any]) -> TaskDescriptor:
+    return descriptor.parse_mapping(view.get("descriptor"))
 
 
 def _envelope_in(path: Path) -> Envelope | None:
