@@ -76,6 +76,7 @@ class DeviceAgent:
                 group.create_task(self._listen(bus, messages, desk), name="listen"),
                 group.create_task(desk.work(), name="work"),
                 group.create_task(_look_again(desk), name="look again"),
+                group.create_task(desk.clear_forgotten(), name="clear forgotten"),
             ]
             await stop.wait()
             for task in tasks:

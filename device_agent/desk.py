@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 RESUME_S = 3.0
 """How long a start waits for the task that was in hand before it takes another."""
 
+SETTLED_S = 30.0
+"""How long after a start the descriptors that stand on the broker may take to come."""
+
 _ENDED = {
     TaskState.SUCCEEDED: ExecutionState.SUCCEEDED,
     TaskState.FAILED: ExecutionState.FAILED,
@@ -40,6 +43,7 @@ class TaskDesk:
         self._log = log
         self._now = now
         self._reports: dict[str, TaskReport] = {}
+        self._heard: set[str] = set()  # tasks with a descriptor, believed or not
         self._examined: dict[str, str] = {}  # task -> digest of the revision examined since the start
         self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
         self._rounds: dict[str, Round] = {}
@@ -78,6 +82,7 @@ class TaskDesk:
     async def descriptor(self, task: str, payload: bytes) -> None:
         """A task came, for the first time or again."""
         self._early.pop(task, None)
+        self._heard.add(task)
         report = self._report(task)
         try:
             believed = believe(
@@ -111,12 +116,25 @@ class TaskDesk:
         """The task's descriptor was cleared: as if it was canceled, and where it had ended, forgotten."""
         for known in (self._early, self._examined, self._rounds, self._statuses):
             known.pop(task, None)
+        self._heard.discard(task)
         if task in self._queue or self._has_in_hand(task):
             reason = Reason(code="removed", message="the task was removed")
             await self._end(task, Ending(ExecutionState.CANCELED, reason))
         elif (report := self._report(task)).execution is not None:
             await report.clear()
             del self._reports[task]
+
+    async def clear_forgotten(self) -> None:
+        """Clear the ended executions of tasks that were removed while this device was away.
+
+        An empty descriptor is not retained: who was away never hears of it. Should a descriptor come later
+        after all, its execution is said again.
+        """
+        await asyncio.sleep(SETTLED_S)
+        for task, execution in self._device.journal.executions().items():
+            if execution.state.ended and task not in self._heard:
+                await self._report(task).clear()
+                self._reports.pop(task, None)
 
     def round_changed(self, task: str, round_: Round) -> None:
         """The server announced something: a hint to pull."""

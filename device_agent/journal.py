@@ -122,14 +122,17 @@ class Journal:
             row = sql.execute("SELECT execution FROM tasks WHERE task = ?", (task,)).fetchone()
         return None if row is None or row[0] is None else self._parsed(task, row[0])
 
-    def unfinished(self) -> set[str]:
-        """Return the tasks that were begun and have not ended."""
+    def executions(self) -> dict[str, Execution]:
+        """Return the execution of every task that had one."""
         with self._reading() as sql:
             rows = sql.execute("SELECT task, execution FROM tasks WHERE execution IS NOT NULL").fetchall()
-        executions = {task: self._parsed(task, data) for task, data in rows}
+        return {task: self._parsed(task, data) for task, data in rows}
+
+    def unfinished(self) -> set[str]:
+        """Return the tasks that were begun and have not ended."""
         return {
             task
-            for task, execution in executions.items()
+            for task, execution in self.executions().items()
             # One that was begun and waits for its second attempt counts, too.
             if execution.state is ExecutionState.IN_PROGRESS
             or (execution.state is ExecutionState.QUEUED and execution.attempt > 1)

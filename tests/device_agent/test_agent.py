@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import device_agent.agent
+import device_agent.desk
 from device_agent.agent import DeviceAgent
 from device_agent.eligibility import Seen
 from device_agent.participation import Device
@@ -298,6 +299,28 @@ async def test_a_cleared_descriptor_cancels_and_then_clears_the_execution(
         assert (await fleet.state("blobs", ExecutionState.CANCELED)).reason.code == "removed"
         await fleet.post("blobs", b"")
         await fleet.until(lambda: fleet.said[f"{OWN}/tasks/blobs/execution"][-1] == b"")
+
+
+async def test_a_task_that_was_removed_while_the_device_was_away_is_cleared_at_its_start(
+    device, fleet, flower, make_task, signed, monkeypatch
+):
+    monkeypatch.setattr(device_agent.desk, "SETTLED_S", 0.3)
+    tasks = ("removed", "kept")
+    async with running(device, fleet.broker):
+        for task in tasks:
+            await fleet.post(task, signed(make_task(task=task)))
+            await fleet.execution(task, lambda e: e.phase is Phase.WAITING)
+            await fleet.status(task, TaskState.SUCCEEDED)
+            await fleet.state(task, ExecutionState.SUCCEEDED)
+    await fleet.post("removed", b"")
+    async with running(device, fleet.broker):
+        await fleet.until(lambda: fleet.said[f"{OWN}/tasks/removed/execution"][-1] == b"")
+        assert fleet.executions("kept")[-1].state is ExecutionState.SUCCEEDED
+        assert b"" not in fleet.said[f"{OWN}/tasks/kept/execution"]
+        # The journal has it still: should the task stand after all, it is not done twice.
+        await fleet.post("removed", signed(make_task(task="removed")))
+        await fleet.until(lambda: fleet.said[f"{OWN}/tasks/removed/execution"][-1] != b"")
+        assert fleet.executions("removed")[-1].state is ExecutionState.SUCCEEDED
 
 
 async def test_a_new_revision_takes_the_place_of_the_running_one(device, fleet, flower, make_task, signed):
