@@ -32,6 +32,7 @@ class Membership:
     """Who answers, and for which task: the descriptor's digest names it beyond doubt."""
 
     task: str
+    revision: int
     digest: str
     tier: str
     region: str
@@ -184,6 +185,13 @@ class _Handlers:
             raise _NotMyTask(
                 f"device '{self.membership.region}/{self.membership.device}' works on task "
                 f"{self.membership.task!r}, the message is of {task!r}"
+            )
+        # 0 asks for none: a server that runs another revision would mix one task's rounds with another's rates.
+        revision = config.get("revision", 0)
+        if revision not in {0, self.membership.revision}:
+            raise _NotMyTask(
+                f"device '{self.membership.region}/{self.membership.device}' works on revision "
+                f"{self.membership.revision} of task {task!r}, the message is of revision {revision!r}"
             )
         return config
 

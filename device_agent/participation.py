@@ -171,7 +171,9 @@ class Participation:
         )
         tier = descriptor.tier_of(settings.region)
         app = build_client_app(
-            Membership(descriptor.task, self._digest, tier, settings.region, settings.name),
+            Membership(
+                descriptor.task, descriptor.revision, self._digest, tier, settings.region, settings.name
+            ),
             trainer,
             answers=self._device.journal,
             observer=teller,

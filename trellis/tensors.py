@@ -53,12 +53,14 @@ class Limits:
 
     Attributes:
         packed_bytes: Bytes of all tensors with their header.
+        header_bytes: Bytes of the JSON header, which takes many times its size once it is parsed.
         tensors: Number of tensors.
         name_chars: Characters of one tensor's name.
         axes: Axes of one tensor.
     """
 
     packed_bytes: int = 2 * 1024**3
+    header_bytes: int = 2 * 1024**2
     tensors: int = 10_000
     name_chars: int = 256
     axes: int = 8
@@ -92,12 +94,12 @@ def unpack_arrays(record: ArrayRecord, limits: Limits = DEFAULT_LIMITS) -> Array
     if not is_packed(record):
         raise TensorError("packed tensors", f"expected one {STYPE!r} array, got {_described(record)}")
     data = record[KEY].data
-    _check_header(data, limits)
+    header = _checked_header(data, limits)
     try:
         arrays = load_safetensors(data)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise TensorError("packed tensors", f"are malformed: {error}") from None
-    order = _order(data)
+    order = _order(header)
     if sorted(order) != sorted(arrays):
         raise TensorError("packed tensors", "name other tensors in their order than they hold")
     return {name: arrays[name] for name in order}
@@ -150,7 +152,7 @@ def _described(record: ArrayRecord) -> str:
     return f"{len(record)} arrays of {sorted(kinds)}"
 
 
-def _header(data: bytes) -> dict[str, object]:
+def _header(data: bytes, limits: Limits) -> dict[str, object]:
     if len(data) < 8:
         raise TensorError("packed tensors", f"have {len(data)} bytes, a header takes at least 8")
     size = int.from_bytes(data[:8], "little")
@@ -158,6 +160,8 @@ def _header(data: bytes) -> dict[str, object]:
         raise TensorError(
             "packed tensors", f"announce a header of {size} bytes, but only {len(data) - 8} came"
         )
+    if size > limits.header_bytes:
+        raise TensorError("packed tensors", f"have a header of {size} bytes, at most {limits.header_bytes}")
     try:
         header = json.loads(data[8 : 8 + size])
     except (ValueError, RecursionError):
@@ -167,15 +171,16 @@ def _header(data: bytes) -> dict[str, object]:
     return header
 
 
-def _check_header(data: bytes, limits: Limits) -> None:
+def _checked_header(data: bytes, limits: Limits) -> dict[str, object]:
     if len(data) > limits.packed_bytes:
         raise TensorError("packed tensors", f"have {len(data)} bytes, at most {limits.packed_bytes}")
-    header = _header(data)
+    header = _header(data, limits)
     names = [name for name in header if name != "__metadata__"]
     if len(names) > limits.tensors:
         raise TensorError("packed tensors", f"hold {len(names)} tensors, at most {limits.tensors}")
     for name in names:
         _check_entry(name, header[name], limits, len(data))
+    return header
 
 
 def _check_name(name: str, limits: Limits) -> None:
@@ -202,8 +207,8 @@ def _check_entry(name: str, entry: object, limits: Limits, payload_bytes: int) -
         raise TensorError(f"tensor {shown!r}", f"has shape {shape!r}, more than the bytes that came")
 
 
-def _order(data: bytes) -> list[str]:
-    metadata = _header(data).get("__metadata__")
+def _order(header: dict[str, object]) -> list[str]:
+    metadata = header.get("__metadata__")
     text = metadata.get("order") if isinstance(metadata, dict) else None
     try:
         order = json.loads(text) if isinstance(text, str) else None

@@ -34,6 +34,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one task and report its end to the service."""
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
+    # Flower uploads what an app writes, and httpx writes a line for every upload: it would never be quiet.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
         _keep_log(Path(brief.folder))
@@ -77,6 +79,7 @@ def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
         grid,
         channel,
         task=descriptor.task,
+        revision=descriptor.revision,
         policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
         rounds=descriptor.train.rounds,
         fold=entry.sums,

@@ -40,6 +40,8 @@ from trellis.tensors import Arrays
 
 logger = logging.getLogger(__name__)
 
+_SETTLE_S = 5.0
+"""How long a round waits, once its minimum is here, for devices that are checking in."""
 _ATTEMPTS = 3
 """A round below its quorum is tried again with whoever is here, so often."""
 
@@ -151,7 +153,7 @@ class RoundLoop:
             if standing is not None and standing.quorum_reached:
                 new, metrics = self._strategy.aggregate_train(number, replies)
                 if new is not None:
-                    return Trained(_like(new, arrays), _floats(metrics), standing)
+                    return Trained(_like(new, arrays, number), _floats(metrics), standing)
             restore_strategy(self._strategy, before)
             problem = _shortfall(number, standing, participants.quorum)
             logger.warning("attempt %d of %d: %s", attempt, _ATTEMPTS, problem)
@@ -186,11 +188,15 @@ class RoundLoop:
         """
         participants = self._task.participants
         deadline, version, said = time.monotonic() + participants.deadline_s, -1, -1
+        settled: float | None = None
         while True:
             left = deadline - time.monotonic()
             version, members = self._grid.wait_members(version, max(0.0, min(left, 1.0)))
             if len(members) >= participants.minimum:
-                return members
+                settled = settled or time.monotonic() + _SETTLE_S
+                # Whoever is on the way is waited for: who is in a round is no matter of milliseconds.
+                if not self._grid.newcomers or time.monotonic() >= settled:
+                    return members
             if left <= 0:
                 here = ", ".join(member.name for member in members) or "none"
                 raise TaskFailed(
@@ -248,9 +254,21 @@ def _record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
-def _like(record: ArrayRecord, arrays: Arrays) -> Arrays:
-    """Return a strategy's result in the model's own dtypes: FedAdam and others return float64."""
-    return {name: record[name].numpy().astype(array.dtype, copy=False) for name, array in arrays.items()}
+def _like(record: ArrayRecord, arrays: Arrays, number: int) -> Arrays:
+    """Return a strategy's result in the model's own dtypes: FedAdam and others return float64.
+
+    Raises:
+        TaskFailed: It holds NaN or infinity, of which no device could go on.
+    """
+    found = {}
+    for name, array in arrays.items():
+        new = record[name].numpy()
+        if array.dtype.kind in "iu" and new.dtype.kind == "f":
+            new = np.rint(new)
+        found[name] = new.astype(array.dtype, copy=False)
+        if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
+            raise TaskFailed(f"round {number}: the strategy's tensor {name!r} holds NaN or infinity")
+    return found
 
 
 def _floats(metrics: MetricRecord | None) -> dict[str, float]:

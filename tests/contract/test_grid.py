@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
 from flower_parts import scripted_app
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from trellis.errors import Refused
+from trellis.errors import Refused, Unavailable
 from trellis.flower.backchannel import FleetDevice, FleetView
 from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
@@ -41,7 +42,9 @@ class Device:
     samples: int
     train: Behave
     vanishes: bool = False
+    uploads_half: bool = False
     raises: str | None = None
+    more: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,11 +83,35 @@ def live(device: Device, fleet: Fleet, address: str, folder: Path, stop: threadi
         reply = answer(device, message)
         if message.metadata.message_type == "query":
             fleet.update(device.name, nonce=str(message.content["config"]["nonce"]))
+        if message.metadata.message_type == "train" and device.uploads_half:
+            upload_half(link, reply)
+            # It says that all is there, and is not.
+            fleet.update(device.name, message_id=message.metadata.message_id)
+            continue
         try:
             fleet.update(device.name, message_id=link.push(reply))
         except Refused:
             continue  # the phase closed without us
     link.close(deactivate=True)
+
+
+def upload_half(link: FlowerLink, reply: Message) -> None:
+    """Break the connection after the first object of the reply."""
+    client: Any = link._connected()
+    push_object, pushed = client.PushObject, []
+
+    def cut(request: Any) -> Any:
+        if pushed:
+            raise httpx.ReadError("cut")
+        pushed.append(request)
+        return push_object(request)
+
+    client.PushObject = cut
+    try:
+        with pytest.raises(Unavailable):
+            link.push(reply)
+    finally:
+        client.PushObject = push_object
 
 
 def answer(device: Device, message: Message) -> Message:
@@ -96,7 +123,7 @@ def answer(device: Device, message: Message) -> Message:
             "samples": device.samples,
         }
         return Message(RecordDict({"config": ConfigRecord(config)}), reply_to=message)
-    metrics = MetricRecord({"num-examples": device.samples, f"{kind[:5]}_loss": 1.0, "train_loss": 1.0})
+    metrics = MetricRecord({"num-examples": device.samples, "train_loss": 1.0, **device.more})
     if kind == "evaluate":
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
     assert message.content["config"]["task"] == "t"
@@ -214,6 +241,27 @@ async def test_a_deadline_closes_the_phase(superlink: SuperLink, tmp_path: Path)
     result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=4.0)
     assert result["arrays"]["w"] == [1.75] * 4
     assert {o["device"]: o["outcome"] for o in result["train_outcomes"]}["slow"] == "late"
+
+
+async def test_a_reply_that_is_never_whole_does_not_outlast_the_deadline(
+    superlink: SuperLink, tmp_path: Path
+) -> None:
+    devices = [*HONEST, Device("half", 10, adding(9.0), uploads_half=True)]
+    started = time.monotonic()
+    result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=5.0)
+    assert result["arrays"]["w"] == [1.75] * 4
+    assert {o["device"]: o["outcome"] for o in result["train_outcomes"]}["half"] == "late"
+    assert time.monotonic() - started < 60, "Flower itself would wait for two hours"
+
+
+async def test_replies_that_differ_in_their_metrics_cost_nobody_the_round(
+    superlink: SuperLink, tmp_path: Path
+) -> None:
+    devices = [*HONEST, Device("other", 400, adding(3.0), more={"f1": 0.5})]
+    result = await run(superlink, tmp_path, devices, "FedAvg", fold=False)
+    # (100*1 + 300*2 + 400*3) / 800
+    assert result["arrays"]["w"] == [2.375] * 4
+    assert set(result["metrics"]["1"]) == {"train_loss"}
 
 
 async def test_a_device_that_stands_by_replaces_a_lost_one(superlink: SuperLink, tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
 from flower_parts import ScriptedApp, scripted_app
 from flwr.app import Error, Message
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from trellis.errors import Refused, Unavailable
 from trellis.flower.front import FleetFront
@@ -123,6 +126,53 @@ async def test_a_reply_uploaded_by_a_device_that_then_vanishes_is_counted(
         process.wait()
     reply = await federation.app.reply_to(sent["id"])
     assert (reply["error"], reply["sum"]) == (None, 7.0)
+
+
+async def test_an_upload_that_was_cut_is_finished_by_the_same_answer(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type="train", floats=9)
+    message = await pulled(link)
+    push_object, pushed = FleetHttpClient.PushObject, []
+
+    def cut(self: FleetHttpClient, request: Any) -> Any:
+        if len(pushed) == 2:
+            raise httpx.ReadError("the connection is cut")
+        pushed.append(request)
+        return push_object(self, request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FleetHttpClient, "PushObject", cut)
+        with pytest.raises(Unavailable, match="the connection is cut"):
+            await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    await asyncio.to_thread(link.close, deactivate=False)
+    # As after a crash: another process, which answers the same from its journal.
+    link = await connected(federation, tmp_path)
+    again = await pulled(link)
+    assert again.metadata.message_id == sent["id"]
+    await asyncio.to_thread(link.push, Message(again.content, reply_to=again))
+    reply = await federation.app.reply_to(sent["id"])
+    assert (reply["error"], reply["sum"]) == (None, 9.0)
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_a_kept_message_that_cannot_be_read_does_not_stand_before_the_others(
+    federation: Federation, tmp_path: Path
+) -> None:
+    link = await connected(federation, tmp_path)
+    await federation.app("push", node=link.node_id, type="train", floats=4)
+    await pulled(link)
+    await asyncio.to_thread(link.close, deactivate=False)
+    (kept,) = (tmp_path / "inbox").glob("*.message")
+    head, _, body = kept.read_bytes().partition(b"\n")
+    kept.write_bytes(head + b"\n" + b"x" * len(body))
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type="train", floats=5)
+    message = await pulled(link)
+    assert message.metadata.message_id == sent["id"]
+    assert [path.name for path in (tmp_path / "inbox").glob("*.message")] == [f"{sent['id']}.message"]
+    await asyncio.to_thread(link.close, deactivate=True)
 
 
 async def test_a_reply_that_the_superlink_refuses_is_noticed(federation: Federation, tmp_path: Path) -> None:

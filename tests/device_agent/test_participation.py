@@ -225,6 +225,19 @@ async def test_a_foreign_tasks_message_gets_an_error_and_trains_nothing(
     assert Phase.TRAINING not in [e.phase for e in watched.executions]
 
 
+async def test_a_message_of_another_revision_gets_an_error_and_trains_nothing(
+    device, bus, watched, flower, make_task, initial
+):
+    train = flower.send("train", CONFIG | {"revision": 7}, initial)
+    async with taking_part(device, bus, make_task()):
+        reply = await replied(flower, train)
+    assert reply.error.code == 101
+    assert reply.error.reason == (
+        "device 'eu-1/cam-7' works on revision 1 of task 'blobs', the message is of revision 7"
+    )
+    assert Phase.TRAINING not in [e.phase for e in watched.executions]
+
+
 async def test_wrong_shapes_are_answered_with_the_tensor_that_does_not_fit(
     device, bus, watched, flower, make_task, initial
 ):

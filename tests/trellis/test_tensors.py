@@ -142,6 +142,7 @@ def test_the_example_that_the_malformed_ones_derive_from_is_good() -> None:
         (built({}, size=2**63), "announce a header of 9223372036854775808 bytes, but only 2 came"),
         (built({}, size=2**64 - 1), "announce a header of 18446744073709551615 bytes"),
         (built(b"[" * 100_000), "header that is not JSON"),
+        (built(b"[" + b"[]," * 1_000_000 + b"[]]"), "have a header of 3000004 bytes, at most 2097152"),
         (built(b"\xff\xff"), "header that is not JSON"),
         (built([1]), "header that is no JSON object"),
         (built({"w": entry()}, b"\0" * 4), "do not say the order"),

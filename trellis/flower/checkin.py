@@ -17,11 +17,15 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.flower.pulling import Puller
+from trellis.flower.updates import one_line
 from trellis.payloads import ExecutionState
 
 logger = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 60.0
+_ANSWER_S = 0.5
+"""How long a step waits for answers that were announced; one that is not all there is seen later."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class _Question:
     nonce: str
     asked_at: float
     answer: Message | None = None
+    unreadable: bool = False
 
 
 def is_taking_part(device: FleetDevice) -> bool:
@@ -49,18 +54,25 @@ def is_taking_part(device: FleetDevice) -> bool:
 class CheckIn:
     """The members of one task.
 
+    Attributes:
+        newcomers: Devices that work on the task and have not checked in yet.
+
     Args:
         grid: Flower's grid.
         task: The task's name, which a device must be working on.
+        revision: Its revision likewise; 0 asks for none.
         on_asked: Called with the number of queries just sent, so that devices are told to pull.
     """
 
-    def __init__(self, grid: Grid, task: str, on_asked: Callable[[int], None]) -> None:
+    def __init__(self, grid: Grid, task: str, on_asked: Callable[[int], None], *, revision: int = 0) -> None:
         self._grid = grid
+        self._revision = revision
         self._task = task
         self._on_asked = on_asked
         self._questions: dict[int, _Question] = {}  # by node: two that claim it share one
         self._members: dict[str, Member] = {}
+        self._puller = Puller(grid)
+        self.newcomers = 0
 
     def step(self, view: FleetView) -> None:
         """Ask the nodes that are newly claimed, and take in answers."""
@@ -68,13 +80,19 @@ class CheckIn:
         strangers = [d for d in view.devices if is_taking_part(d) and d.node_id not in taken]
         now = time.monotonic()
         unasked: set[int] = set()
+        answered: list[tuple[FleetDevice, _Question]] = []
         for device in strangers:
             node_id = device.node_id or 0
             question = self._questions.get(node_id)
             if question is None or now - question.asked_at > _ASK_AGAIN_S:
                 unasked.add(node_id)
             elif device.nonce == question.nonce and device.message_id == question.message_id:
+                answered.append((device, question))
+        if answered:
+            self._pull_answers([question for _, question in answered])
+            for device, question in answered:
                 self._take_answer(device, question)
+        self.newcomers = sum(_is_coming(d) and not self._knows(d) for d in view.devices)
         if unasked:
             self._ask(sorted(unasked), now)
 
@@ -98,7 +116,7 @@ class CheckIn:
         nonces = [secrets.token_hex(16) for _ in node_ids]
         messages = [
             Message(
-                RecordDict({"config": ConfigRecord({"task": self._task, "nonce": nonce})}),
+                RecordDict({"config": self._question(nonce)}),
                 dst_node_id=node_id,
                 message_type=MessageType.QUERY,
             )
@@ -106,17 +124,17 @@ class CheckIn:
         ]
         message_ids = list(self._grid.push_messages(messages))
         for node_id, nonce, message_id in zip(node_ids, nonces, message_ids, strict=True):
-            if message_id:
-                self._questions[node_id] = _Question(message_id, nonce, now)
-        self._on_asked(len(messages))
+            # One that the SuperLink refused, of a node that it does not know, is remembered as well.
+            self._questions[node_id] = _Question(message_id or "", nonce, now)
+        accepted = sum(bool(message_id) for message_id in message_ids)
+        if accepted:
+            self._on_asked(accepted)
+
+    def _question(self, nonce: str) -> ConfigRecord:
+        return ConfigRecord({"task": self._task, "revision": self._revision, "nonce": nonce})
 
     def _take_answer(self, device: FleetDevice, question: _Question) -> None:
-        if question.answer is None:
-            # Kept: a reply is handed out once, and whoever copies a nonce must not use it up for its owner.
-            replies = self._grid.pull_messages([question.message_id])
-            question.answer = next(
-                (r for r in replies if r.metadata.reply_to_message_id == question.message_id), None
-            )
+        # Kept: a reply is handed out once, and whoever copies a nonce must not use it up for its owner.
         member = None if question.answer is None else _member(device, question, question.answer)
         if member is not None:
             self._members[device.name] = member
@@ -125,10 +143,26 @@ class CheckIn:
                 "checked in device=%s node=%d samples=%d", member.name, member.node_id, member.samples
             )
 
+    def _pull_answers(self, answered: list[_Question]) -> None:
+        due = {q.message_id: q for q in answered if q.answer is None and not q.unreadable}
+        self._puller.start(due)
+        until = time.monotonic() + _ANSWER_S
+        while due and self._puller.busy and time.monotonic() < until:
+            for pulled in self._puller.take(_ANSWER_S):
+                question = due.pop(pulled.message_id, None)
+                if question is not None:
+                    question.answer, question.unreadable = pulled.reply, pulled.problem is not None
+
+
+def _is_coming(device: FleetDevice) -> bool:
+    return device.online and device.state is ExecutionState.IN_PROGRESS
+
 
 def _member(device: FleetDevice, question: _Question, reply: Message) -> Member | None:
     if reply.has_error():
-        logger.warning("check-in of device=%s failed: %s", device.name, reply.error.reason)
+        logger.warning(
+            "check-in of device=%s failed: %s", device.name, one_line(reply.error.reason or "no reason")
+        )
         return None
     answer = reply.content.config_records.get("config", ConfigRecord())
     named = "/".join(str(answer.get(key, "")) for key in ("region", "device"))

@@ -83,6 +83,10 @@ class Exchange:
         announced = {device.message_id for device in view.devices if device.message_id}
         return [message_id for message_id in self.awaited() if message_id in announced]
 
+    def unanswered(self) -> list[str]:
+        """Return the IDs of all messages whose reply may still come, though nobody waits for it."""
+        return [key for slot in self.slots for key, f in slot.flights.items() if f.outcome == "open"]
+
     def fill(self, message_id: str, update: Update) -> bool:
         """Note a good reply; returns False if the slot was filled already, and the reply must be dropped."""
         slot = self._slot_of(message_id)

@@ -32,6 +32,10 @@ _HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
+OBJECT_BYTES = 16 * 1024**2
+"""Largest body of `push-object`: Flower cuts arrays into chunks of 5 MiB."""
+CALL_BYTES = 4 * 1024**2
+"""Largest body of any other call: lists of object IDs."""
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
@@ -61,13 +65,22 @@ class FleetFront:
         await self._client.aclose()
 
 
+class _TooLarge(Exception):
+    """The body has grown beyond what its path allows."""
+
+
 async def _pass_on(client: httpx.AsyncClient, request: Request, path: str) -> Response:
     headers = [(k, v) for k, v in request.headers.items() if k not in _HOP_BY_HOP]
-    upstream = client.build_request("POST", path, headers=headers, content=request.stream())
+    largest = OBJECT_BYTES if path.endswith("/push-object") else CALL_BYTES
+    if int(request.headers.get("content-length", "0")) > largest:
+        return _too_large(largest)
+    upstream = client.build_request("POST", path, headers=headers, content=_limited(request, largest))
     try:
         response = await client.send(upstream, stream=True)
     except ClientDisconnect:
         return Response(status_code=499)  # nginx's word for it; nobody is there to read it
+    except _TooLarge:
+        return _too_large(largest)
     except httpx.TransportError as error:
         # The SuperLink is being started again; a device tries again after this.
         logger.warning(
@@ -78,6 +91,20 @@ async def _pass_on(client: httpx.AsyncClient, request: Request, path: str) -> Re
         )
     passed = {k: v for k, v in response.headers.items() if k not in _HOP_BY_HOP}
     return StreamingResponse(_body(response), status_code=response.status_code, headers=passed)
+
+
+def _too_large(largest: int) -> Response:
+    return PlainTextResponse(f"at most {largest} bytes", status_code=413)
+
+
+async def _limited(request: Request, largest: int) -> AsyncIterator[bytes]:
+    # Flower reads a body whole before it asks who sends it: nobody may fill its memory.
+    came = 0
+    async for chunk in request.stream():
+        came += len(chunk)
+        if came > largest:
+            raise _TooLarge
+        yield chunk
 
 
 async def _body(response: httpx.Response) -> AsyncIterator[bytes]:

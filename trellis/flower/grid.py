@@ -24,6 +24,7 @@ from trellis.flower.channel import Fleet
 from trellis.flower.checkin import CheckIn, Member
 from trellis.flower.exchange import Standing
 from trellis.flower.packing import packed
+from trellis.flower.parcels import unwrap, wrapped
 from trellis.flower.phase import Announcer, Phase, Policy
 from trellis.payloads import Round
 from trellis.tensors import is_packed, unpack
@@ -39,6 +40,7 @@ class TrellisGrid(Grid):
         grid: The grid that Flower hands to a ServerApp.
         fleet: Who is here, and how to announce.
         task: The task's name.
+        revision: The descriptor's revision, which a device must be working on; 0 asks for none.
         policy: Deadline and quorum of a phase.
         rounds: Rounds of the task, for announcements.
         fold: Hand a strategy one synthetic reply, the weighted mean of all updates with their summed
@@ -51,17 +53,19 @@ class TrellisGrid(Grid):
         fleet: Fleet,
         *,
         task: str,
+        revision: int = 0,
         policy: Policy | None = None,
         rounds: int = 0,
         fold: bool = False,
     ) -> None:
         self._grid = grid
         self._fleet = fleet
-        self._task = task
+        self._task, self._revision = task, revision
         self._policy = policy or Policy()
         self._fold = fold
         self._announcer = Announcer(fleet, rounds)
-        self._checkin = CheckIn(grid, task, self._announcer.sent)
+        self._checkin = CheckIn(grid, task, self._announcer.sent, revision=revision)
+        self._stale: set[str] = set()
         self._shown: list[int] | None = None
         self.last: Standing | None = None
 
@@ -81,6 +85,11 @@ class TrellisGrid(Grid):
             raise Canceled("the task was called off")
         self._checkin.step(view)
         return view.version, self._checkin.members(view)
+
+    @property
+    def newcomers(self) -> int:
+        """How many devices are on their way: here, at work on this task, and not checked in yet."""
+        return self._checkin.newcomers
 
     def show_only(self, members: Sequence[Member] | None) -> None:
         """Show strategies only `members`, who were selected; all others stand by. None shows everybody."""
@@ -112,13 +121,16 @@ class TrellisGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that a strategy may choose from."""
+        if self._shown is not None:
+            return list(self._shown)  # as selected: one that is lost meanwhile is the phase's business
         _, members = self.wait_members(-1, 0.0)
-        here = [member.node_id for member in members]
-        return here if self._shown is None else [node_id for node_id in self._shown if node_id in here]
+        return [member.node_id for member in members]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, packed, and have their devices pull."""
-        message_ids = list(self._grid.push_messages(packed(messages, task=self._task)))
+        message_ids = list(
+            self._grid.push_messages(wrapped(packed(messages, task=self._task, revision=self._revision)))
+        )
         self._announcer.sent(len(message_ids))
         return message_ids
 
@@ -127,6 +139,7 @@ class TrellisGrid(Grid):
         replies = list(self._grid.pull_messages(message_ids))
         for reply in replies:
             if reply.has_content():
+                reply.content = unwrap(reply.content)
                 for key, record in reply.content.array_records.items():
                     reply.content[key] = unpack(record) if is_packed(record) else record
         return replies
@@ -138,7 +151,7 @@ class TrellisGrid(Grid):
 
         Errors, late replies and updates that do not fit are left out; `last` says what became of everybody.
         """
-        outgoing = packed(messages, task=self._task)
+        outgoing = packed(messages, task=self._task, revision=self._revision)
         if not outgoing:
             self.last = None
             return []
@@ -151,6 +164,7 @@ class TrellisGrid(Grid):
             policy=replace(self._policy, deadline_s=deadline_s),
             outgoing=outgoing,
             fold=self._fold,
+            stale=self._stale,
         )
         replies, self.last = phase.run()
         return replies

@@ -60,9 +60,10 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from trellis.errors import ConfigError, Refused, TrellisError, Unavailable
+from trellis.errors import ConfigError, PayloadError, Refused, TrellisError, Unavailable
 from trellis.flower.inbox import Inbox, Letter
 from trellis.flower.node_key import load_node_key
+from trellis.flower.parcels import is_parcel, unwrap, wrap
 from trellis.loopback import is_loopback
 from trellis.tls import TlsFiles, client_context
 
@@ -99,6 +100,8 @@ class FlowerLink:
         self._heartbeat_s = heartbeat_s
         self._inbox = Inbox(folder / "inbox")
         self._unanswered: Iterator[Letter] = iter(())
+        self._parcels: set[str] = set()
+        self._asked: dict[str, tuple[float, float]] = {}
         self._client: FleetHttpClient | None = None
         self._node: Node | None = None
         self._ended = threading.Event()
@@ -128,7 +131,11 @@ class FlowerLink:
         """Return the next message, first those that a crash left unanswered, or None if there is none."""
         for letter in self._unanswered:
             logger.info("link: message %s was left unanswered", letter.message_id[:8])
-            return _inflate(letter)
+            try:
+                return self._opened(letter)
+            except Exception as error:  # noqa: BLE001 - it must not come first for ever
+                logger.error("link: message %s cannot be read: %s", letter.message_id[:8], error)
+                self.forget(letter.message_id)
         client, node = self._connected(), self._active_node()
         with self._answers():
             response = client.PullMessages(PullMessagesRequest(node=node))
@@ -150,7 +157,7 @@ class FlowerLink:
                     node=node, run_id=run_id, message_object_id=message.metadata.message_id
                 )
             )
-        return _inflate(letter)
+        return self._opened(letter)
 
     def push(self, reply: Message) -> str:
         """Upload `reply` whole and return the ID of the message that it answers.
@@ -160,12 +167,19 @@ class FlowerLink:
             Unavailable: The connection broke; push the same reply again after `connect`.
         """
         answered = reply.metadata.reply_to_message_id
+        if answered in self._parcels and reply.has_content():
+            reply.content = wrap(reply.content)
+        if answered in self._asked:
+            # As old as its question: then the same answer is the same object, and an upload that was cut is
+            # finished where it broke off. A second answer of another ID would be refused.
+            created_at, ttl = self._asked[answered]
+            reply.metadata.__dict__.update(_created_at=created_at, _ttl=ttl)
         try:
             self._upload(reply)
         except Refused:
-            self._inbox.drop(answered)
+            self.forget(answered)
             raise
-        self._inbox.drop(answered)
+        self.forget(answered)
         return answered
 
     def _upload(self, reply: Message) -> None:
@@ -198,8 +212,10 @@ class FlowerLink:
         return Refused("reply", f"{self.address} did not take the reply{of}: its run is over")
 
     def forget(self, message_id: str) -> None:
-        """Drop a message that will not be answered."""
+        """Drop a message: it is answered, or never will be."""
         self._inbox.drop(message_id)
+        self._parcels.discard(message_id)
+        self._asked.pop(message_id, None)
 
     def close(self, *, deactivate: bool) -> None:
         """Close the connection.
@@ -222,6 +238,18 @@ class FlowerLink:
             self._inbox.clear()
         self._client.close()
         self._client = None
+
+    def _opened(self, letter: Letter) -> Message:
+        message = _inflate(letter)
+        metadata = message.metadata
+        self._asked[letter.message_id] = (metadata.created_at, metadata.ttl)
+        if message.has_content() and is_parcel(message.content):
+            self._parcels.add(letter.message_id)  # who sends a parcel understands one
+            try:
+                message.content = unwrap(message.content)
+            except PayloadError as error:
+                logger.warning("link: message %s: %s", letter.message_id[:8], error)  # its handler refuses it
+        return message
 
     def _keep(self, letter: Letter) -> None:
         try:
@@ -317,7 +345,7 @@ class FlowerLink:
                 continue
             try:
                 client.SendNodeHeartbeat(self._heartbeat(node))
-            except (httpx.HTTPError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next beat must come
                 # Two intervals are forgiven, and a pull that fails makes its caller connect again.
                 logger.warning("link: heartbeat to %s failed: %s", self.address, error)
 

@@ -9,25 +9,28 @@ import logging
 import time
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from trellis.errors import Canceled, TensorError, TrainingFailed
+from trellis.errors import Canceled, PayloadError, TensorError, TrainingFailed
 from trellis.flower.backchannel import FleetView
 from trellis.flower.channel import Fleet
 from trellis.flower.checkin import CheckIn
 from trellis.flower.exchange import Exchange, Flight, Slot, Standing
-from trellis.flower.folding import WeightedMean
-from trellis.flower.packing import unpacked
-from trellis.flower.updates import WEIGHT, Update, read_update, sent_tensors
+from trellis.flower.harvest import Harvest
+from trellis.flower.parcels import unwrap, wrapped
+from trellis.flower.pulling import Puller
+from trellis.flower.updates import one_line, read_update, sent_tensors
 from trellis.payloads import Round, RoundPhase, now_ms
 from trellis.tensors import Arrays, packed_bytes
 
 logger = logging.getLogger(__name__)
 
-_PULL_AT_ONCE = 16
 _LOOK_S = 1.0
 _COUNTS_EVERY_S = 0.25
+_TAKE_S = 0.1
+_LAST_PULLS_S = 5.0
+"""At the deadline a reply that is all there comes within this time; one that is not is late."""
 _PHASES = {"train": RoundPhase.TRAIN, "evaluate": RoundPhase.EVALUATE}
 
 
@@ -85,6 +88,7 @@ class Phase:
         policy: Deadline and quorum.
         outgoing: Packed messages, all of one type, one for each slot.
         fold: Fold training updates into their weighted mean.
+        stale: Messages of closed phases whose replies may still come; shared by all phases of a task.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Phase:
         policy: Policy,
         outgoing: list[Message],
         fold: bool,
+        stale: set[str],
     ) -> None:
         self._grid, self._fleet, self._checkin, self._announcer = grid, fleet, checkin, announcer
         self._started = time.monotonic()
@@ -104,9 +109,9 @@ class Phase:
         self._type = outgoing[0].metadata.message_type
         self._exchange = Exchange(self._type, policy.quorum, waits_for_lost=self._type == "train")
         self._sent: dict[int, dict[str, Arrays]] = {}
-        self._replies: list[tuple[str, Message]] = []
-        self._mean = WeightedMean() if fold and self._type == "train" else None
-        self._template: Message | None = None
+        self._harvest = Harvest(fold=fold and self._type == "train")
+        self._puller = Puller(grid)
+        self._stale = stale
         self._counts_said = 0.0
         self._closed: Standing | None = None
         self._round = _round_of(outgoing[0])
@@ -117,26 +122,42 @@ class Phase:
         version = -1
         while True:
             remaining = self._deadline - time.monotonic()
-            view = self._fleet.wait(version, max(0.0, min(remaining, _LOOK_S)))
+            # While a reply is on its way it is what is waited for; a look at the fleet costs nothing.
+            look_s = 0.0 if self._puller.busy else _LOOK_S
+            view = self._fleet.wait(version, max(0.0, min(remaining, look_s)))
             version = view.version
             if view.canceled:
                 raise Canceled("the task was called off")
             self._checkin.step(view)
-            self._collect(self._exchange.uploaded(view))
-            closing = remaining <= 0
-            if closing:
-                # An announcement may have been lost: ask once for whatever is still awaited.
-                self._collect(list(self._exchange.awaited()))
-            elif self._replace(view):
+            self._puller.start(self._uploaded(view))
+            self._take_in(_TAKE_S)
+            if remaining <= 0:
+                return self._close(view)
+            if self._replace(view):
                 continue
-            if closing or self._exchange.is_complete(view):
-                self._closed = self._exchange.close(view)
-                self._say(now=True)
-                return self._for_strategy(), self._closed
+            if self._exchange.is_complete(view):
+                return self._close(view)
             self._say()
 
+    def _uploaded(self, view: FleetView) -> list[str]:
+        # What came too late for its phase is pulled as well, and dropped: the SuperLink keeps it until then.
+        announced = {device.message_id for device in view.devices}
+        return self._exchange.uploaded(view) + [key for key in self._stale if key in announced]
+
+    def _close(self, view: FleetView) -> tuple[list[Message], Standing]:
+        if time.monotonic() >= self._deadline:
+            # An announcement may have been lost: ask once for whatever is still awaited.
+            self._puller.start(self._exchange.awaited())
+            until = time.monotonic() + _LAST_PULLS_S
+            while self._puller.busy and self._exchange.awaited() and time.monotonic() < until:
+                self._take_in(_TAKE_S)
+        self._stale.update(self._exchange.unanswered())
+        self._closed = self._exchange.close(view)
+        self._say(now=True)
+        return self._harvest.for_strategy(), self._closed
+
     def _send(self, pairs: list[tuple[Slot, Message]], *, new: bool = False) -> None:
-        message_ids = list(self._grid.push_messages([message for _, message in pairs]))
+        message_ids = list(self._grid.push_messages(wrapped(message for _, message in pairs)))
         for (slot, message), message_id in zip(pairs, message_ids, strict=True):
             node_id = message.metadata.dst_node_id
             flight = Flight(self._checkin.name_of(node_id), node_id)
@@ -151,42 +172,34 @@ class Phase:
         self._announcer.count(len(message_ids))
         self._say(now=True)
 
-    def _collect(self, message_ids: list[str]) -> None:
+    def _take_in(self, timeout_s: float) -> None:
         awaited = self._exchange.awaited()
-        for start in range(0, len(message_ids), _PULL_AT_ONCE):
-            for reply in self._grid.pull_messages(message_ids[start : start + _PULL_AT_ONCE]):
-                # The SuperLink's own errors come from node 1: only this field says whom they are about.
-                message_id = reply.metadata.reply_to_message_id
-                if message_id in awaited:
-                    self._take(message_id, awaited[message_id], reply)
+        for pulled in self._puller.take(timeout_s):
+            if pulled.reply is not None or pulled.problem is not None:
+                self._stale.discard(pulled.message_id)
+            slot = awaited.get(pulled.message_id)
+            if slot is None:
+                continue
+            if pulled.problem is not None:
+                self._exchange.fail(pulled.message_id, one_line(pulled.problem))
+            elif pulled.reply is not None:
+                self._take(pulled.message_id, slot, pulled.reply)
 
     def _take(self, message_id: str, slot: Slot, reply: Message) -> None:
         name = slot.flights[message_id].name
         try:
-            update = read_update(reply, self._sent[id(slot.content)])
-            if self._mean is not None:
-                _only(update.records)  # checked before the slot counts as filled
-        except (TensorError, TrainingFailed) as error:
+            if reply.has_content():
+                reply.content = unwrap(reply.content)
+            trained = self._type == "train"
+            update = read_update(reply, self._sent[id(slot.content)], trained=trained)
+            self._harvest.check(update)
+        except (PayloadError, TensorError, TrainingFailed) as error:
             logger.warning("dropped the reply of device=%s: %s", name, error)
             self._exchange.fail(message_id, str(error))
             return
-        if not self._exchange.fill(message_id, update):
-            return
-        self._announcer.bytes_up += update.payload_bytes
-        if self._mean is None:
-            reply.content = unpacked(reply.content, update)
-            self._replies.append((name, reply))
-        else:
-            self._fold_in(self._mean, reply, update)
-
-    def _fold_in(self, mean: WeightedMean, reply: Message, update: Update) -> None:
-        metrics = {key: value for key, value in update.metrics.items() if key != WEIGHT}
-        mean.add(_only(update.records), metrics, update.samples)
-        if self._template is None:
-            reply.content = RecordDict(
-                {next(iter(update.records)): ArrayRecord({}), update.metrics_key: MetricRecord({})}
-            )
-            self._template = reply
+        if self._exchange.fill(message_id, update):
+            self._announcer.bytes_up += update.payload_bytes
+            self._harvest.add(name, reply, update)
 
     def _replace(self, view: FleetView) -> bool:
         """Give the messages of slots that nobody works on to members that stand by."""
@@ -202,18 +215,6 @@ class Phase:
             logger.info("replaced by standby: %s", ", ".join(str(m.metadata.dst_node_id) for _, m in pairs))
             self._send(pairs)
         return bool(pairs)
-
-    def _for_strategy(self) -> list[Message]:
-        if self._mean is None:
-            # By name: a strategy's sums must not depend on who was first.
-            return [reply for _, reply in sorted(self._replies, key=lambda pair: pair[0])]
-        if self._template is None:
-            return []
-        arrays_key, metrics_key = list(self._template.content)
-        arrays = ArrayRecord({name: Array(array) for name, array in self._mean.arrays().items()})
-        metrics = MetricRecord({**self._mean.metrics(), WEIGHT: self._mean.weight})
-        self._template.content = RecordDict({arrays_key: arrays, metrics_key: metrics})
-        return [self._template]
 
     def _say(self, *, now: bool = False) -> None:
         """Announce the counts: at once, or when they have changed, a few times a second."""
@@ -236,12 +237,6 @@ class Phase:
                 bytes_down=self._announcer.bytes_down,
             )
         )
-
-
-def _only(records: dict[str, Arrays]) -> Arrays:
-    if len(records) != 1:
-        raise TensorError("update", f"holds {len(records)} records of tensors, folding needs exactly one")
-    return next(iter(records.values()))
 
 
 def _round_of(message: Message) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from trellis.errors import TensorError, TrainingFailed
 from trellis.tensors import Arrays, check_like, is_packed, packed_bytes, unpack_arrays
@@ -13,13 +13,18 @@ from trellis.tensors import Arrays, check_like, is_packed, packed_bytes, unpack_
 WEIGHT = "num-examples"
 
 
+MOST_SAMPLES = 2**53
+"""Beyond it a float64 sum of examples is not exact."""
+_LONGEST_REASON = 2000
+
+
 @dataclass(frozen=True)
 class Update:
-    """A checked reply: tensors by record (empty for an evaluation), one record's metrics, and its size."""
+    """A checked reply: tensors by record (none for an evaluation), its numbers, configs, and its size."""
 
     records: dict[str, Arrays]
-    metrics_key: str
     metrics: dict[str, float]
+    configs: dict[str, ConfigRecord]
     samples: int
     payload_bytes: int
 
@@ -29,37 +34,48 @@ class Update:
         return self.metrics.get("train_loss", self.metrics.get("eval_loss"))
 
 
-def read_update(reply: Message, sent: dict[str, Arrays]) -> Update:
+def read_update(reply: Message, sent: dict[str, Arrays], *, trained: bool) -> Update:
     """Return the update in `reply`.
 
     Args:
         reply: The reply of one device.
         sent: The tensors of the message that it answers, by record.
+        trained: Whether that was a train message: then the same records are due, and no others are taken.
 
     Raises:
-        TrainingFailed: The device reports an error; the message is its own.
+        TrainingFailed: The device reports an error; the message is its own, in one line.
         TensorError: Tensors or metrics do not fit, are missing, or hold NaN or infinity; each fault is named.
     """
     if reply.has_error():
-        raise TrainingFailed(reply.error.reason or f"error {reply.error.code}")
+        raise TrainingFailed(one_line(reply.error.reason or f"error {reply.error.code}"))
     content = reply.content
     records: dict[str, Arrays] = {}
     size = 0
-    for key, record in content.array_records.items():
+    for key, record in content.array_records.items() if trained else ():
         if not is_packed(record):
             raise TensorError("update", f"holds a record {key!r} that is not packed")
+        if sent and key not in sent:
+            raise TensorError("update", f"holds a record {key!r} that the round's message has not")
         records[key] = unpack_arrays(record)
         size += packed_bytes(record)
-        # A record of the client's own has nothing to be compared with, but must be finite all the same.
+        # A record that was not sent has nothing to be compared with, but must be finite all the same.
         check_like(records[key], sent.get(key, records[key]))
     missing = [key for key in sent if key not in records]
-    if missing and reply.metadata.message_type.partition(".")[0] == MessageType.TRAIN:
-        raise TensorError("update", f"lacks the records {missing}, came are {list(records)}")
-    metrics_key, metrics = _metrics(content)
+    if trained and missing:
+        raise TensorError("update", f"lacks the records {missing}, came are {list(content.array_records)}")
+    metrics = _metrics(content)
     samples = metrics.get(WEIGHT)
-    if samples is None or samples < 1 or samples != int(samples):
-        raise TensorError("update", f"has {WEIGHT!r} {samples!r}, due is a whole number of at least 1")
-    return Update(records, metrics_key, metrics, int(samples), size)
+    if samples is None or not 1 <= samples <= MOST_SAMPLES or samples != int(samples):
+        raise TensorError(
+            "update", f"has {WEIGHT!r} {samples!r}, due is a whole number from 1 to {MOST_SAMPLES}"
+        )
+    return Update(records, metrics, dict(content.config_records.items()), int(samples), size)
+
+
+def one_line(text: str) -> str:
+    """Return a device's text fit for logs and terminals: printable, one line, not too long."""
+    flat = "".join(c if c.isprintable() else " " for c in text[: 2 * _LONGEST_REASON])
+    return " ".join(flat.split())[:_LONGEST_REASON]
 
 
 def sent_tensors(content: RecordDict) -> dict[str, Arrays]:
@@ -67,15 +83,20 @@ def sent_tensors(content: RecordDict) -> dict[str, Arrays]:
     return {key: unpack_arrays(record) for key, record in content.array_records.items() if is_packed(record)}
 
 
-def _metrics(content: RecordDict) -> tuple[str, dict[str, float]]:
+def _metrics(content: RecordDict) -> dict[str, float]:
     if len(content.metric_records) != 1:
         raise TensorError("update", f"holds {len(content.metric_records)} metric records, due is one")
-    ((key, record),) = content.metric_records.items()
+    (record,) = content.metric_records.values()
     metrics = _scalars(record)
-    broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+    broken = sorted(name for name, value in metrics.items() if not _is_finite(value))
     if broken:
         raise TensorError("update", f"has metrics that are not finite: {', '.join(broken)}")
-    return key, metrics
+    return metrics
+
+
+def _is_finite(value: float) -> bool:
+    # A Python integer has no bound, and one beyond a float's raises where it is averaged.
+    return abs(value) <= 2**63 if isinstance(value, int) else math.isfinite(value)
 
 
 def _scalars(record: MetricRecord) -> dict[str, float]:

@@ -37,7 +37,7 @@ def exchange(slots: int, quorum: float = 0.8) -> Exchange:
 
 
 def update(samples: int = 10, loss: float = 0.5) -> Update:
-    return Update({}, "metrics", {"train_loss": loss}, samples, 0)
+    return Update({}, {"train_loss": loss}, {}, samples, 0)
 
 
 def outcomes(phase: Exchange, seen: FleetView) -> dict[str, str]:

@@ -108,7 +108,7 @@ def test_a_node_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "node.key"
     key = load_node_key(path)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert key.curve.name == "secp384r1"
+    assert key.curve.name == "secp256r1"
     assert load_node_key(path).private_numbers() == key.private_numbers()
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from trellis.flower.front import FleetFront
+from trellis.flower.front import CALL_BYTES, OBJECT_BYTES, FleetFront
 from trellis.http.server import HttpServer
 
-BIG = 64 * 1024 * 1024
+BIG = OBJECT_BYTES
 ALL_ELSE = [
     ("GET", "/v1/fleet/pull-messages"),
     ("PUT", "/v1/fleet/pull-messages"),
@@ -142,8 +142,35 @@ async def test_large_bodies_are_streamed_both_ways(front: Front) -> None:
         tracemalloc.stop()
     writer.close()
     assert front.upstream.received == BIG
-    # Buffers of the four ends together; a front that holds a body would take 64 MiB.
-    assert peak < BIG // 4
+    # Buffers of the four ends together; a front that holds the two bodies would take 32 MiB.
+    assert peak < BIG // 2
+
+
+@pytest.mark.parametrize(
+    ("path", "largest"),
+    [("/v1/fleet/push-object", OBJECT_BYTES), ("/v1/fleet/pull-messages", CALL_BYTES)],
+)
+async def test_a_body_that_says_it_is_too_large_is_refused_unread(
+    front: Front, path: str, largest: int
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(f"POST {path} HTTP/1.1\r\nhost: f\r\ncontent-length: {largest + 1}\r\n\r\n".encode())
+    head = await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
+    assert b" 413 " in head
+    assert front.upstream.paths == []
+
+
+async def test_a_body_that_grows_too_large_is_cut_off(front: Front) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    writer.write(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: f\r\ntransfer-encoding: chunked\r\n\r\n")
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    for _ in range(CALL_BYTES // 0x10000 + 2):
+        writer.write(chunk)
+    head = await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
+    assert b" 413 " in head
+    assert front.upstream.received <= CALL_BYTES
 
 
 async def test_a_superlink_that_is_away_is_said_to_be_tried_again() -> None:
