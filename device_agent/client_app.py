@@ -186,7 +186,7 @@ class _Handlers:
                 f"device '{self.membership.region}/{self.membership.device}' works on task "
                 f"{self.membership.task!r}, the message is of {task!r}"
             )
-        # 0 asks for none: a server that runs another revision would mix one task's rounds with another's rates.
+        # 0 asks for none. Another revision's rounds must not be trained with this one's learning rate.
         revision = config.get("revision", 0)
         if revision not in {0, self.membership.revision}:
             raise _NotMyTask(
