@@ -71,10 +71,32 @@ def test_compose_runs_everything_without_rights() -> None:
 
 
 def test_the_image_copies_folders_that_there_are() -> None:
+    assert {"trellis", "models", "central_server", "regional_gateway", "device_agent"} <= copied()
+    assert [source for source in sorted(copied()) if not (ROOT / source).exists()] == []
+
+
+def copied() -> set[str]:
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-    sources = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
-    assert {"trellis", "models", "central_server", "regional_gateway", "device_agent"} <= set(sources)
-    assert [source for source in sources if not (ROOT / source).exists()] == []
+    return {word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]}
+
+
+def test_only_what_the_image_copies_goes_to_the_container_daemon() -> None:
+    context = (DEPLOY / COMPOSE["x-common"]["build"]["context"]).resolve()
+    lines = (context / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    # The last rule that fits a path decides: all is kept away first, keys and runs with it.
+    assert rules[0] == "*"
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == copied()
+    assert {rule for rule in rules[1:] if not rule.startswith("!")} == {"**/__pycache__", "**/*.pyc"}
+
+
+def test_the_image_installs_the_versions_that_are_tested() -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    installs = re.findall(r"pip install [^;\n]*", text)
+    assert len(installs) == 2
+    assert all("-c constraints.txt" in line for line in installs)
+    assert "constraints.txt" in copied()
+    assert text.index("COPY constraints.txt") < text.index("pip install")
 
 
 @pytest.mark.parametrize(
