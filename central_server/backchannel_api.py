@@ -37,8 +37,11 @@ def create_backchannel(
                 "token", "the backchannel needs the bearer token that the service handed its ServerApp"
             )
 
+    async def beat(name: str) -> None:
+        tasks.find(name).beat()
+
     app = create_app("Trellis backchannel")
-    guard = [Depends(authorised)]
+    guard = [Depends(authorised), Depends(beat)]
 
     @app.post("/app/{name}/hello", dependencies=guard)
     async def hello(name: str, hello: Hello) -> Brief:
@@ -55,7 +58,9 @@ def create_backchannel(
         after: int = 0,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
     ) -> Response:
-        view = await tasks.find(name).fleet.wait(after, wait_s)
+        task = tasks.find(name)
+        view = await task.fleet.wait(after, wait_s)
+        task.beat()  # it may have waited long, and asks again from now
         return Response(view.model_dump_json(), media_type="application/json")
 
     @app.post("/app/{name}/round", dependencies=guard)

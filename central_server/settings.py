@@ -23,6 +23,7 @@ class Timing:
         broker_s: For the broker at the start.
         submit_s: For `flwr run` to answer.
         hello_s: For a ServerApp's first word; one that keeps silent longer counts as dead.
+        beat_s: For its next word, which may be its poll for the fleet; likewise.
         watch_s: Between two looks at a ServerApp's process.
         cancel_s: For a ServerApp to end a task that was called off; then its run is stopped.
         leave_s: For a ServerApp to end after its task has; then its run is stopped.
@@ -32,6 +33,7 @@ class Timing:
     broker_s: float = 5.0
     submit_s: float = 60.0
     hello_s: float = 60.0
+    beat_s: float = 45.0
     watch_s: float = 1.0
     cancel_s: float = 10.0
     leave_s: float = 20.0

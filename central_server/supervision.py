@@ -155,6 +155,10 @@ class Supervisor:
                     return "it did not end when called off"
             if task.app is not None and not task.app.alive:
                 return f"its process {task.app.pid} ended"
+            if task.app is not None and task.silent_s >= self._timing.beat_s:
+                return (
+                    f"its process {task.app.pid} said and asked nothing for {self._timing.beat_s:g} s: stuck"
+                )
             if task.app is None and now >= hello_until:
                 return f"it said nothing for {self._timing.hello_s:g} s (see superlink.log)"
             await task.wait_change(self._timing.watch_s)

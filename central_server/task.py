@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class ServerTask:
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._run: int | None = None
+        self._heard = 0.0
         self._closed = False
         self._scalars = Scalars(self.folder)
         self.disk = Disk(self.name, self.folder)
@@ -135,6 +137,15 @@ class ServerTask:
         self.app = AppProcess.of(hello)
         logger.info("task=%s run=%d pid=%d: the ServerApp is there", self.name, hello.run_id, hello.pid)
         self._notify()
+
+    def beat(self) -> None:
+        """Note that the ServerApp lives: it has asked or said something."""
+        self._heard = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """How long the ServerApp has neither asked nor said anything."""
+        return time.monotonic() - self._heard
 
     def expect(self, run_id: int | None) -> AppProcess | None:
         """Take a hello from this run alone, or from any (None) while it is not known yet.

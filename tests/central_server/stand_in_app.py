@@ -60,7 +60,7 @@ def main() -> None:
     call("POST", "state", {"state": "gathering"})
     if PART == "obeys":
         version = 0
-        while not (view := call("GET", f"fleet?after={version}&wait_s=20"))["canceled"]:
+        while not (view := call("GET", f"fleet?after={version}&wait_s=1"))["canceled"]:
             version = view["version"]
         call("POST", "state", {"state": "canceled", "reason": {"code": "canceled", "message": "called off"}})
         return

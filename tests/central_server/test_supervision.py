@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import replace
@@ -54,6 +55,29 @@ async def test_an_app_that_never_says_hello_counts_as_dead(launch: Launcher) -> 
         )
         assert running.superlinks[0].stopped == [silent]
         await running.reach("succeeded")
+
+
+async def test_an_app_that_lives_and_is_stuck_is_followed_by_another(launch: Launcher) -> None:
+    launch.script = ["obeys", "works"]
+    async with launch(timing=replace(QUICK, beat_s=3.0)) as running:
+        await running.post(descriptor())
+        app = await until(lambda: running.server._tasks.find("digits-mlp").app)
+        await running.reach("gathering")
+        app.process.suspend()
+        await running.reach("succeeded", timeout_s=30)
+        assert not app.alive
+        assert len(running.superlinks[0].runs) == 2
+
+
+async def test_an_app_that_polls_and_says_nothing_else_is_not_stuck(launch: Launcher) -> None:
+    launch.script = ["obeys"]
+    async with launch(timing=replace(QUICK, beat_s=2.0)) as running:
+        await running.post(descriptor())
+        app = await until(lambda: running.server._tasks.find("digits-mlp").app)
+        for _ in range(50):  # 5 s
+            assert app.alive
+            await asyncio.sleep(0.1)
+        assert len(running.superlinks[0].runs) == 1
 
 
 async def test_an_app_deaf_to_cancellation_is_stopped(launch: Launcher) -> None:
