@@ -55,8 +55,7 @@ async def round_trip(app: ScriptedApp, link: FlowerLink, floats: int) -> float:
     return seconds
 
 
-async def measure(repeats: int) -> list[dict[str, object]]:
-    folder = Path(tempfile.mkdtemp(prefix="trellis-bench-"))
+async def measure(repeats: int, folder: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     async with (
         SuperLink(folder=folder / "superlink") as superlink,
@@ -101,7 +100,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = asyncio.run(measure(options.repeats))
+    with tempfile.TemporaryDirectory(prefix="trellis-bench-") as folder:
+        rows = asyncio.run(measure(options.repeats, Path(folder)))
     table = Table("exchange", "direct ms", "front ms", "ratio", "repeats", title="cost of the front")
     for item in rows:
         table.add_row(*(str(value) for value in item.values()))

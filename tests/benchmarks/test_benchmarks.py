@@ -75,6 +75,13 @@ def test_an_unknown_federation_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_the_front_is_compared_with_the_superlink_itself(tmp_path: Path) -> None:
+    found = rows("front.py", tmp_path, "--repeats", "3")
+    assert [row["exchange"] for row in found] == ["empty pull", "62 kB model", "10 MB model"]
+    assert all(row["direct_ms_median"] > 0 and row["front_ms_median"] > 0 for row in found)
+
+
+@pytest.mark.timeout(300)
 def test_rounds_of_trellis_and_of_the_legacy_server_are_timed(tmp_path: Path) -> None:
     found = rows(
         "round_overhead.py", tmp_path, "--devices", "1", "--rounds", "2", "--only", "trellis,flower-legacy"
