@@ -7,9 +7,14 @@ import socket
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
-from trellis.mqtt import Birth, BrokerSettings, Bus, MqttBus, Publication
+from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
 from trellis.mqtt.settings import DEFAULT_PORTS
 from trellis.tls import TlsFiles
+
+INCOMING = 65_536
+"""After a connect all that the region's devices retain comes at once: state, info and executions of each.
+What does not fit is lost: QoS 1 counts it as delivered, and it does not come again before the next connect.
+"""
 
 
 class Connect(Protocol):
@@ -22,7 +27,8 @@ def mqtt(tls: TlsFiles | None) -> Connect:
     """Return what connects to real brokers, as the holder of these keys."""
 
     def connect(url: str, client_id: str, *, will: Publication, birth: Birth) -> Bus:
-        return MqttBus(BrokerSettings(url, client_id, tls=tls), will=will, birth=birth)
+        settings = BrokerSettings(url, client_id, tls=tls)
+        return MqttBus(settings, will=will, birth=birth, limits=Limits(incoming=INCOMING))
 
     return connect
 

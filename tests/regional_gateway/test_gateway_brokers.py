@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from regional_gateway.brokers import are_one
+from regional_gateway.brokers import are_one, mqtt
 from trellis.http.client import ServiceClient
 from trellis.http.server import HttpServer, create_app
+from trellis.mqtt import BusMessage, Publication
+from trellis.mqtt.inbox import Delivery, Subscription
 from trellis.payloads import ExecutionState, Info, Round, TaskState
 
 DESCRIPTOR, STATUS, ROUND = (f"eu-1/tasks/digits/{what}" for what in ("descriptor", "status", "round"))
@@ -182,6 +184,19 @@ async def test_nobody_is_polled_while_the_parents_broker_is_there(
         polling.cancel()
         assert asked_by_then[:6] == [0] * 6
         assert set(asked) <= {"v1/tasks/digits/round", "v1/tasks/digits"}
+
+
+async def test_a_whole_regions_retained_messages_fit_the_inbox() -> None:
+    state = Publication("trellis/v1/eu-1/gateway/state", b"", retain=True)
+    async with (
+        mqtt(None)("mqtt://127.0.0.1:9", "eu-1/gateway", will=state, birth=()) as bus,
+        bus.subscribe("trellis/v1/eu-1/devices/#") as messages,
+    ):
+        assert isinstance(messages, Subscription)
+        for number in range(3 * 20_000):  # of 20,000 devices: state, info and an execution
+            topic = f"trellis/v1/eu-1/devices/cam-{number}/state"
+            messages.deliver(Delivery(BusMessage(topic, b"{}", retain=True), qos=1))
+        assert messages.dropped == 0
 
 
 async def test_one_broker_under_two_names_is_known_as_one() -> None:
