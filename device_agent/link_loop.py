@@ -150,9 +150,10 @@ class LinkLoop:
             self._found_last = True
             self._events.connected(self._node_id)
         announced = self._halt.take_news()
+        # A message may be one that waits in the inbox: only an empty pull, or a push, shows that all is well.
         message = self._link.pull()
-        self._failures = 0
         if message is None:
+            self._failures = 0
             self._rest(announced=announced)
         else:
             self._found_last = True
@@ -174,8 +175,10 @@ class LinkLoop:
         except Refused as error:
             if error.code != "reply":
                 raise
+            self._failures = 0
             logger.warning("%s", error)
             return
+        self._failures = 0
         self._events.replied(message, reply)
 
     def _rest(self, *, announced: bool) -> None:

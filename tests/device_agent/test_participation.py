@@ -18,10 +18,12 @@ import pytest_asyncio
 from flwr.app import ArrayRecord, MetricRecord
 
 from device_agent.eligibility import Believed
+from device_agent.link_loop import Halt
 from device_agent.participation import Device, Ending, Participation
 from device_agent.reporting import TaskReport
 from device_agent.trainer import Trainer
 from models.backends import open_backend
+from trellis.errors import Unavailable
 from trellis.mqtt import Bus, MemoryBroker
 from trellis.payloads import Execution, ExecutionState, Phase, Progress, Reason, Round, RoundPhase
 from trellis.tensors import unpack_arrays
@@ -352,6 +354,28 @@ async def test_a_server_that_is_away_is_tried_again_and_named(device, bus, watch
         await replied(flower, query)
         assert (await watched.phase(Phase.WAITING)).reason is None
     assert sum(e.reason is not None for e in watched.executions) == 1
+
+
+async def test_a_reply_that_cannot_be_uploaded_is_tried_at_growing_distances(
+    device, bus, flower, make_task, monkeypatch
+):
+    waits: list[float] = []
+    monkeypatch.setattr("device_agent.link_loop.random.uniform", lambda _, most: most)
+    monkeypatch.setattr(Halt, "wait_called", lambda _, timeout_s: waits.append(timeout_s))
+    pushes: list[str] = []
+
+    def pushing(message_id: str) -> None:
+        pushes.append(message_id)
+        if len(pushes) <= 4:
+            raise Unavailable("the connection broke in the middle of it")
+
+    flower.pushing = pushing
+    query = flower.send("query", {"task": "blobs", "nonce": "n1"})
+    async with taking_part(device, bus, make_task()):
+        await replied(flower, query)
+    # From 0.05 s, doubling to 0.2 s at most, although each try finds the message in the inbox.
+    assert waits[:4] == [0.05, 0.1, 0.2, 0.2]
+    assert pushes == [query] * 5
 
 
 async def test_a_refused_reply_is_noticed_and_the_device_goes_on(
