@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from central_server.settings import ServerSettings, data_sources
+from central_server.settings import ServerSettings, Timing, data_sources
 from trellis import descriptor
 from trellis.envelope import Envelope, Keyring, sign
 from trellis.errors import ConfigError, InvalidInput
@@ -57,6 +57,9 @@ def server(  # noqa: PLR0917 - typer takes options from parameters
             "--data", metavar="SOURCE", help="Evaluation data: digits, PATH or NAME=PATH; repeatable."
         ),
     ] = None,
+    keep_hours: Annotated[
+        float, typer.Option("--keep-hours", metavar="HOURS", help="How long topics stay after a task's end.")
+    ] = 24.0,
     base: Annotated[
         str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")
     ] = DEFAULT_BASE,
@@ -76,6 +79,7 @@ def server(  # noqa: PLR0917 - typer takes options from parameters
       trellis server --insecure --task task.yaml --data digits
     """
     configure_logging(log_level.upper())
+    timing = Timing.keeping(keep_hours)
     keyring, tls = trust(keys, insecure=insecure)
     settings = ServerSettings(
         broker_url=broker_url(broker, insecure=insecure),
@@ -88,6 +92,7 @@ def server(  # noqa: PLR0917 - typer takes options from parameters
         data=data_sources(data or ()),
         topics=Topics(base),
         task=None if task is None else signed_task(task, keys),
+        timing=timing,
     )
     # The service imports Flower and FastAPI: `--help` must not wait for them.
     from central_server.service import serve  # noqa: PLC0415 - as the comment says

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from models.datasets import parse_source
 from trellis.envelope import Keyring
@@ -12,6 +13,7 @@ from trellis.errors import ConfigError, DataError, Fault
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
+_MOST_KEEP_HOURS = 10 * 365 * 24
 FLOWER_APP = Path(__file__).parent / "flower_app"
 
 
@@ -38,6 +40,17 @@ class Timing:
     cancel_s: float = 10.0
     leave_s: float = 20.0
     retention_s: float = 24 * 3600.0
+
+    @classmethod
+    def keeping(cls, hours: float) -> Self:
+        """Return the usual timing, with the topics of an ended task kept for so many hours.
+
+        Raises:
+            ConfigError: No time, or no end of it.
+        """
+        if not 0 <= hours <= _MOST_KEEP_HOURS:  # NaN is refused by this, too
+            raise ConfigError("option keep-hours", f"{hours:g} must be 0 to {_MOST_KEEP_HOURS}")
+        return cls(retention_s=hours * 3600.0)
 
 
 @dataclass(frozen=True)

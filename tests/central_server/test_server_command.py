@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from central_server.command import broker_url, signed_task, trust
-from central_server.settings import data_sources
+from central_server.settings import Timing, data_sources
 from tests.central_server.parts import descriptor
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope, Keyring
@@ -129,6 +130,21 @@ def test_a_taken_port_exits_2_and_names_it(tmp_path: Path, keys: Path) -> None:
         done = run_server("--insecure", "--keys", str(keys), "--front-port", port, cwd=tmp_path)
     assert done.returncode == 2
     assert f"port {port}" in done.stderr
+
+
+def test_the_topics_of_ended_tasks_are_kept_for_as_long_as_asked() -> None:
+    assert Timing.keeping(24.0) == Timing()
+    assert Timing.keeping(0.5).retention_s == 1800.0
+    assert Timing.keeping(0).retention_s == 0.0
+    for hours in (-1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="keep-hours"):
+            Timing.keeping(hours)
+
+
+def test_keep_hours_out_of_range_exit_2(tmp_path: Path) -> None:
+    done = run_server("--insecure", "--keep-hours", "-1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "keep-hours: -1 must be 0 to 87600" in done.stderr
 
 
 def test_help_has_an_example(tmp_path: Path) -> None:
