@@ -55,7 +55,7 @@ async def main(options: Options, stop: asyncio.Event) -> None:
         info = describe(data, tuple(available_backends()))
         this = Self(settings, info, boot_id=journal.next_boot(), since=now_ms())
         # Bad settings of the broker are told before anything is tried.
-        broker = settings.broker_settings(this.boot_id)
+        broker = settings.broker_settings()
 
         def open_bus(*, will: Publication, birth: Birth) -> MqttBus:
             return MqttBus(broker, will=will, birth=birth)

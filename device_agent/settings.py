@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,13 +74,13 @@ class DeviceSettings:
         """The name in its certificate."""
         return f"{self.region}/devices/{self.name}"
 
-    def broker_settings(self, boot_id: str) -> BrokerSettings:
-        """Return the broker's settings; the client id is this process's own.
+    def broker_settings(self) -> BrokerSettings:
+        """Return the broker's settings; the client id is this process's own, and a secret.
 
         Two processes with one client id would displace each other without end: with ids of their own both
-        see the other's birth, and the elder ends.
+        see the other's birth, and the elder ends. Whoever knows a client id may take it over.
         """
-        return BrokerSettings(self.broker, client_id=f"{self.principal}/{boot_id}", tls=self.tls)
+        return BrokerSettings(self.broker, client_id=f"{self.principal}/{secrets.token_hex(8)}", tls=self.tls)
 
 
 def _name_faults(name: str, region: str) -> list[Fault]:

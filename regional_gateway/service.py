@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
 
@@ -144,8 +145,9 @@ class Gateway:
     async def _open(self, own: OwnPresence) -> AsyncIterator[tuple[Bus, Bus]]:
         settings = self.settings
         # Its own id for each process: so a second gateway of a region is seen, instead of the two
-        # throwing each other off the broker for ever.
-        client_id = f"{settings.region}/gateway/{own.boot_id[:8]}"
+        # throwing each other off the broker for ever. Nor can it be read anywhere: whoever knows a client id
+        # may take it over, and have its owner cut off.
+        client_id = f"{settings.region}/gateway/{secrets.token_hex(8)}"
 
         def region_birth() -> Sequence[Publication]:
             # What it retains comes again now, or else the devices themselves do.

@@ -146,11 +146,15 @@ class HttpServer:
         self._server = _QuietServer(config)
         name = f"http-{self.port}"
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name=name)
-        while not self._server.started:
-            if self._task.done():
-                await self._task
-                raise TrellisError(f"the HTTP server on port {self.port} ended at its start")
-            await asyncio.sleep(0.005)
+        try:
+            while not self._server.started:
+                if self._task.done():
+                    await self._task
+                    raise TrellisError(f"the HTTP server on port {self.port} ended at its start")
+                await asyncio.sleep(0.005)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(

@@ -52,6 +52,8 @@ def mosquitto_command(program: str, listener: Listener, folder: Path) -> list[st
         "log_type information",
         "set_tcp_nodelay true",
         "max_queued_messages 10000",
+        "max_packet_size 270336",  # the largest payload of ours, 256 KiB, and its topic
+        "memory_limit 536870912",
         f"listener {listener.port} {listener.host}",
         f"allow_anonymous {'false' if listener.tls else 'true'}",
     ]
