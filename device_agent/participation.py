@@ -91,20 +91,24 @@ class Participation:
             self._ending.set_result(ending)
 
     async def run(self) -> Ending:
-        """Return when the task has ended here, which its execution then shows.
+        """Return when the task has ended here, which its execution then shows, and its thread is gone.
 
-        Canceled, it stops at the next batch and leaves the task unfinished, to go on at the next start.
+        Until then it holds the server's node key and inbox, which the next task may need. Canceled, it stops
+        at the next batch and leaves the task unfinished, to go on at the next start.
         """
         await self._report.phase(Phase.VERIFYING)
-        finished = self._start_thread()
+        teller = _Teller(asyncio.get_running_loop(), self._report)
+        finished = self._start_thread(teller)
         try:
             ending = await self._ended(finished)
         except asyncio.CancelledError:
             self._halt.call(task_ended=False)
-            await _stopped(finished)
+            if not await _stopped(finished):
+                logger.error("the task's thread did not stop within %g s; it is left behind", STOP_S)
             raise
         self._halt.call(task_ended=True)
-        await _stopped(finished)
+        stopped = await _stopped(finished)
+        teller.hush()  # nothing follows an end
         if ending.state is not None:
             await self._report.end(ending.state, ending.reason, revision=ending.revision)
             logger.info(
@@ -113,6 +117,11 @@ class Participation:
                 ending.state.value,
                 f": {ending.reason.message}" if ending.reason else "",
             )
+        while not stopped:
+            logger.warning(
+                "task %s has ended, its last batch has not: the next task waits", self._descriptor.task
+            )
+            stopped = await _stopped(finished)
         return ending
 
     async def _ended(self, finished: asyncio.Future[None]) -> Ending:
@@ -133,7 +142,7 @@ class Participation:
         message = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
         return Ending(ExecutionState.FAILED, Reason(code=code, message=message))
 
-    def _start_thread(self) -> asyncio.Future[None]:
+    def _start_thread(self, teller: _Teller) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[None] = loop.create_future()
 
@@ -148,7 +157,7 @@ class Participation:
         def work() -> None:
             error: BaseException | None = None
             try:
-                self._work(_Teller(loop, self._report))
+                self._work(teller)
             except BaseException as raised:  # noqa: BLE001 - handed on to the event loop
                 error = raised
             # The loop is closed where the thread was left behind.
@@ -197,9 +206,14 @@ class _Teller:
     def __init__(self, loop: asyncio.AbstractEventLoop, report: TaskReport) -> None:
         self._loop = loop
         self._report = report
+        self._hushed = False
         self._progress_at = float("-inf")
         self._began = 0.0
         self._reason: Reason | None = None
+
+    def hush(self) -> None:
+        """Say nothing any more."""
+        self._hushed = True
 
     def connecting(self, reason: str, *, failed: bool = True) -> None:
         told = Reason(code="unavailable", message=reason) if failed else None
@@ -220,7 +234,8 @@ class _Teller:
         self._tell(self._report.phase(phase, round_number=round_number))
 
     def replying(self, message_id: str) -> None:
-        self._report.replying(message_id)
+        if not self._hushed:
+            self._report.replying(message_id)
 
     def replied(self, message: Message, reply: Message) -> None:
         reason = None
@@ -245,20 +260,28 @@ class _Teller:
             samples=report.samples,
             eta_s=(now - self._began) / report.step * (report.steps - report.step),
         )
-        asyncio.run_coroutine_threadsafe(self._report.progress(progress), self._loop)
+        telling = self._unless_hushed(self._report.progress(progress))
+        asyncio.run_coroutine_threadsafe(telling, self._loop)
 
     def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        told = asyncio.run_coroutine_threadsafe(telling, self._loop)
+        told = asyncio.run_coroutine_threadsafe(self._unless_hushed(telling), self._loop)
         try:
             told.result(_TELL_S)
         except concurrent.futures.TimeoutError:
             # It is journaled and queued: a broker that hangs must not stop the training.
             logger.debug("the broker is slow to acknowledge")
 
+    async def _unless_hushed(self, telling: Coroutine[Any, Any, None]) -> None:
+        # Asked on the event loop, where the end is told, so that nothing slips in behind it.
+        if self._hushed:
+            telling.close()
+        else:
+            await telling
 
-async def _stopped(finished: asyncio.Future[None]) -> None:
+
+async def _stopped(finished: asyncio.Future[None]) -> bool:
+    """Return whether a task's thread has ended within the time that it may take."""
     done, _ = await asyncio.wait({finished}, timeout=STOP_S)
-    if not done:
-        logger.error("the task's thread did not stop within %g s; it is left behind", STOP_S)
-    elif (error := finished.exception()) is not None:
+    if done and (error := finished.exception()) is not None:
         logger.debug("the task's thread ended: %s", error)
+    return bool(done)

@@ -308,6 +308,31 @@ async def test_a_cancellation_stops_training_within_a_batch(device, bus, watched
     assert (last.state, last.reason.code) == (ExecutionState.CANCELED, "canceled")
 
 
+async def test_the_next_task_waits_for_a_batch_that_outlives_its_task(
+    device, bus, watched, flower, make_task, initial, monkeypatch
+):
+    monkeypatch.setattr("device_agent.participation.STOP_S", 0.1)
+    release = threading.Event()
+    train_once = Trainer.train
+
+    def slowly(self, arrays, request, **hooks):
+        release.wait(20)
+        return train_once(self, arrays, request, **hooks)
+
+    monkeypatch.setattr(Trainer, "train", slowly)
+    flower.send("train", CONFIG, initial)
+    async with taking_part(device, bus, make_task()) as (participation, running):
+        await watched.phase(Phase.TRAINING)
+        participation.end(Ending(ExecutionState.SUCCEEDED))
+        ended = await watched.until(lambda e: e.state is ExecutionState.SUCCEEDED)
+        done, _ = await asyncio.wait([running], timeout=0.5)
+        assert not done  # its thread has the node key still
+        release.set()
+        await asyncio.wait_for(running, 10)
+    assert flower.deactivated == [True]
+    assert watched.executions[-1] == ended  # what the thread said afterwards did not count
+
+
 async def test_a_stopping_process_leaves_its_message_to_the_next_which_answers_it(
     device, bus, watched, flower, make_task, initial
 ):
