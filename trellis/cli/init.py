@@ -23,7 +23,7 @@ TASK = """\
 # A task: what is trained, on which data, by whom and how. Check it with `trellis task validate task.yaml`;
 # `trellis task schema` prints all fields.
 task: digits                      # its name, and its folder below runs/
-revision: 1                       # raise it to post a changed task under the same name
+revision: 1                       # raise it to run a changed task under the same name once this has ended
 regions: [eu-1]                   # whose devices take part; each region has a gateway
 
 server:
@@ -150,5 +150,8 @@ def _next(folder: Path) -> str:
         "  trellis device --name cam-1 --partition 0/2",
         "  trellis device --name cam-2 --partition 1/2",
         "  trellis task run task.yaml",
+        "",
+        "a task that runs keeps its work. To run a changed one under the same name, wait for its end",
+        "or call it off (trellis task cancel digits), and give it a higher revision than `trellis task list` shows.",
     ]
     return "\n".join(lines)

@@ -57,6 +57,16 @@ def test_init_says_what_to_do_next(folder: Path, capsys: pytest.CaptureFixture[s
     assert "  cd trial\n  trellis broker\n  trellis server\n" in shown
 
 
+def test_init_says_when_a_changed_task_may_have_the_same_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "wait for its end or call it off (trellis task cancel digits), and give it a higher" in shown
+    (line,) = [one for one in Path("task.yaml").read_text().splitlines() if one.startswith("revision:")]
+    assert line.endswith("under the same name once this has ended")
+
+
 def test_init_prints_what_it_made_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
