@@ -110,6 +110,25 @@ def test_every_command_on_a_page_is_one_that_we_have(page: str) -> None:
         parse(shlex.split(line, comments=True))
 
 
+@pytest.mark.parametrize("page", ["README.md", "deploy/raspberry-pi.md", "deploy/mosquitto/mosquitto.conf"])
+def test_a_page_is_spelled_the_american_way(page: str) -> None:
+    british = (
+        r"\b(?:\w*colour|\w*behaviour|centre|favour|neighbour|cancell(?:ed|ing)|labell|artefact|licence)\w*"
+    )
+    assert re.findall(british, (ROOT / page).read_text(encoding="utf-8"), re.IGNORECASE) == []
+
+
+def test_every_link_within_the_pi_page_leads_somewhere() -> None:
+    text = (DEPLOY / "raspberry-pi.md").read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    links = re.findall(r"\]\(#([\w-]+)\)", text)
+    assert links
+    assert set(links) <= headings
+
+
 def test_every_file_on_the_pi_page_is_there() -> None:
     text = (DEPLOY / "raspberry-pi.md").read_text(encoding="utf-8")
     found = set(re.findall(r"\bdeploy/[\w./@-]+", text))
