@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from central_server.listening import Gateways
@@ -19,9 +19,11 @@ from central_server.views import task_view
 from trellis import __version__
 from trellis.envelope import MAX_ENVELOPE_BYTES
 from trellis.errors import Refused
+from trellis.http.readers import require_reader
 from trellis.http.server import create_app, read_body
 from trellis.payloads import now_ms
 
+_READING = [Depends(require_reader)]
 _OVERLAP_MS = 1000
 """Lines are written in batches: so much is asked for twice, and nothing is missed."""
 
@@ -51,20 +53,20 @@ def create_api(tasks: Tasks, gateways: Gateways, health: Health) -> FastAPI:
         body = await read_body(request, limit_bytes=MAX_ENVELOPE_BYTES)
         return JSONResponse(_brief(await tasks.cancel(name, body)))
 
-    @app.get("/v1/tasks")
+    @app.get("/v1/tasks", dependencies=_READING)
     async def list_tasks() -> Response:
         views = [task_view(task, whole=False).model_dump(mode="json") for task in tasks]
         return JSONResponse({"tasks": views})
 
-    @app.get("/v1/tasks/{name}")
+    @app.get("/v1/tasks/{name}", dependencies=_READING)
     async def show_task(name: str) -> Response:
         return _json(task_view(tasks.find(name), whole=True).model_dump_json())
 
-    @app.get("/v1/tasks/{name}/round")
+    @app.get("/v1/tasks/{name}/round", dependencies=_READING)
     async def show_round(name: str) -> Response:
         return _json(tasks.find(name).round.to_bytes())
 
-    @app.get("/v1/tasks/{name}/model")
+    @app.get("/v1/tasks/{name}/model", dependencies=_READING)
     async def get_model(name: str) -> Response:
         return _model(tasks.find(name))
 
@@ -74,7 +76,7 @@ def create_api(tasks: Tasks, gateways: Gateways, health: Health) -> FastAPI:
 
 
 def _add_logs(app: FastAPI, tasks: Tasks) -> None:
-    @app.get("/v1/tasks/{name}/logs")
+    @app.get("/v1/tasks/{name}/logs", dependencies=_READING)
     async def show_logs(
         name: str,
         *,
@@ -89,7 +91,7 @@ def _add_logs(app: FastAPI, tasks: Tasks) -> None:
 
 
 def _add_surroundings(app: FastAPI, tasks: Tasks, gateways: Gateways, health: Health) -> None:
-    @app.get("/v1/gateways")
+    @app.get("/v1/gateways", dependencies=_READING)
     async def list_gateways() -> Response:
         found = [
             {"region": region, "state": state.state, "api": state.api}

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from trellis.errors import ConfigError, Fault, InvalidInput, Refused, TrellisError
 from trellis.faults import shown
 from trellis.http.errors import status_of, to_json
+from trellis.http.readers import PeerProtocol
 from trellis.loopback import is_loopback
 from trellis.processes import port_owner
 from trellis.tls import TlsFiles
@@ -139,7 +140,14 @@ class HttpServer:
 
     async def __aenter__(self) -> Self:
         self._socket = bind(self._host, self._wanted_port)
-        config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", **self._ssl())
+        config = uvicorn.Config(
+            self._app,
+            http=PeerProtocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            **self._ssl(),
+        )
         config.load()
         if config.ssl is not None:
             config.ssl.sslobject_class = _telling(self.port)
