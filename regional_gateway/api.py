@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from regional_gateway.ledger import TaskRecord
@@ -17,11 +17,15 @@ from regional_gateway.roster import Device
 from trellis import __version__
 from trellis.envelope import MAX_ENVELOPE_BYTES
 from trellis.errors import Refused
+from trellis.http.readers import require_reader
 from trellis.http.server import create_app, read_body
 from trellis.payloads import Execution, ExecutionState, Info, Phase, Presence, Reason, TaskState, now_ms
 
 if TYPE_CHECKING:
     from regional_gateway.service import Gateway
+
+
+_READING = [Depends(require_reader)]
 
 
 class _View(BaseModel):
@@ -114,15 +118,15 @@ def create(gateway: Gateway) -> FastAPI:
             changed=admission.changed,
         )
 
-    @app.get("/v1/tasks")
+    @app.get("/v1/tasks", dependencies=_READING)
     async def list_tasks() -> TaskList:
         return TaskList(tasks=[_task(gateway, record) for record in gateway.ledger.live()])
 
-    @app.get("/v1/tasks/{task}")
+    @app.get("/v1/tasks/{task}", dependencies=_READING)
     async def show_task(task: str) -> TaskDetail:
         return _detail(gateway, task)
 
-    @app.get("/v1/devices")
+    @app.get("/v1/devices", dependencies=_READING)
     async def list_devices() -> DeviceList:
         return DeviceList(devices=[_device(one) for one in gateway.fleet.roster.devices()])
 
