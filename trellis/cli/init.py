@@ -152,6 +152,7 @@ def _next(folder: Path) -> str:
         "  trellis task run task.yaml",
         "",
         "a task that runs keeps its work. To run a changed one under the same name, wait for its end",
-        "or call it off (trellis task cancel digits), and give it a higher revision than `trellis task list` shows.",
+        "or call it off (trellis task cancel digits), and give it a higher revision",
+        "than `trellis task list` shows.",
     ]
     return "\n".join(lines)
