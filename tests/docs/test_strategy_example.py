@@ -17,6 +17,7 @@ from pages import block, read
 
 from trellis.descriptor import parse_mapping
 from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.flower.parcels import unwrap
 from trellis.payloads import ExecutionState, Round
 from trellis.tensors import pack_arrays, unpack_arrays
 
@@ -67,7 +68,8 @@ class Wire(Grid):
 
     def _answer(self, message: Message) -> None:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
-        device, config = self.devices[node], message.content.config_records["config"]
+        asked = unwrap(message.content)  # as a device's link does
+        device, config = self.devices[node], asked.config_records["config"]
         self.asked.append(kind)
         seen: dict[str, object] = {"message_id": message.metadata.message_id}
         if kind == "query":
@@ -83,7 +85,7 @@ class Wire(Grid):
         else:
             trained = {
                 k: (v.astype(np.float64) + self.steps[node]).astype(np.float32)
-                for k, v in unpack_arrays(message.content.array_records["arrays"]).items()
+                for k, v in unpack_arrays(asked.array_records["arrays"]).items()
             }
             metrics = MetricRecord(
                 {"num-examples": self.samples[node], "train_loss": float(str(config["round"]))}

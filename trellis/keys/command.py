@@ -43,9 +43,18 @@ def init(
     *,
     region: Annotated[
         list[str] | None,
-        typer.Option("--region", metavar="REGION", help="A region to make a gateway for; repeatable."),
+        typer.Option(
+            "--region",
+            metavar="REGION[=HOST]",
+            help="A region to make a gateway for, and where others reach that gateway; repeatable.",
+        ),
     ] = None,
-    host: _Hosts = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host", metavar="HOST", help="Where others reach server and broker: DNS name or IP; repeatable."
+        ),
+    ] = None,
     days: _Days = LEAF_DAYS,
     base: _Base = DEFAULT_BASE,
     as_json: _Json = False,
@@ -54,15 +63,20 @@ def init(
 
     \b
     Example:
-      trellis keys init keys --region eu-1 --host 10.0.0.5 --host fl.example.org
+      trellis keys init keys --region eu-1=10.1.0.2 --host 10.0.0.5 --host fl.example.org
     """
-    principals = [SERVER, BROKER, *(gateway(name) for name in dict.fromkeys(region or ()))]
+    # A gateway gets its own host names and no others: with the server's it could pose as the server.
+    hosts: dict[Principal, list[str]] = {SERVER: host or [], BROKER: host or []}
+    for item in region or ():
+        name, _, own = item.partition("=")
+        hosts.setdefault(gateway(name), []).extend([own] if own else [])
     topics = Topics(base)
-    for name in host or ():
-        host_name(name)
+    for names in hosts.values():
+        for one in names:
+            host_name(one)
     create_authority(folder, days=days)
     made = [folder / "ca", folder / "operator"]
-    made += [issue(folder, principal, host or (), days) for principal in principals]
+    made += [issue(folder, principal, names, days) for principal, names in hosts.items()]
     acl.write(folder, topics)
     _report(
         folder,

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from typer.testing import CliRunner
 
 from trellis.envelope import Keyring
@@ -160,3 +161,28 @@ def test_a_device_can_be_added_where_the_brokers_folder_has_gone(keys: Path) -> 
 @pytest.mark.parametrize("command", ["init", "gateway", "device", "show", "acl"])
 def test_help_has_an_example(command: str) -> None:
     assert f"trellis keys {command}" in run(command, "--help")
+
+
+def names_of(folder: Path) -> set[str]:
+    certificate = x509.load_pem_x509_certificate((folder / "tls.crt").read_bytes())
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {str(name.value) for name in found} - {"localhost", "127.0.0.1", "::1"}
+
+
+def test_a_gateway_is_certified_for_its_own_hosts_alone(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    run(
+        "init",
+        keys,
+        "--region",
+        "eu-1=10.1.0.2",
+        "--region",
+        "us-1",
+        "--host",
+        "10.0.0.5",
+        "--host",
+        "fl.org",
+    )
+    assert names_of(keys / "server") == names_of(keys / "broker") == {"10.0.0.5", "fl.org"}
+    assert names_of(keys / "gateways" / "eu-1") == {"10.1.0.2"}
+    assert names_of(keys / "gateways" / "us-1") == set()
