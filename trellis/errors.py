@@ -88,7 +88,8 @@ class Refused(TrellisError):
 
     Attributes:
         code: A short stable word for machines: `signature`, `untrusted`, `clock`, `expired`, `region`,
-            `revision`, `server`, `data`, `model`, `conflict`, `broker`, `reply`, `link`, `token`, `unknown`.
+            `revision`, `server`, `data`, `model`, `conflict`, `broker`, `reply`, `link`, `token`,
+            `unknown`, `principal`, `aggregation`, `extra`.
     """
 
     def __init__(self, code: str, message: str) -> None:

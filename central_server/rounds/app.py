@@ -46,6 +46,10 @@ def main(grid: Grid, context: Context) -> None:
         except Unavailable:
             # The service is gone or going: whoever comes back resumes from the checkpoint.
             raise
+        except OSError:
+            # A full disk is not the task's failure: the service waits for room, and runs the task again.
+            logger.exception("the run ends, to be tried again")
+            raise
         except TrellisError as error:
             channel.report(_ended(TaskState.FAILED, "failed", str(error)))
         except Exception as error:
