@@ -175,9 +175,8 @@ class LinkLoop:
         except Refused as error:
             if error.code != "reply":
                 raise
-            self._failures = 0
+            # Or it has this very reply already, and only its word for it was lost: the server may look.
             logger.warning("%s", error)
-            return
         self._failures = 0
         self._events.replied(message, reply)
 

@@ -41,7 +41,7 @@ from trellis.tensors import Arrays
 logger = logging.getLogger(__name__)
 
 _SETTLE_S = 5.0
-"""How long a round waits, once its minimum is here, for devices that are checking in."""
+"""How long the first round waits, once its minimum is here, for devices that are checking in."""
 _ATTEMPTS = 3
 """A round below its quorum is tried again with whoever is here, so often."""
 
@@ -88,6 +88,7 @@ class RoundLoop:
         self._checkpoints = Checkpoints(folder)
         self._model_file = folder / "model.safetensors"
         self._rounds = descriptor.train.rounds
+        self._settled: float | None = None
 
     def run(self) -> Finished:
         """Run what is left of the task."""
@@ -113,7 +114,10 @@ class RoundLoop:
         if self._is_evaluated(number):
             found, evaluated = self._evaluate(number, trained.arrays)
             metrics |= found
-            progress = advance(progress, self._task.stop, _headline(metrics), number)
+            # A few devices' word, or a loss in training, decides nothing.
+            enough = evaluated is None or evaluated.quorum_reached
+            judged = {k: v for k, v in found.items() if enough or k.startswith("server_")}
+            progress = advance(progress, self._task.stop, _headline(judged), number)
         bytes_up, bytes_down = self._grid.traffic
         record = RoundRecord(
             round=number,
@@ -188,16 +192,16 @@ class RoundLoop:
         """
         participants = self._task.participants
         deadline, version, said = time.monotonic() + participants.deadline_s, -1, -1
-        settled: float | None = None
         while True:
             left = deadline - time.monotonic()
             version, members = self._grid.wait_members(version, max(0.0, min(left, 1.0)))
             if len(members) >= participants.minimum:
-                settled = settled or time.monotonic() + _SETTLE_S
-                # Whoever is on the way is waited for: who is in a round is no matter of milliseconds.
-                if not self._grid.newcomers or time.monotonic() >= settled:
+                # Whoever is on the way is waited for, once: who is in the first round is no matter of
+                # milliseconds, and one that never arrives costs no other round anything.
+                self._settled = self._settled or time.monotonic() + _SETTLE_S
+                if not self._grid.newcomers or time.monotonic() >= self._settled:
                     return members
-            if left <= 0:
+            elif left <= 0:
                 here = ", ".join(member.name for member in members) or "none"
                 raise TaskFailed(
                     f"round {number}: waited {participants.deadline_s:g} s for {participants.minimum} "
@@ -218,12 +222,21 @@ class RoundLoop:
         saved = read_model(self._model_file)
         metrics = dict(last.record.metrics) if last.record is not None else {}
         if not self._is_evaluated(last.round):
+            self._await_devices(last.round)
             found, _ = self._evaluate(last.round, saved)
             metrics |= found
         elif self._data is not None:
             # The round's evaluation was of these very arrays; what may differ is only the file.
             metrics |= evaluate(self._backend, saved, self._data)
         return Finished(metrics, last.progress.reason)
+
+    def _await_devices(self, number: int) -> None:
+        """Wait for the devices of a final evaluation; without them the model is saved all the same."""
+        if "devices" in self._task.evaluate.on:
+            try:
+                self._gather(number)
+            except TaskFailed as error:
+                logger.warning("the final evaluation goes without: %s", error)
 
     def _config(self, number: int) -> ConfigRecord:
         return ConfigRecord({"task": self._task.task, "round": number})

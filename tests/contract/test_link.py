@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -152,6 +153,36 @@ async def test_an_upload_that_was_cut_is_finished_by_the_same_answer(
     again = await pulled(link)
     assert again.metadata.message_id == sent["id"]
     await asyncio.to_thread(link.push, Message(again.content, reply_to=again))
+    reply = await federation.app.reply_to(sent["id"])
+    assert (reply["error"], reply["sum"]) == (None, 9.0)
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+async def test_a_reply_whose_last_acknowledgement_was_lost_is_there(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type="train", floats=9)
+    message = await pulled(link)
+    push_object, pushed = FleetHttpClient.PushObject, []
+
+    def deaf(self: FleetHttpClient, request: Any) -> Any:
+        pushed.append(push_object(self, request))
+        raise httpx.ReadError("the answer is lost")
+
+    answer = Message(message.content, reply_to=message)
+
+    async def push_until_wanted_no_more() -> None:
+        # Each try leaves one object more, until all are there and the SuperLink wants none.
+        while True:
+            with contextlib.suppress(Unavailable):
+                await asyncio.to_thread(link.push, answer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FleetHttpClient, "PushObject", deaf)
+        with pytest.raises(Refused):
+            await asyncio.wait_for(push_until_wanted_no_more(), 30)
+    assert len(pushed) >= 3
     reply = await federation.app.reply_to(sent["id"])
     assert (reply["error"], reply["sum"]) == (None, 9.0)
     await asyncio.to_thread(link.close, deactivate=True)

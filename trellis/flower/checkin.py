@@ -11,13 +11,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from trellis.flower.backchannel import FleetDevice, FleetView
-from trellis.flower.pulling import Puller
+from trellis.flower.pulling import Pulled, Puller
 from trellis.flower.updates import one_line
 from trellis.payloads import ExecutionState
 
@@ -44,6 +44,8 @@ class _Question:
     asked_at: float
     answer: Message | None = None
     unreadable: bool = False
+    pulled: bool = False
+    judged: set[str] = field(default_factory=set)
 
 
 def is_taking_part(device: FleetDevice) -> bool:
@@ -135,7 +137,10 @@ class CheckIn:
 
     def _take_answer(self, device: FleetDevice, question: _Question) -> None:
         # Kept: a reply is handed out once, and whoever copies a nonce must not use it up for its owner.
-        member = None if question.answer is None else _member(device, question, question.answer)
+        if question.answer is None or device.name in question.judged:
+            return
+        question.judged.add(device.name)
+        member = _member(device, question, question.answer)
         if member is not None:
             self._members[device.name] = member
             del self._questions[member.node_id]
@@ -145,13 +150,23 @@ class CheckIn:
 
     def _pull_answers(self, answered: list[_Question]) -> None:
         due = {q.message_id: q for q in answered if q.answer is None and not q.unreadable}
+        fresh = {key for key, question in due.items() if not question.pulled}
+        for question in due.values():
+            question.pulled = True
         self._puller.start(due)
+        # Only answers that were announced just now are waited for: one that hangs must not slow every step.
         until = time.monotonic() + _ANSWER_S
-        while due and self._puller.busy and time.monotonic() < until:
-            for pulled in self._puller.take(_ANSWER_S):
-                question = due.pop(pulled.message_id, None)
-                if question is not None:
-                    question.answer, question.unreadable = pulled.reply, pulled.problem is not None
+        while True:
+            for pulled in self._puller.take(_ANSWER_S if fresh else 0.0):
+                fresh.discard(pulled.message_id)
+                self._note(pulled)
+            if not fresh or not self._puller.busy or time.monotonic() >= until:
+                return
+
+    def _note(self, pulled: Pulled) -> None:
+        for question in self._questions.values():
+            if question.message_id == pulled.message_id:
+                question.answer, question.unreadable = pulled.reply, pulled.problem is not None
 
 
 def _is_coming(device: FleetDevice) -> bool:

@@ -20,6 +20,8 @@ from flwr.serverapp import Grid
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
+_AGAIN_S = 0.5
+"""A reply that was announced and is not there is asked for again after this."""
 _HUNG_S = 10.0
 """A pull that takes longer no longer counts among those at once: a few that hang must not stop all others."""
 
@@ -40,6 +42,7 @@ class Puller:
         self._grid = grid
         self._waiting: dict[str, None] = {}
         self._running: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
         self._done: queue.SimpleQueue[Pulled] = queue.SimpleQueue()
 
     @property
@@ -49,7 +52,11 @@ class Puller:
 
     def start(self, message_ids: Iterable[str]) -> None:
         """Begin to pull the replies to these messages; those under way are not pulled twice."""
-        self._waiting |= {key: None for key in message_ids if key not in self._running}
+        now = time.monotonic()
+        fresh = (
+            key for key in message_ids if key not in self._running and self._not_before.get(key, 0) <= now
+        )
+        self._waiting |= dict.fromkeys(fresh)
         while self._waiting and self._at_work() < AT_ONCE:
             message_id = next(iter(self._waiting))
             del self._waiting[message_id]
@@ -69,6 +76,8 @@ class Puller:
             pass
         for pulled in found:
             self._running.pop(pulled.message_id, None)
+            if pulled.reply is None and pulled.problem is None:
+                self._not_before[pulled.message_id] = time.monotonic() + _AGAIN_S
         self.start(())
         return found
 
@@ -79,7 +88,7 @@ class Puller:
     def _pull(self, message_id: str) -> None:
         try:
             replies = list(self._grid.pull_messages([message_id]))
-        except Exception as error:  # noqa: BLE001 - what a client uploaded may raise anything in Flower
+        except BaseException as error:  # noqa: BLE001 - what a client uploaded may raise anything in Flower
             self._done.put(Pulled(message_id, problem=f"cannot be read: {type(error).__name__}: {error}"))
             return
         # The SuperLink's own errors come from node 1: only this field says whom they are about.
