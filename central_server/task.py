@@ -11,6 +11,7 @@ from pathlib import Path
 from central_server.app_process import AppProcess
 from central_server.disk import RETRY_S, Disk
 from central_server.fleet import TaskFleet
+from central_server.headline import headline
 from central_server.publisher import Publisher
 from central_server.report import render
 from central_server.scalars import Scalars
@@ -170,7 +171,7 @@ class ServerTask:
             return
         async with self._writing:
             await self.disk.write(lambda: self._keep_round(finished))
-            metrics = _with_headline(_measured(finished))
+            metrics = _measured(finished)
             round = max(self.record.round, finished.round)
             await self._replace(self.record.model_copy(update={"round": round, "metrics": metrics}))
             self._history[finished.round] = finished
@@ -199,7 +200,7 @@ class ServerTask:
             if self.ended or self._closed or (same and not report.metrics):
                 return
             since = self.record.since if report.state == self.record.state else now_ms()
-            metrics = {**self.record.metrics, **_with_headline(report.metrics)}
+            metrics = {**self.record.metrics, **headline(report.metrics), **report.metrics}
             said = {"state": report.state, "since": since, "reason": report.reason, "metrics": metrics}
             record = self.record.model_copy(update=said)
             if report.state.ended:
@@ -269,15 +270,5 @@ def _shown(value: float | None) -> str:
 
 def _measured(finished: RoundRecord) -> dict[str, float]:
     named = {"loss": finished.loss, "accuracy": finished.accuracy}
-    return {**finished.metrics, **{name: value for name, value in named.items() if value is not None}}
-
-
-def _with_headline(metrics: dict[str, float]) -> dict[str, float]:
-    """Add `loss` and `accuracy`: the server's own where it has evaluated, else the devices'."""
-    headline = {
-        name: metrics[f"{where}_{name}"]
-        for where in ("train", "eval", "server")
-        for name in ("loss", "accuracy")
-        if f"{where}_{name}" in metrics
-    }
-    return {**headline, **metrics}
+    measured = {name: value for name, value in named.items() if value is not None}
+    return {**headline(finished.metrics), **finished.metrics, **measured}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from central_server.rounds.stopping import Progress
+from central_server.store import write_atomically
 from trellis.flower.backchannel import RoundRecord
 from trellis.tensors import Arrays
 
@@ -72,12 +72,7 @@ class Checkpoints:
         if checkpoint.record is not None:
             metadata["record"] = checkpoint.record.model_dump_json()
         path = self._folder / f"round-{checkpoint.round:04d}.safetensors"
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(save(contiguous, metadata=metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, save(contiguous, metadata=metadata))
         for old in self._files()[:-_KEPT]:
             old.unlink()
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from central_server.headline import headline
 from central_server.rounds.checkpoints import Checkpoint, Checkpoints, restore_strategy, strategy_state
 from central_server.rounds.evaluation import ServerData, evaluate, read_model, write_model
 from central_server.rounds.selection import select
@@ -117,12 +117,13 @@ class RoundLoop:
             # A few devices' word, or a loss in training, decides nothing.
             enough = evaluated is None or evaluated.quorum_reached
             judged = {k: v for k, v in found.items() if enough or k.startswith("server_")}
-            progress = advance(progress, self._task.stop, _headline(judged), number)
+            progress = advance(progress, self._task.stop, headline(judged), number)
+        speaking = headline(metrics)
         bytes_up, bytes_down = self._grid.traffic
         record = RoundRecord(
             round=number,
-            loss=_headline(metrics).get("loss"),
-            accuracy=_headline(metrics).get("accuracy"),
+            loss=speaking.get("loss"),
+            accuracy=speaking.get("accuracy"),
             metrics=metrics,
             selected=trained.standing.slots,
             replied=trained.standing.replied,
@@ -287,17 +288,6 @@ def _like(record: ArrayRecord, arrays: Arrays, number: int) -> Arrays:
 def _floats(metrics: MetricRecord | None) -> dict[str, float]:
     found = {} if metrics is None else metrics
     return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and np.isfinite(v)}
-
-
-def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return `loss` and `accuracy`: the server's own where it has evaluated, else the devices'."""
-    found = {}
-    for name in ("loss", "accuracy"):
-        for where in ("server", "eval", "train"):
-            if f"{where}_{name}" in metrics:
-                found[name] = metrics[f"{where}_{name}"]
-                break
-    return found
 
 
 def _outcomes(trained: Standing, evaluated: Standing | None) -> tuple[Outcome, ...]:
