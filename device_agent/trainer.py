@@ -97,7 +97,7 @@ class Trainer:
         """
         plan = TrainPlan(
             epochs=self._train.local_epochs,
-            steps=None,
+            steps=self._train.local_steps,
             batch_size=self._train.batch_size,
             learning_rate=self._train.learning_rate,
             momentum=self._train.momentum,

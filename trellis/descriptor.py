@@ -10,29 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StrictBool, ValidationError, field_validator, model_validator
 
 from trellis import descriptor_fields, plain_yaml
-from trellis.descriptor_fields import Finite, Fraction, Moment, Name, Number, Positive
+from trellis.descriptor_fields import Finite, Fraction, Moment, Name, Number, Positive, Section
+from trellis.descriptor_work import DataDemands, Train
 from trellis.errors import DescriptorError, InvalidInput
 from trellis.faults import faults_of
 from trellis.identifiers import Identifier, RegionName
 
 MAX_DESCRIPTOR_BYTES = 128 * 1024
-
-
-class Section(BaseModel):
-    """What all parts of a descriptor share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ServerAddress(Section):
@@ -53,35 +40,6 @@ class Model(Section):
     """A model of the local registry, by its name."""
 
     name: Name
-
-
-class Normalize(Section):
-    """Inputs in [0, 1] become (x - mean) / std."""
-
-    mean: Finite = 0.0
-    std: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
-
-
-class DataDemands(Section):
-    """What a device's own data must be. `shape` is one sample's, without the batch axis."""
-
-    name: Name
-    shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
-    classes: Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
-    min_samples: Positive = 1
-    normalize: Normalize | None = None
-    instructions: str = Field(default="", max_length=2000)
-
-
-class Train(Section):
-    """Local training. Work is counted in epochs over the device's data."""
-
-    rounds: Annotated[int, Field(strict=True, ge=1, le=100_000)]
-    local_epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
-    batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 32
-    learning_rate: Annotated[float, Field(strict=True, gt=0, le=1000, allow_inf_nan=False)]
-    momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
 
 
 class Strategy(Section):

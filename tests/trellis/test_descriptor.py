@@ -82,6 +82,7 @@ def test_every_field_of_the_design_is_taken(tmp_path: Path) -> None:
     assert task.train.model_dump() == {
         "rounds": 10,
         "local_epochs": 2,
+        "local_steps": None,
         "batch_size": 32,
         "learning_rate": 0.05,
         "momentum": 0.9,
@@ -116,6 +117,30 @@ def test_what_is_left_out_has_the_designs_defaults() -> None:
     assert (task.participants.minimum, task.participants.maximum, task.participants.quorum) == (2, 100, 0.8)
     assert (task.evaluate.on, task.tier_of("eu-1"), task.stop) == (("devices",), "central", None)
     assert task.expires_at - task.issued_at == timedelta(days=7)
+
+
+def trained(**work: Any) -> dict[str, Any]:
+    return SMALL | {"train": {"rounds": 3, "learning_rate": 0.1, **work}}
+
+
+def test_local_work_is_counted_in_epochs_or_in_steps_and_in_one_epoch_by_default() -> None:
+    counts = [
+        (train.local_epochs, train.local_steps)
+        for train in (
+            parse_mapping(trained(**work)).train for work in ({}, {"local_epochs": 3}, {"local_steps": 60})
+        )
+    ]
+    assert counts == [(1, None), (3, None), (None, 60)]
+
+
+@pytest.mark.parametrize("work", [{}, {"local_epochs": 3}, {"local_steps": 60}])
+def test_the_signed_text_says_how_work_is_counted_in_one_way(work: dict[str, int]) -> None:
+    task = parse_mapping(trained(**work))
+    said = json.loads(task.to_json())["train"]
+    assert {name: said[name] for name in ("local_epochs", "local_steps") if name in said} == (
+        work or {"local_epochs": 1}
+    )
+    assert parse_json(task.to_json()) == task
 
 
 def test_without_a_window_it_begins_now_and_lasts_a_week() -> None:
@@ -204,6 +229,14 @@ def test_every_missing_field_is_named() -> None:
         (
             {"train": {"rounds": True, "learning_rate": 0.1}},
             "train.rounds: input should be a valid integer, got true",
+        ),
+        (
+            {"train": {"rounds": 1, "learning_rate": 0.1, "local_epochs": 2, "local_steps": 60}},
+            "train: local_epochs (2) and local_steps (60) are both given, exactly one is due, got {",
+        ),
+        (
+            {"train": {"rounds": 1, "learning_rate": 0.1, "local_steps": 0}},
+            "train.local_steps: input should be greater than or equal to 1, got 0",
         ),
         ({"train": {"rounds": 1, "learning_rate": float("nan")}}, "train.learning_rate: input should be"),
         ({"train": {"rounds": 1, "learning_rate": float("inf")}}, "train.learning_rate: input should be"),

@@ -53,6 +53,8 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
         "issued_at": issued.isoformat(),
         "expires_at": (issued + timedelta(days=1)).isoformat(),
     }
+    if draw(st.booleans()):
+        value["train"][draw(st.sampled_from(["local_epochs", "local_steps"]))] = draw(st.integers(1, 10_000))
     if value["evaluate"]["on"] and draw(st.booleans()):
         value["stop"] = {"target": draw(st.floats(0.1, 1)), "patience": draw(st.integers(1, 9))}
     return value
@@ -135,6 +137,7 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
         "maximum": lambda due: value <= due,
         "exclusiveMinimum": lambda due: value > due,
         "exclusiveMaximum": lambda due: value < due,
+        "not": lambda due: not fits(value, due, root),
         "required": lambda due: set(due) <= set(value),
         "items": lambda due: all(fits(one, due, root) for one in value),
         "properties": lambda due: all(fits(value[key], due[key], root) for key in due if key in value),
@@ -176,6 +179,7 @@ def test_the_published_schema_takes_what_the_model_takes(value: dict[str, Any]) 
         {"extra": 1},
         {"train": {"rounds": True, "learning_rate": 0.1}},
         {"train": {"rounds": 1}},
+        {"train": {"rounds": 1, "learning_rate": 0.1, "local_epochs": 1, "local_steps": 1}},
         {"data": {"name": "digits", "shape": [1, 2, 3, 4, 5], "classes": 10}},
         {"strategy": {"params": {"eta": "0.1"}}},
         {"server": {"address": "h:1", "tls": "yes"}},
