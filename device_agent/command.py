@@ -43,7 +43,8 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         typer.Option("--partition", metavar="I/N", help="For trials: take part I (from 0) of N of the data."),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", metavar="SPLIT", help="How parts are cut: iid or dirichlet:ALPHA.")
+        str,
+        typer.Option("--split", metavar="SPLIT", help="How parts are cut: iid, classes or dirichlet:ALPHA."),
     ] = "iid",
     split_seed: Annotated[int, typer.Option("--split-seed", help="The same for all parts of one cut.")] = 42,
     backend: Annotated[str, typer.Option("--backend", help="What trains: torch.")] = "torch",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +17,16 @@ FEWEST = 8
 """Samples that every part gets at least, where there are enough for all."""
 
 _ALPHA_MIN, _ALPHA_MAX = 1e-3, 1e6
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a data set is cut into parts; `alpha` is the Dirichlet distribution's."""
+
+    kind: Literal["iid", "classes", "dirichlet"]
+    alpha: float = math.nan
+
+
 _PART = re.compile(r"([0-9]{1,6})/([0-9]{1,6})", re.ASCII)
 
 
@@ -34,60 +46,92 @@ def parse_partition(text: str) -> tuple[int, int]:
     return index, parts
 
 
-def parse_split(text: str) -> float | None:
-    """Return the α of `dirichlet:ALPHA`, or None for `iid`.
+def parse_split(text: str) -> Split:
+    """Return the cut that `iid`, `classes` or `dirichlet:ALPHA` names.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is none of them.
     """
     if text == "iid":
-        return None
+        return Split("iid")
+    if text == "classes":
+        return Split("classes")
     kind, _, number = text.partition(":")
     try:
         alpha = float(number) if kind == "dirichlet" else math.nan
     except ValueError:
         alpha = math.nan
     if not _ALPHA_MIN <= alpha <= _ALPHA_MAX:
+        problem = f"{text[:80]!r} came, iid, classes or dirichlet:ALPHA is due"
         remedy = (
             f"such as dirichlet:0.3; ALPHA from {_ALPHA_MIN:g} to {_ALPHA_MAX:g}, the lower the more uneven"
         )
-        raise ConfigError(
-            "options", [Fault("split", f"{text[:80]!r} came, iid or dirichlet:ALPHA is due", remedy)]
-        )
-    return alpha
+        raise ConfigError("options", [Fault("split", problem, remedy)])
+    return Split("dirichlet", alpha)
 
 
 def partition(dataset: Dataset, index: int, parts: int, *, split: str, seed: int) -> Dataset:
-    """Return part `index` of `parts`; the parts are disjoint, together the whole, and follow from the seed.
+    """Return part `index` of `parts`, as `cut` makes them.
+
+    Raises:
+        ConfigError: No such part, or no such split.
+        DataError: As `cut` does.
+    """
+    _require_part(index, parts)
+    return dataset.take(cut(dataset, parts, split=split, seed=seed)[index])
+
+
+def cut(dataset: Dataset, parts: int, *, split: str, seed: int) -> list[Indices]:
+    """Return the samples of every part; they are disjoint, together the whole, and follow from the seed.
 
     `iid` deals shuffled samples out evenly. `dirichlet:ALPHA` makes the classes uneven as in Hsu et al.,
     "Measuring the effects of non-identical data distribution for federated visual classification", 2019; as
     the parts must be disjoint and complete, the draw is one Dirichlet(α) over the parts for every class
     (Yurochkin et al., "Bayesian nonparametric federated learning of neural networks", 2019, sec. 4), not one
-    over the classes for every part.
+    over the classes for every part. `classes` gives part i the class i modulo their number, as the one-class
+    devices of Liu et al., "Client-edge-cloud hierarchical federated learning", 2020, sec. IV; the parts of
+    one class share it evenly, and where there are fewer parts than classes each has several.
 
     Raises:
-        ConfigError: No such part, or no such split.
-        DataError: There are fewer samples than parts.
+        ConfigError: No such split.
+        DataError: There are fewer samples, or of a class fewer, than parts that share them.
     """
-    _require_part(index, parts)
-    alpha = parse_split(split)
+    kind = parse_split(split)
     if len(dataset) < parts:
         raise DataError(
             f"data set {dataset.name!r}", f"holds {len(dataset)} samples, too few for {parts} parts"
         )
     rng = generator(seed, "partition", split, parts)
-    if alpha is None:
-        chosen = np.array_split(rng.permutation(len(dataset)), parts)[index]
-    else:
-        chosen = _dirichlet(dataset.y, parts, alpha, rng)[index]
-    return dataset.take(np.sort(chosen))
+    match kind:
+        case Split("classes"):
+            chosen = _by_class(dataset, parts, rng)
+        case Split("dirichlet", alpha):
+            chosen = _dirichlet(dataset.y, parts, alpha, rng)
+        case _:
+            chosen = np.array_split(rng.permutation(len(dataset)), parts)
+    return [np.sort(part) for part in chosen]
 
 
 def _require_part(index: int, parts: int) -> None:
     if parts < 1 or not 0 <= index < parts:
         problem = f"'{index}/{parts}' came, an index from 0 to below the number of parts is due"
         raise ConfigError("options", [Fault("partition", problem, "the first of three is 0/3, the last 2/3")])
+
+
+def _by_class(dataset: Dataset, parts: int, rng: np.random.Generator) -> list[Indices]:
+    labels = np.unique(dataset.y)
+    pieces: list[list[Indices]] = [[] for _ in range(parts)]
+    for number, label in enumerate(labels):
+        members = rng.permutation(np.flatnonzero(dataset.y == label))
+        sharing = range(number, parts, len(labels)) if number < parts else [number % parts]
+        if len(members) < len(sharing):
+            problem = (
+                f"holds {len(members)} samples of class {label}, too few for the {len(sharing)} parts of it"
+            )
+            raise DataError(f"data set {dataset.name!r}", problem)
+        for part, piece in zip(sharing, np.array_split(members, len(sharing)), strict=True):
+            pieces[part].append(piece)
+    return [np.concatenate(part) for part in pieces]
 
 
 def _dirichlet(y: Labels, parts: int, alpha: float, rng: np.random.Generator) -> list[Indices]:

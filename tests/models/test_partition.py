@@ -67,6 +67,32 @@ def test_a_low_alpha_makes_the_classes_uneven_and_a_high_one_even() -> None:
     assert largest_share("dirichlet:0.05") > 0.4
 
 
+def test_by_classes_every_part_has_one_and_as_many_in_a_row_as_there_are_classes_have_all() -> None:
+    whole = _numbered([0, 1, 2, 3, 4] * 41)  # 41 samples a class, in 15 parts: three share a class
+    pieces = [partition(whole, index, 15, split="classes", seed=3) for index in range(15)]
+    assert [set(piece.y.tolist()) for piece in pieces] == [{index % 5} for index in range(15)]
+    assert [len(piece) for piece in pieces] == [14] * 10 + [13] * 5  # 14 + 14 + 13 = 41
+    held = sorted(int(sample) for piece in pieces for sample in piece.x[:, 0])
+    assert held == list(range(len(whole)))
+    other = partition(whole, 0, 15, split="classes", seed=4)
+    assert other.x.tolist() != pieces[0].x.tolist()
+
+
+def test_by_classes_fewer_parts_than_classes_have_several_each() -> None:
+    pieces = [
+        partition(_numbered([0, 1, 2, 3, 4] * 3), index, 2, split="classes", seed=0) for index in (0, 1)
+    ]
+    assert [sorted(set(piece.y.tolist())) for piece in pieces] == [[0, 2, 4], [1, 3]]
+    assert [len(piece) for piece in pieces] == [9, 6]
+
+
+def test_by_classes_a_class_with_too_few_samples_for_its_parts_is_refused() -> None:
+    with pytest.raises(
+        DataError, match="data set 'numbered': holds 1 samples of class 1, too few for the 2 parts of it"
+    ):
+        partition(_numbered([0, 0, 0, 0, 1]), 0, 4, split="classes", seed=0)
+
+
 def test_iid_parts_differ_by_one_at_most() -> None:
     sizes = [len(partition(_numbered([0] * 10), index, 3, split="iid", seed=0)) for index in range(3)]
     assert sizes == [4, 3, 3]
@@ -109,6 +135,6 @@ def test_what_is_no_split_is_refused_with_an_example(split: str) -> None:
     with pytest.raises(ConfigError) as caught:
         partition(_numbered([0, 1]), 0, 1, split=split, seed=0)
     assert str(caught.value) == (
-        f"options: split: {split!r} came, iid or dirichlet:ALPHA is due "
+        f"options: split: {split!r} came, iid, classes or dirichlet:ALPHA is due "
         "(such as dirichlet:0.3; ALPHA from 0.001 to 1e+06, the lower the more uneven)"
     )

@@ -41,7 +41,7 @@ def demo(
     ] = None,
     strategy: Annotated[str, typer.Option("--strategy", help="fedavg, fedprox or fedadam.")] = "fedavg",
     split: Annotated[
-        str, typer.Option("--split", help="How the devices share the data out: iid or dirichlet:ALPHA.")
+        str, typer.Option("--split", help="How devices share the data: iid, classes or dirichlet:ALPHA.")
     ] = "iid",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with logs, keys and states.")] = False,
     summary: Annotated[
