@@ -42,6 +42,11 @@ class TaskRecord(CentralTask):
 
     posted: Count
 
+    def elapsed_s(self, now: int) -> float:
+        """Return the seconds from its posting to its end, or to `now` (ms)."""
+        # A clock that was set back makes no time negative.
+        return max((self.since if self.state.ended else now) - self.posted, 0) / 1000
+
     def public(self) -> CentralTask:
         """Return what is published of it."""
         return CentralTask.model_validate(self.model_dump(exclude={"posted"}) | {"ts": now_ms()})

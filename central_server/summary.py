@@ -88,7 +88,7 @@ def summarise(
         accuracy=record.metrics.get("accuracy", last.accuracy if last else None),
         loss=record.metrics.get("loss", last.loss if last else None),
         rounds=record.round,
-        seconds=round((record.since - record.posted) / 1000, 3),
+        seconds=record.elapsed_s(record.since),
         model=str(model) if model.is_file() else None,
         metrics=record.metrics,
         devices=tuple(

@@ -8,11 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 from central_server.task import ServerTask
 from trellis.flower.backchannel import FleetDevice, RoundRecord
-from trellis.payloads import Reason, TaskState
+from trellis.payloads import Reason, TaskState, now_ms
 
 
 class TaskView(BaseModel):
-    """A task as `GET /v1/tasks/{id}` answers it; in the list `history` holds the last round alone."""
+    """A task as `GET /v1/tasks/{id}` answers it; in the list `history` holds the last round alone.
+
+    `elapsed_s` counts from its posting to its end, or to now.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,6 +23,7 @@ class TaskView(BaseModel):
     revision: int
     state: TaskState
     since: int
+    elapsed_s: float
     round: int
     rounds: int
     reason: Reason | None
@@ -37,6 +41,7 @@ def task_view(task: ServerTask, *, whole: bool) -> TaskView:
         revision=record.revision,
         state=record.state,
         since=record.since,
+        elapsed_s=record.elapsed_s(now_ms()),
         round=record.round,
         rounds=record.rounds,
         reason=record.reason,

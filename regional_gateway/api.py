@@ -42,12 +42,15 @@ class PostedView(_View):
 
 
 class TaskView(_View):
-    """A task in this region."""
+    """A task in this region. `elapsed_s` counts from its posting here to its end, or to now."""
 
     task: str
     revision: int
     desired: Literal["run", "canceled"]
     central: TaskState | None
+    round: int
+    rounds: int
+    elapsed_s: float
     executions: dict[ExecutionState, int]
     verdict: Reason | None
 
@@ -144,6 +147,9 @@ def _task(gateway: Gateway, record: TaskRecord) -> TaskView:
         revision=status.revision,
         desired=status.desired,
         central=status.central,
+        round=gateway.board.round(record.task),
+        rounds=record.descriptor.train.rounds,
+        elapsed_s=record.elapsed_s(now_ms()),
         executions=status.executions,
         verdict=status.verdict,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.roster import Roster
 from trellis.mqtt import Publication
-from trellis.payloads import TaskStatus
+from trellis.payloads import Round, RoundPhase, TaskStatus
 from trellis.topics import Kind, Topics
 
 
@@ -60,6 +60,15 @@ class Board:
         else:
             self._rounds.pop(task, None)
         return self._retained(Kind.TASK_ROUND, task, payload)
+
+    def round(self, task: str) -> int:
+        """Return how many rounds the centre has finished, by what it announced last."""
+        payload = self._rounds.get(task)
+        if not payload:
+            return 0
+        last = Round.parse(payload)
+        at_work = last.phase not in {RoundPhase.GATHERING, RoundPhase.DONE}
+        return last.round - 1 if at_work else last.round
 
     def for_region(self) -> Iterator[Publication]:
         """Yield everything that must stand on the region's broker; a restarted broker may have lost it."""

@@ -36,6 +36,10 @@ class TaskRecord:
     def task(self) -> str:
         return self.descriptor.task
 
+    def elapsed_s(self, now_ms: int) -> float:
+        """Return the seconds from its posting here to its end, or to now."""
+        return max((self.ended_ms or now_ms) - self.posted_ms, 0) / 1000
+
     @property
     def runs(self) -> bool:
         """Whether there is anything left to hear of it from the centre."""
@@ -60,7 +64,7 @@ class TaskRecord:
         return TaskRecord(
             descriptor,
             envelope,
-            now_ms,
+            self.posted_ms if canceled else now_ms,
             central=self.central if canceled else None,
             ended_ms=(self.ended_ms or now_ms) if canceled else None,
         )

@@ -39,7 +39,7 @@ class StoredTask:
 
     Attributes:
         envelope: The signed envelope as it is published.
-        posted_ms: When this revision came, ms.
+        posted_ms: When its work came, ms; a revision that calls it off changes nothing here.
         central: The task's state at the server, as far as known.
         verdict: JSON of the last refusal.
         ended_ms: When the gateway learned of its end, ms.

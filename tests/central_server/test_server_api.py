@@ -31,6 +31,7 @@ async def test_a_posted_task_is_stored_shown_and_published(launch: Launcher) -> 
         )
         view = await running.view()
         assert (view["round"], view["rounds"], view["devices"], view["history"]) == (0, 3, [], [])
+        assert 0 <= view["elapsed_s"] < 60
         assert view["descriptor"]["model"] == {"name": "mlp"}
         envelope = json.loads((running.runs / "digits-mlp" / "descriptor.json").read_bytes())
         assert json.loads(envelope["payload"])["task"] == "digits-mlp"

@@ -76,6 +76,13 @@ async def test_a_state_is_whole_after_a_kill_between_writes(tmp_path: Path) -> N
     assert all(number > 0 for number in seen)
 
 
+def test_the_time_of_a_task_counts_until_its_end() -> None:
+    record = stored().record.model_copy(update={"posted": 1_000, "since": 4_500})
+    assert record.elapsed_s(now=9_000) == 8.0
+    assert record.model_copy(update={"state": TaskState.CANCELED}).elapsed_s(now=9_000) == 3.5
+    assert record.elapsed_s(now=0) == 0.0  # the clock was set back
+
+
 def test_an_envelope_without_a_state_is_a_task_just_posted(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.save(stored())

@@ -80,6 +80,9 @@ async def test_rounds_are_copied_word_for_word(
             await seen.publish(CENTRAL_ROUND, payload)
         await wait_until(lambda: seen.retained.get(ROUND) == payloads[-1])
         assert [payload for topic, payload in seen.heard if topic == ROUND] == payloads
+        (listed,) = (await running.http.get("/v1/tasks")).json()["tasks"]
+        # It is training round 3: two are finished.
+        assert (listed["round"], listed["rounds"], listed["elapsed_s"] < 60) == (2, 3, True)
 
 
 async def test_a_round_that_came_before_the_task_is_copied_with_it(

@@ -251,6 +251,14 @@ def test_the_end_of_an_earlier_revision_is_no_end(operator: Any) -> None:
     assert again.at_centre(said(TaskState.FAILED, revision=2), 11).ended_ms == 11
 
 
+def test_the_time_of_a_task_counts_from_its_posting_to_its_end_and_anew_for_a_new_run(operator: Any) -> None:
+    record = record_of(operator)
+    assert record.elapsed_s(now_ms=4_000) == 4.0
+    off = record.followed_by(operator.descriptor(revision=2, desired="canceled"), b"", 5_000)
+    assert off.elapsed_s(now_ms=9_000) == 5.0
+    assert off.followed_by(operator.descriptor(revision=3), b"", 7_000).elapsed_s(now_ms=9_000) == 2.0
+
+
 def test_a_task_that_the_centre_never_began_is_over_when_it_expires(operator: Any) -> None:
     record = record_of(operator, expires_at="2100-01-01T00:00:00Z")
     assert record.over_ms == 4_102_444_800_000  # 2100-01-01 UTC in ms

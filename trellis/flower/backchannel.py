@@ -88,12 +88,17 @@ class FleetView(_Model):
 
 
 class Outcome(_Model):
-    """What became of one device's part in a round."""
+    """What became of one device's part in a round.
+
+    Attributes:
+        outcome: `replied`: its update counts. `failed`: it could not, or sent what does not fit. `lost`: it
+            went away. `late`: it was there, and silent at the deadline. `superseded`: another was faster.
+    """
 
     region: RegionName
     device: Identifier
     phase: Literal["train", "evaluate"]
-    outcome: Literal["replied", "failed", "lost", "late"]
+    outcome: Literal["replied", "failed", "lost", "late", "superseded"]
     reason: str | None = None
     samples: int | None = None
     loss: Number | None = None

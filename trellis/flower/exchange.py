@@ -136,14 +136,19 @@ class Exchange:
         return bool(self.slots) and self.replied >= quorum_count(self._quorum, len(self.slots))
 
     def close(self, view: FleetView) -> Standing:
-        """Return how the phase stands; what is open counts as late, or as lost if its device is away."""
+        """Return how the phase stands.
+
+        What is open is lost if its device is away, superseded if another has filled its slot, else late.
+        """
         present = _present(view)
         outcomes = []
         for slot in self.slots:
             for message_id, flight in slot.flights.items():
                 outcome = flight.outcome
-                if outcome == "open":
-                    outcome = "late" if flight.node_id in present else "lost"
+                if outcome == "open" and flight.node_id not in present:
+                    outcome = "lost"
+                elif outcome == "open":
+                    outcome = "late" if slot.filled_by is None else "superseded"
                 samples, loss = self._updates.get(message_id, (None, None))
                 region, _, device = flight.name.rpartition("/")
                 outcomes.append(

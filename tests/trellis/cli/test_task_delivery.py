@@ -72,7 +72,11 @@ class Counterpart:
             "history": [
                 {"round": 10, "loss": 0.1, "accuracy": 0.97, "replied": 2, "selected": 2, "failed": 0}
             ],
-            "devices": [{"region": "eu-1", "device": "cam-1", "state": "SUCCEEDED", "samples": 718}],
+            "elapsed_s": 199.6,
+            "devices": [
+                {"region": "eu-1", "device": "cam-1", "state": "SUCCEEDED", "samples": 718},
+                {"region": "eu-1", "device": "cam-2", "state": "REJECTED"},
+            ],
             "descriptor": held,
         }
 
@@ -262,6 +266,31 @@ def test_cancel_reaches_the_gateways_while_the_server_is_away(started: Started, 
     assert "not told to the server" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_cancel_reaches_the_gateways_that_have_a_task_the_server_does_not_know(
+    started: Started, capsys: Said, named: bool
+) -> None:
+    server, gateway, other = started(), started(), started()
+    server.gateways = [online(gateway), {**online(other), "region": "us-1"}]
+    server.knows_none = other.knows_none = True
+    assert main(["task", "post", "task.yaml", "--gateway", gateway.url]) == 0
+    pairs = ["--gateway", gateway.url] if named else []
+    assert main(["task", "cancel", "digits", "--server", server.url, *pairs]) == 0
+    assert [(task.revision, task.desired) for task in gateway.taken] == [(1, "run"), (2, "canceled")]
+    assert (server.taken, other.taken) == ([], [])  # the task is none of that region's
+    assert "not told to the server: there is no task 'digits'" in capsys.readouterr().err
+
+
+def test_cancel_of_a_task_that_nobody_knows_says_so(started: Started, capsys: Said) -> None:
+    server, gateway = started(), started()
+    server.knows_none = gateway.knows_none = True
+    assert main(["task", "cancel", "digits", "--server", server.url]) == 1
+    assert "sees no gateway that is online: name those of 'digits' with --gateway" in capsys.readouterr().err
+    server.gateways = [online(gateway)]
+    assert main(["task", "cancel", "digits", "--server", server.url]) == 1
+    assert "error: there is no task 'digits'" in capsys.readouterr().err
+
+
 def test_cancel_reaches_the_gateways_that_are_there_and_names_the_others(
     started: Started, capsys: Said
 ) -> None:
@@ -281,8 +310,8 @@ def test_list_and_show_are_tables(started: Started, capsys: Said) -> None:
     capsys.readouterr()
     assert main(["task", "list", "--server", server.url]) == 0
     assert capsys.readouterr().out.split("\n")[:2] == [
-        "TASK    REVISION  STATE      ROUND     REASON",
-        "digits  1         succeeded  10 of 10",
+        "TASK    REVISION  STATE      ROUND     DEVICES        ELAPSED     REASON",
+        "digits  1         succeeded  10 of 10  2, 1 rejected  3 min 20 s",
     ]
     assert main(["task", "show", "digits", "--server", server.url]) == 0
     shown = capsys.readouterr().out

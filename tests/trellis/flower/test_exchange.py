@@ -128,6 +128,8 @@ def test_original_and_replacement_fill_one_slot_once() -> None:
     standing = phase.close(view(1, 9))
     assert (standing.slots, standing.replied) == (1, 1)
     assert [outcome.samples for outcome in standing.outcomes] == [10, None]
+    assert outcomes(phase, view(1, 9)) == {"d1": "replied", "d9": "superseded"}
+    assert outcomes(phase, view(1, away=(9,))) == {"d1": "replied", "d9": "lost"}
 
 
 def test_a_failed_slot_is_vacant_and_ends_the_phase_if_nobody_stands_by() -> None:

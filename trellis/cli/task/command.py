@@ -27,7 +27,7 @@ from trellis.cli.options import (
 from trellis.cli.task import delivery, following, tables
 from trellis.cli.task.delivery import Delivered, SignedTask
 from trellis.descriptor import TaskDescriptor
-from trellis.errors import Unavailable
+from trellis.errors import Refused, Unavailable
 from trellis.payloads import TaskState
 from trellis.topics import DEFAULT_BASE, Topics
 
@@ -122,7 +122,7 @@ def list_tasks(
     keys: KeysOption = DEFAULT_KEYS,
     as_json: JsonOption = False,
 ) -> None:
-    """List the tasks that the server has, or a gateway.
+    """List the tasks that the server has, or a gateway: state, finished rounds, devices, elapsed time.
 
     \b
     Examples:
@@ -133,7 +133,7 @@ def list_tasks(
     if as_json:
         print_json(answer)
     else:
-        typer.echo(tables.tasks(answer.get("tasks", []), at_gateway=gateway is not None))
+        typer.echo(tables.tasks(answer.get("tasks", [])))
 
 
 @app.command()
@@ -199,22 +199,28 @@ async def _deliver(task: SignedTask, pairs: list[str], source: following.Source)
 
 
 async def _cancel(task: str, gateways: list[str], server: str, keys: Path) -> list[Delivered]:
-    named, missing = _by_url(gateways), list[str]()
-    held: list[TaskDescriptor] = []
+    named = _by_url(gateways)
+    at_server: list[TaskDescriptor] = []
     try:
-        held.append(await delivery.held_at_server(task, server, keys))
-        if not named:
-            named = await delivery.known_gateways(server, held[0].regions, keys)
-            missing = [region for region in held[0].regions if region not in named]
-    except Unavailable as error:
-        if not named:
+        at_server.append(await delivery.held_at_server(task, server, keys))
+    except (Unavailable, Refused) as error:
+        if isinstance(error, Refused) and error.code != "unknown":
+            raise
+        if not named and isinstance(error, Unavailable):
             raise Unavailable(f"{error}; or name a gateway with --gateway") from None
         typer.echo(f"not told to the server: {harmless(str(error))}", err=True)
-    with_server = bool(held)
-    held += await delivery.held_at_gateways(task, named, keys, required=not with_server)
+    asked = named or await delivery.known_gateways(server, keys)
+    held = at_server + await delivery.held_at_gateways(task, asked, keys, required=not at_server)
+    if not held:
+        raise Refused(
+            "unknown", f"{server} sees no gateway that is online: name those of {task!r} with --gateway"
+        )
     off = delivery.signed(delivery.called_off(held), keys)
-    delivered = [await delivery.cancel_at_server(off, server, keys)] if with_server else []
-    delivered += await delivery.post_to_gateways(off, named, keys)
+    regions = off.descriptor.regions
+    missing = [] if named else [region for region in regions if region not in asked]
+    delivered = [await delivery.cancel_at_server(off, server, keys)] if at_server else []
+    told = named or {region: url for region, url in asked.items() if region in regions}
+    delivered += await delivery.post_to_gateways(off, told, keys)
     if missing:
         raise delivery.no_gateway(server, missing)
     return delivered

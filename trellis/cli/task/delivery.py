@@ -91,12 +91,11 @@ async def _post_to_gateway(task: SignedTask, name: str, url: str, keys: Path) ->
         return Delivered(name, url, await client.post("/v1/tasks", task.envelope.to_bytes()))
 
 
-async def known_gateways(server: str, regions: Iterable[str], keys: Path) -> dict[str, str]:
-    """Return the URL of each of these regions' gateways that the server sees online, on MQTT."""
+async def known_gateways(server: str, keys: Path) -> dict[str, str]:
+    """Return the URL of each region's gateway that the server sees online, on MQTT."""
     async with server_client(server, keys) as client:
         listed = (await client.get("/v1/gateways")).get("gateways", [])
-    online = {one["region"]: one["api"] for one in listed if one.get("state") == "online" and one.get("api")}
-    return {region: online[region] for region in regions if region in online}
+    return {one["region"]: one["api"] for one in listed if one.get("state") == "online" and one.get("api")}
 
 
 async def discover(server: str, regions: Iterable[str], keys: Path, *, wait_s: float) -> dict[str, str]:
@@ -108,7 +107,8 @@ async def discover(server: str, regions: Iterable[str], keys: Path, *, wait_s: f
     due = list(regions)
     deadline = asyncio.get_running_loop().time() + wait_s
     while True:
-        known = await known_gateways(server, due, keys)
+        online = await known_gateways(server, keys)
+        known = {region: online[region] for region in due if region in online}
         if len(known) == len(due):
             return known
         if asyncio.get_running_loop().time() >= deadline:

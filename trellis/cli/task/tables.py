@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,39 +24,11 @@ def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
-def tasks(found: Sequence[Row], *, at_gateway: bool) -> str:
-    """Return a table of tasks, or a sentence if there are none."""
+def tasks(found: Sequence[Row]) -> str:
+    """Return a table of the server's tasks or a gateway's, or a sentence if there are none."""
     if not found:
         return "no tasks"
-    if at_gateway:
-        header = ("TASK", "REVISION", "DESIRED", "EXECUTIONS", "VERDICT")
-        return columns(
-            header,
-            (
-                (
-                    one["task"],
-                    one.get("revision"),
-                    one.get("desired"),
-                    _counts(one),
-                    reason_text(one.get("verdict")),
-                )
-                for one in found
-            ),
-        )
-    header = ("TASK", "REVISION", "STATE", "ROUND", "REASON")
-    return columns(
-        header,
-        (
-            (
-                one["task"],
-                one.get("revision"),
-                one.get("state"),
-                f"{one.get('round', 0)} of {one.get('rounds', '?')}",
-                reason_text(one.get("reason")),
-            )
-            for one in found
-        ),
-    )
+    return columns(("TASK", "REVISION", "STATE", "ROUND", "DEVICES", "ELAPSED", "REASON"), map(_task, found))
 
 
 def task(view: Row) -> str:
@@ -147,7 +120,32 @@ def _device(one: Row) -> tuple[object, ...]:
     )
 
 
-def _counts(one: Row) -> str:
-    return ", ".join(
-        f"{count} {state.lower()}" for state, count in sorted((one.get("executions") or {}).items())
+def _task(one: Row) -> tuple[object, ...]:
+    # A gateway knows what was asked for, and the centre's state once it has heard of it.
+    return (
+        one["task"],
+        one.get("revision"),
+        one.get("state") or one.get("central") or one.get("desired"),
+        f"{one.get('round', 0)} of {one.get('rounds', '?')}",
+        _members(one),
+        _duration(one.get("elapsed_s")),
+        reason_text(one.get("reason") or one.get("verdict")),
     )
+
+
+def _members(one: Row) -> str:
+    """Return how many devices have the task, and how many of them will not do it."""
+    executions: Mapping[str, int] = one.get("executions") or Counter(
+        device["state"] for device in one.get("devices") or () if device.get("state")
+    )
+    refused = ((state, executions.get(state, 0)) for state in ("REJECTED", "FAILED", "TIMED_OUT"))
+    said = [f"{count} {state.lower().replace('_', ' ')}" for state, count in refused if count]
+    return ", ".join([str(sum(executions.values())), *said])
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
