@@ -8,15 +8,15 @@ admit
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from central_server.rounds.strategies import check_strategy
 from models.registry import find_model, require_fit
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.envelope import Envelope, Keyring
 from trellis.errors import Refused
+from trellis.tier.strategies import check_strategy
 
 CLOCK_TOLERANCE = timedelta(minutes=2)
 """An operator's clock may be a little ahead of the server's."""
@@ -36,11 +36,11 @@ class Admission:
     """The server's rules for what comes.
 
     Attributes:
-        data: Names of the data sets that the server can evaluate on.
+        data: Sources of the data sets that the server can evaluate on, by name.
     """
 
     keyring: Keyring
-    data: Collection[str] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def verified(self, body: bytes) -> Admitted:
         """Return what a pinned key has signed, not yet checked further.

@@ -19,27 +19,25 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
-
 from central_server import scalars
 from central_server.admission import Admission
 from central_server.api import create_api
-from central_server.backchannel_api import create_backchannel
-from central_server.listening import Gateways, follow_fleet
+from central_server.listening import Gateways
 from central_server.log_keeping import LogKeeper, TaskLog
 from central_server.publisher import Publisher
 from central_server.settings import ServerSettings
 from central_server.store import Store
-from central_server.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
 from central_server.task import ServerTask
 from central_server.tasks import Tasks
 from trellis.errors import ConfigError, Unavailable
 from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
-from trellis.flower.front import FleetFront
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
+from trellis.tier.backchannel_api import create_backchannel
+from trellis.tier.door import Front
+from trellis.tier.following import follow_fleet
+from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -68,34 +66,6 @@ async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         await CentralServer(settings, store, open_bus, open_superlink).run(stop)
 
 
-class Front:
-    """The front of the present SuperLink; while there is none, devices are asked to try again."""
-
-    def __init__(self) -> None:
-        self._waiting = PlainTextResponse(
-            "the SuperLink is starting", status_code=503, headers={"retry-after": "1"}
-        )
-        self._front: FleetFront | None = None
-        self._earlier: list[FleetFront] = []
-
-    def point_to(self, address: str) -> None:
-        """Stand before the SuperLink at `address` from now on."""
-        if self._front is not None:
-            self._earlier.append(self._front)
-        self._front = FleetFront(address)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        while self._earlier:
-            await self._earlier.pop().aclose()
-        await (self._front or self._waiting)(scope, receive, send)
-
-    async def aclose(self) -> None:
-        """Close the connections to the SuperLink."""
-        for front in (*self._earlier, self._front):
-            if front is not None:
-                await front.aclose()
-
-
 class CentralServer:
     """One central server."""
 
@@ -110,7 +80,7 @@ class CentralServer:
         self._gateways = Gateways()
         self._logs = LogKeeper(store.runs)
         self._publisher = Publisher(settings.topics)
-        admission = Admission(settings.keyring, frozenset(settings.data))
+        admission = Admission(settings.keyring, settings.data)
         self._tasks = Tasks(store, self._publisher, admission, self._start, self._retire)
         self._keeper = SuperLinkKeeper(lambda: open_superlink(self._environment), self._front.point_to)
         self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
@@ -151,9 +121,7 @@ class CentralServer:
 
     async def _open_ports(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        backchannel = create_backchannel(
-            self._tasks, token=self._token, data=settings.data, outlives=self._keeper.outlives
-        )
+        backchannel = create_backchannel(self._tasks.find, token=self._token, outlives=self._keeper.outlives)
         inner = await stack.enter_async_context(HttpServer(backchannel, host="127.0.0.1", port=0, tls=None))
         self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
         stack.push_async_callback(self._front.aclose)

@@ -10,6 +10,7 @@ from typing import Self
 from models.datasets import parse_source
 from trellis.envelope import Keyring
 from trellis.errors import ConfigError, DataError, Fault
+from trellis.tier.supervision import RunTiming
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
@@ -18,27 +19,15 @@ FLOWER_APP = Path(__file__).parent / "flower_app"
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How long the service waits for what.
+class Timing(RunTiming):
+    """How long the service waits for what, beside its apps.
 
     Attributes:
         broker_s: For the broker at the start.
-        submit_s: For `flwr run` to answer.
-        hello_s: For a ServerApp's first word; one that keeps silent longer counts as dead.
-        beat_s: For its next word, which may be its poll for the fleet; likewise.
-        watch_s: Between two looks at a ServerApp's process.
-        cancel_s: For a ServerApp to end a task that was called off; then its run is stopped.
-        leave_s: For a ServerApp to end after its task has; then its run is stopped.
         retention_s: Until the topics of an ended task are cleared.
     """
 
     broker_s: float = 5.0
-    submit_s: float = 60.0
-    hello_s: float = 60.0
-    beat_s: float = 45.0
-    watch_s: float = 1.0
-    cancel_s: float = 10.0
-    leave_s: float = 20.0
     retention_s: float = 24 * 3600.0
 
     @classmethod

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError
-
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.envelope import Envelope
 from trellis.errors import ConfigError, InvalidInput, TrellisError
+from trellis.files import sync_folder, write_atomically
 from trellis.flower.backchannel import RoundRecord
 from trellis.identifiers import identifier
 from trellis.payloads import CentralTask, Count, TaskState, now_ms
+from trellis.tier.history import append_round, read_rounds
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Store:
             if aside is not None:
                 aside.rename(folder)
             raise
-        _sync_folder(self.runs)
+        sync_folder(self.runs)
 
     def _staged(self, task: str) -> Path:
         return self.runs / f".{task}{_STAGED}"
@@ -166,37 +166,7 @@ class Store:
 
     def append_round(self, task: str, record: RoundRecord) -> None:
         """Append one finished round to the task's metrics."""
-        line = record.model_dump_json().encode() + b"\n"
-        path = self.folder(task) / METRICS
-        with path.open("ab+") as file:
-            if file.tell() and _last_byte(file.fileno()) != b"\n":
-                line = b"\n" + line  # a kill tore the line before
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file in one step: after a kill at any moment it holds the old content or the new."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _last_byte(descriptor: int) -> bytes:
-    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1)
+        append_round(self.folder(task) / METRICS, record)
 
 
 def _read_task(folder: Path) -> StoredTask:
@@ -208,7 +178,7 @@ def _read_task(folder: Path) -> StoredTask:
     record = TaskRecord.parse(state.read_bytes()) if state.is_file() else posted(descriptor)
     # The envelope is written first: after a kill between the two it is the newer one.
     record = record.model_copy(update={"revision": descriptor.revision})
-    return StoredTask(envelope, descriptor, record, tuple(_read_rounds(folder / METRICS)))
+    return StoredTask(envelope, descriptor, record, tuple(read_rounds(folder / METRICS)))
 
 
 def posted(descriptor: TaskDescriptor) -> TaskRecord:
@@ -222,19 +192,3 @@ def posted(descriptor: TaskDescriptor) -> TaskRecord:
         posted=now,
         rounds=descriptor.train.rounds,
     )
-
-
-def _read_rounds(path: Path) -> list[RoundRecord]:
-    if not path.is_file():
-        return []
-    rounds: dict[int, RoundRecord] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line:
-            continue
-        try:
-            record = RoundRecord.model_validate_json(line)
-        except ValidationError:
-            logger.warning("%s line %d is torn and left out", path, number)
-            continue
-        rounds[record.round] = record  # a resumed run does its last round again
-    return [rounds[number] for number in sorted(rounds)]

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from central_server.app_process import AppProcess
 from central_server.disk import RETRY_S, Disk
-from central_server.fleet import TaskFleet
-from central_server.headline import headline
 from central_server.publisher import Publisher
 from central_server.report import render
 from central_server.scalars import Scalars
-from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord, write_atomically
+from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord
 from central_server.summary import standing_of, summarise
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope
 from trellis.errors import Refused, Unavailable
-from trellis.flower.backchannel import Hello, RoundRecord, StateReport
+from trellis.files import write_atomically
+from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
 from trellis.payloads import Reason, Round, RoundPhase, TaskState, now_ms
+from trellis.tier.fleet import TaskFleet
+from trellis.tier.headline import headline
+from trellis.tier.running import RunWatch
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +31,23 @@ class ServerTask:
     """A task from its posting to its end, and the ServerApp that works on it.
 
     Attributes:
-        app: The ServerApp that said hello for the present run.
+        runs: The run of its ServerApp, and the process behind it.
         disk: Its folder; a write that fails raises `Unavailable`, and leaves the task as it was.
         fleet: The devices that have an execution of the task.
     """
 
-    def __init__(self, stored: StoredTask, store: Store, publisher: Publisher) -> None:
+    def __init__(
+        self, stored: StoredTask, store: Store, publisher: Publisher, data: Mapping[str, str]
+    ) -> None:
         self._stored, self._store, self._publisher = stored, store, publisher
+        self._data = data
         self._history = {record.round: record for record in stored.history}
         self._round: Round | None = None
         self._writing = asyncio.Lock()
-        self._changed = asyncio.Event()
-        self._run: int | None = None
-        self._heard = 0.0
         self._closed = False
         self._scalars = Scalars(self.folder)
         self.disk = Disk(self.name, self.folder)
-        self.app: AppProcess | None = None
+        self.runs = RunWatch(self.name)
         self.fleet = TaskFleet(self.name, stored.descriptor.regions)
         if self.canceled:
             self.fleet.cancel()
@@ -122,43 +123,32 @@ class ServerTask:
             self._stored = stored
         logger.info("task=%s revision=%d: called off", self.name, descriptor.revision)
         self.fleet.cancel()
-        self._notify()
+        self.runs.notify()
         await self._publisher.task_state(self.record.public())
 
-    def meet(self, hello: Hello) -> None:
-        """Take a ServerApp's first word.
+    @property
+    def rounds_done(self) -> int:
+        """The last finished round."""
+        return self.record.round
+
+    def meet(self, hello: Hello) -> Brief:
+        """Take a ServerApp's first word, and tell it what to do.
 
         Raises:
             Refused: Another run is due, the task has ended, or there is no such process.
         """
-        if self._run is not None and hello.run_id != self._run:
-            raise Refused("run", f"task {self.name!r}: run {hello.run_id} came, due is run {self._run}")
         if self.ended:
             raise Refused("run", f"task {self.name!r} is {self.record.state}: nothing is left to do")
-        self.app = AppProcess.of(hello)
-        logger.info("task=%s run=%d pid=%d: the ServerApp is there", self.name, hello.run_id, hello.pid)
-        self._notify()
+        self.runs.meet(hello)
+        return Brief(
+            descriptor=self.descriptor.to_json(),
+            folder=str(self.folder),
+            data=self._data.get(self.descriptor.data.name),
+        )
 
-    def beat(self) -> None:
-        """Note that the ServerApp lives: it has asked or said something."""
-        self._heard = time.monotonic()
-
-    @property
-    def silent_s(self) -> float:
-        """How long the ServerApp has neither asked nor said anything."""
-        return time.monotonic() - self._heard
-
-    def expect(self, run_id: int | None) -> AppProcess | None:
-        """Take a hello from this run alone, or from any (None) while it is not known yet.
-
-        Return the ServerApp of another run that was there, which is to be ended.
-        """
-        self._run = run_id
-        app = self.app
-        if app is None or app.run_id == run_id:
-            return None
-        self.app = None
-        return app
+    async def was_disk_full(self) -> bool:
+        """Whether a full disk kept the ServerApp from working; returns once there is room."""
+        return await self.disk.wait_writable()
 
     async def announce(self, round: Round) -> None:
         """Publish where the rounds stand, at once: devices wait for it."""
@@ -210,7 +200,7 @@ class ServerTask:
         logger.info(
             "task=%s state=%s %s", self.name, report.state, report.reason.message if report.reason else ""
         )
-        self._notify()
+        self.runs.notify()
         await self._publisher.task_state(self.record.public())
 
     async def end(self, state: TaskState, code: str, message: str) -> None:
@@ -223,15 +213,6 @@ class ServerTask:
                 await asyncio.sleep(RETRY_S)
             else:
                 return
-
-    async def wait_change(self, timeout_s: float) -> None:
-        """Return when the ServerApp is there, the task was called off or has ended, or in `timeout_s`."""
-        changed = self._changed
-        try:
-            async with asyncio.timeout(timeout_s):
-                await changed.wait()
-        except TimeoutError:
-            return
 
     async def clear(self) -> None:
         """Remove its topics."""
@@ -258,10 +239,6 @@ class ServerTask:
         summary = summarise(record, history, self.fleet.view.devices, self.folder)
         write_atomically(self.folder / SUMMARY, summary.model_dump_json(indent=2).encode() + b"\n")
         write_atomically(self.folder / REPORT, render(summary, history).encode())
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 def _shown(value: float | None) -> str:

@@ -58,7 +58,7 @@ class Tasks:
     async def resume(self) -> None:
         """Take up what an earlier server left: every task is shown, and those not ended go on."""
         for stored in await asyncio.to_thread(self._store.load):
-            task = ServerTask(stored, self._store, self._publisher)
+            task = ServerTask(stored, self._store, self._publisher, self._admission.data)
             self._tasks[task.name] = task
             with contextlib.suppress(Unavailable):  # a full disk: the log says so, and the others go on
                 await task.mend()
@@ -93,7 +93,7 @@ class Tasks:
         return task, True
 
     async def _stored(self, known: ServerTask | None, new: StoredTask) -> ServerTask:
-        task = ServerTask(new, self._store, self._publisher)
+        task = ServerTask(new, self._store, self._publisher, self._admission.data)
         await task.stage()
         if known is None:
             await task.install(None)

@@ -13,10 +13,10 @@ from typing import Protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from device_agent.answers import Answer, AnswerKey, StoredArray, digest_of_arrays, digest_of_config
 from device_agent.trainer import Request, Trainer
 from models.backends import StepReport
 from trellis.errors import Canceled, PayloadError, TrellisError
+from trellis.flower.answers import Answer, AnswerKey, StoredArray, digest_of_arrays, digest_of_config
 from trellis.payloads import Phase
 from trellis.tensors import pack_arrays, unpack_arrays
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from device_agent.answers import Answer, AnswerKey
 from device_agent.eligibility import Seen
 from trellis.errors import ConfigError, PayloadError
+from trellis.flower.answers import Answer, AnswerKey
 from trellis.payloads import Execution, ExecutionState
 
 SCHEMA = 1

@@ -23,13 +23,13 @@ from flwr.app import Context, Message, RecordDict
 from device_agent.client_app import Membership, build_client_app
 from device_agent.eligibility import Believed, reason_of
 from device_agent.journal import Journal
-from device_agent.link_loop import Halt, Link, LinkLoop, Pace
 from device_agent.reporting import TaskReport
 from device_agent.settings import DeviceSettings
 from device_agent.trainer import Trainer
 from models.backends import StepReport
 from models.datasets import Dataset
 from trellis.errors import InvalidInput, MissingExtra, Refused, TrellisError
+from trellis.flower.link_loop import Halt, Link, LinkLoop, Pace
 from trellis.payloads import ExecutionState, Phase, Progress, Reason, Round
 
 __all__ = ["Device", "Ending", "Link", "LinkFactory", "Participation"]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from device_agent.agent import DeviceAgent
 from device_agent.journal import Journal
-from device_agent.link_loop import Link, Pace
 from device_agent.participation import Device
 from device_agent.presence import Self, describe
 from device_agent.settings import DataSource, DeviceSettings
@@ -16,6 +15,7 @@ from models.backends import available_backends
 from models.datasets import Dataset, load
 from models.datasets.partition import parse_partition, parse_split, partition
 from trellis.errors import DataError
+from trellis.flower.link_loop import Link, Pace
 from trellis.keys.identity import Identity, find_identity, load_keyring
 from trellis.mqtt import Birth, MqttBus, Publication
 from trellis.payloads import now_ms

@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import Strategy
 from central_server.logbook import APP_LOG, BookHandler, Logbook
 from central_server.rounds.evaluation import server_data
 from central_server.rounds.loop import RoundLoop
-from central_server.rounds.strategies import build_strategy
 from models.backends import open_backend
 from trellis.descriptor import parse_json
 from trellis.errors import Canceled, TrellisError, Unavailable
@@ -24,6 +23,7 @@ from trellis.flower.channel import ServiceChannel
 from trellis.flower.grid import TrellisGrid
 from trellis.flower.phase import Policy
 from trellis.payloads import Reason, TaskState
+from trellis.tier.strategies import build_strategy
 
 logger = logging.getLogger(__name__)
 

@@ -57,7 +57,7 @@ async def test_hello_is_answered_with_the_brief(launch: Launcher) -> None:
             unknown = await app.post("/app/nope/hello", json={"pid": 1, "run_id": 1})
             assert unknown.status_code == 404
         # It said hello with our own pid: the server must not end us with the run.
-        running.server._tasks.find("digits-mlp").expect(None)
+        running.server._tasks.find("digits-mlp").runs.expect(None)
 
 
 async def test_the_fleet_poll_answers_at_the_next_change(launch: Launcher) -> None:

@@ -27,7 +27,7 @@ async def test_a_task_whose_state_cannot_be_kept_waits_while_others_end(
     launch.script = ["deaf", "works"]
     async with launch() as running:
         await running.post(descriptor())
-        app = await until(lambda: running.server._tasks.find("digits-mlp").app)
+        app = await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
         obstacle = obstruct(running, STATE)
         await running.post(descriptor(task="second"))
         launch.script += ["works"] * 50
@@ -67,7 +67,7 @@ async def test_a_task_does_not_end_without_its_summary(launch: Launcher) -> None
     launch.script = ["deaf"]
     async with launch() as running:
         await running.post(descriptor())
-        await until(lambda: running.server._tasks.find("digits-mlp").app)
+        await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
         obstacle = obstruct(running, REPORT)
         await running.http.post("/v1/tasks/digits-mlp/cancel", content=signed(descriptor().canceled()))
         await until(lambda: running.server._tasks.find("digits-mlp").disk.refusal)
@@ -82,7 +82,7 @@ async def test_a_folder_that_went_away_stops_its_task_alone(launch: Launcher) ->
     launch.script = ["deaf", "works"]
     async with launch() as running:
         await running.post(descriptor())
-        app = await until(lambda: running.server._tasks.find("digits-mlp").app)
+        app = await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
         folder, away = running.runs / "digits-mlp", running.runs / "away.d"
         shutil.move(folder, away)
         app.process.kill()

@@ -61,7 +61,7 @@ async def test_an_app_that_lives_and_is_stuck_is_followed_by_another(launch: Lau
     launch.script = ["obeys", "works"]
     async with launch(timing=replace(QUICK, beat_s=3.0)) as running:
         await running.post(descriptor())
-        app = await until(lambda: running.server._tasks.find("digits-mlp").app)
+        app = await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
         await running.reach("gathering")
         app.process.suspend()
         await running.reach("succeeded", timeout_s=30)
@@ -73,7 +73,7 @@ async def test_an_app_that_polls_and_says_nothing_else_is_not_stuck(launch: Laun
     launch.script = ["obeys"]
     async with launch(timing=replace(QUICK, beat_s=2.0)) as running:
         await running.post(descriptor())
-        app = await until(lambda: running.server._tasks.find("digits-mlp").app)
+        app = await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
         for _ in range(50):  # 5 s
             assert app.alive
             await asyncio.sleep(0.1)
@@ -85,7 +85,7 @@ async def test_an_app_deaf_to_cancellation_is_stopped(launch: Launcher) -> None:
     async with launch() as running:
         await running.post(descriptor())
         task = running.server._tasks.find("digits-mlp")
-        app = await until(lambda: task.app)
+        app = await until(lambda: task.runs.app)
         body = signed(descriptor().canceled())
         await running.http.post("/v1/tasks/digits-mlp/cancel", content=body)
         await running.reach("canceled")
@@ -99,7 +99,7 @@ async def test_a_superlink_that_dies_is_followed_by_another_with_all_tasks(launc
         await running.post(descriptor())
         await running.post(descriptor(task="second"))
         tasks = [running.server._tasks.find(name) for name in ("digits-mlp", "second")]
-        await until(lambda: all(task.app for task in tasks))
+        await until(lambda: all(task.runs.app for task in tasks))
         running.superlinks[0].clearing_up_s = 1.0  # longer than the tasks need to ask for the next
         running.superlinks[0].died.set()
         await until(lambda: len(running.superlinks) == 2)
@@ -143,7 +143,7 @@ async def test_the_service_leaves_no_process(launch: Launcher) -> None:
     launch.script = ["deaf"]
     async with launch() as running:
         await running.post(descriptor())
-        await until(lambda: running.server._tasks.find("digits-mlp").app)
+        await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
         began = time.monotonic()
     assert time.monotonic() - began < 5
     left = [child for child in psutil.Process(os.getpid()).children() if child.status() != "zombie"]

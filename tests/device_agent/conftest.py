@@ -15,13 +15,13 @@ import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 
 from device_agent.journal import Journal
-from device_agent.link_loop import Pace
 from device_agent.participation import Device
 from device_agent.settings import DataSource, DeviceSettings
 from models.datasets import Dataset
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.envelope import Keyring, SigningKey, sign
 from trellis.errors import Refused, Unavailable
+from trellis.flower.link_loop import Pace
 from trellis.tensors import pack_arrays
 
 NODE_ID = 4711

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.answers import Answer, AnswerKey, StoredArray, digest_of_arrays, digest_of_config
 from device_agent.eligibility import Seen
 from device_agent.journal import Journal
 from trellis.errors import ConfigError, PayloadError
+from trellis.flower.answers import Answer, AnswerKey, StoredArray, digest_of_arrays, digest_of_config
 from trellis.payloads import Execution, ExecutionState, FlowerLinkage
 
 DEVICE = "eu-1/devices/cam-7"
@@ -36,7 +36,7 @@ def reopened(path: Path) -> Journal:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from device_agent.answers import Answer, AnswerKey, StoredArray
+from trellis.flower.answers import Answer, AnswerKey, StoredArray
 from device_agent.eligibility import Seen
 from device_agent.journal import Journal
 from trellis.payloads import Execution, ExecutionState

@@ -18,12 +18,12 @@ import pytest_asyncio
 from flwr.app import ArrayRecord, MetricRecord
 
 from device_agent.eligibility import Believed
-from device_agent.link_loop import Halt
 from device_agent.participation import Device, Ending, Participation
 from device_agent.reporting import TaskReport
 from device_agent.trainer import Trainer
 from models.backends import open_backend
 from trellis.errors import Unavailable
+from trellis.flower.link_loop import Halt
 from trellis.mqtt import Bus, MemoryBroker
 from trellis.payloads import Execution, ExecutionState, Phase, Progress, Reason, Round, RoundPhase
 from trellis.tensors import unpack_arrays
@@ -385,7 +385,7 @@ async def test_a_reply_that_cannot_be_uploaded_is_tried_at_growing_distances(
     device, bus, flower, make_task, monkeypatch
 ):
     waits: list[float] = []
-    monkeypatch.setattr("device_agent.link_loop.random.uniform", lambda _, most: most)
+    monkeypatch.setattr("trellis.flower.link_loop.random.uniform", lambda _, most: most)
     monkeypatch.setattr(Halt, "wait_called", lambda _, timeout_s: waits.append(timeout_s))
     pushes: list[str] = []
 

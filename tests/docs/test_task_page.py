@@ -8,10 +8,10 @@ from typing import Any
 
 from pages import block, codes, read, table
 
-from central_server.rounds.strategies import STRATEGIES, check_strategy
 from trellis.descriptor import MAX_DESCRIPTOR_BYTES, json_schema, load
 from trellis.descriptor_fields import DEFAULT_LIFETIME
 from trellis.identifiers import PATTERN
+from trellis.tier.strategies import STRATEGIES, check_strategy
 
 PAGE = read("docs/task.md")
 SCHEMA = json_schema()

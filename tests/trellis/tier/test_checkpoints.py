@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from central_server.rounds.checkpoints import Checkpoint, Checkpoints, restore_strategy, strategy_state
 from trellis.tensors import Arrays
+from trellis.tier.checkpoints import Checkpoint, Checkpoints, restore_strategy, strategy_state
 
 
 def model(value: float) -> Arrays:

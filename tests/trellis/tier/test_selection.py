@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from central_server.rounds.selection import select
 from trellis.descriptor import Participants
 from trellis.flower.checkin import Member
+from trellis.tier.selection import select
 
 FLEET = [Member(f"eu-1/d{n:02d}", node_id=1000 + n, samples=n) for n in range(10)]
 HALF = Participants(minimum=1, fraction=0.5)

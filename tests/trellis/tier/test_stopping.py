@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from central_server.rounds.stopping import Progress, advance
 from trellis.descriptor import Stop
+from trellis.tier.stopping import Progress, advance
 
 
 def after(stop: Stop | None, values: list[float], metric: str = "accuracy") -> Progress:

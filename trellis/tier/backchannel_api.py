@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Query, Response
 
-from central_server.tasks import Tasks
 from trellis.errors import Refused
 from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
 from trellis.http.server import create_app
 from trellis.payloads import Round, TaskState
+from trellis.tier.running import AppTask
 
 MAX_WAIT_S = 60.0
 _DOUBT_S = 1.0
@@ -20,37 +20,30 @@ _DOUBT_S = 1.0
 
 
 def create_backchannel(
-    tasks: Tasks, *, token: str, data: Mapping[str, str], outlives: Callable[[float], Awaitable[bool]]
+    find: Callable[[str], AppTask], *, token: str, outlives: Callable[[float], Awaitable[bool]]
 ) -> FastAPI:
     """Return the backchannel's app.
 
     Args:
-        token: What a ServerApp must show; it inherits it in its environment.
-        data: Sources of the server's own evaluation data by data set name.
+        find: Returns the task of a name, or raises `Refused`.
+        token: What an app must show; it inherits it in its environment.
         outlives: Whether the SuperLink of now still runs in so many seconds.
     """
 
     async def authorised(authorization: Annotated[str, Header()] = "") -> None:
         # Bytes: compare_digest refuses a str that is not ASCII.
         if not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise Refused(
-                "token", "the backchannel needs the bearer token that the service handed its ServerApp"
-            )
+            raise Refused("token", "the backchannel needs the bearer token that the service handed its app")
 
     async def beat(name: str) -> None:
-        tasks.find(name).beat()
+        find(name).runs.beat()
 
     app = create_app("Trellis backchannel")
     guard = [Depends(authorised), Depends(beat)]
 
     @app.post("/app/{name}/hello", dependencies=guard)
     async def hello(name: str, hello: Hello) -> Brief:
-        task = tasks.find(name)
-        task.meet(hello)
-        descriptor = task.descriptor
-        return Brief(
-            descriptor=descriptor.to_json(), folder=str(task.folder), data=data.get(descriptor.data.name)
-        )
+        return find(name).meet(hello)
 
     @app.get("/app/{name}/fleet", dependencies=guard)
     async def fleet(
@@ -58,19 +51,19 @@ def create_backchannel(
         after: int = 0,
         wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
     ) -> Response:
-        task = tasks.find(name)
+        task = find(name)
         view = await task.fleet.wait(after, wait_s)
-        task.beat()  # it may have waited long, and asks again from now
+        task.runs.beat()  # it may have waited long, and asks again from now
         return Response(view.model_dump_json(), media_type="application/json")
 
     @app.post("/app/{name}/round", dependencies=guard)
     async def announce(name: str, round: Round) -> dict[str, str]:
-        await tasks.find(name).announce(round)
+        await find(name).announce(round)
         return {}
 
     @app.post("/app/{name}/record", dependencies=guard)
     async def record(name: str, record: RoundRecord) -> dict[str, str]:
-        await tasks.find(name).finish_round(record)
+        await find(name).finish_round(record)
         return {}
 
     @app.post("/app/{name}/state", dependencies=guard)
@@ -79,7 +72,7 @@ def create_backchannel(
             raise Refused(
                 "run", f"task {name!r} has not failed: its SuperLink ended, and another run follows"
             )
-        await tasks.find(name).report(report)
+        await find(name).report(report)
         return {}
 
     return app

@@ -8,14 +8,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from central_server.app_process import AppProcess
-from central_server.settings import Timing
-from central_server.task import ServerTask
 from trellis.errors import TrellisError
 from trellis.payloads import TaskState
+from trellis.tier.app_process import AppProcess
+from trellis.tier.running import SupervisedTask
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,27 @@ MAX_FRUITLESS = 3
 
 _LONGEST_PAUSE_S = 10.0
 _STABLE_S = 30.0
+
+
+@dataclass(frozen=True)
+class RunTiming:
+    """How long a service waits for an app and its SuperLink.
+
+    Attributes:
+        submit_s: For `flwr run` to answer.
+        hello_s: For an app's first word; one that keeps silent longer counts as dead.
+        beat_s: For its next word, which may be its poll for the fleet; likewise.
+        watch_s: Between two looks at an app's process.
+        cancel_s: For an app to end a task that was called off; then its run is stopped.
+        leave_s: For an app to end after its task has; then its run is stopped.
+    """
+
+    submit_s: float = 60.0
+    hello_s: float = 60.0
+    beat_s: float = 45.0
+    watch_s: float = 1.0
+    cancel_s: float = 10.0
+    leave_s: float = 20.0
 
 
 class RunningSuperLink(Protocol):
@@ -99,10 +120,10 @@ class SuperLinkKeeper:
 class Supervisor:
     """Drives tasks: a run of the ServerApp for each, and another when one dies."""
 
-    def __init__(self, keeper: SuperLinkKeeper, app: Path, timing: Timing) -> None:
+    def __init__(self, keeper: SuperLinkKeeper, app: Path, timing: RunTiming) -> None:
         self._keeper, self._app, self._timing = keeper, app, timing
 
-    async def drive(self, task: ServerTask) -> None:
+    async def drive(self, task: SupervisedTask) -> None:
         """Return when the task has ended and its ServerApp has left."""
         fruitless, why = 0, ""
         while not task.ended:
@@ -116,63 +137,62 @@ class Supervisor:
                 )
                 await task.end(TaskState.FAILED, "app", message)
                 return
-            rounds = task.record.round
+            rounds = task.rounds_done
             why = await self._run_once(task, superlink) or "the task has ended"
             logger.info("task=%s: its run is over: %s", task.name, why)
-            if not task.ended and await task.disk.wait_writable():
+            if not task.ended and await task.was_disk_full():
                 continue  # what it did could not be kept: no fault of the app
             if self._keeper.current is superlink:
-                fruitless = 1 if task.record.round > rounds else fruitless + 1
+                fruitless = 1 if task.rounds_done > rounds else fruitless + 1
 
-    async def _run_once(self, task: ServerTask, superlink: RunningSuperLink) -> str | None:
+    async def _run_once(self, task: SupervisedTask, superlink: RunningSuperLink) -> str | None:
         """Return why the run ended before the task did, or None if the task has ended."""
-        await _end(task.expect(None))
+        await _end(task.runs.expect(None))
         try:
             async with asyncio.timeout(self._timing.submit_s):
                 run_id = await superlink.submit(self._app, {"task": task.name})
         except TimeoutError:
             return f"the SuperLink took no run within {self._timing.submit_s:g} s"
         except (TrellisError, OSError) as error:  # OSError: no room for its log
-            await task.wait_change(self._timing.watch_s)
+            await task.runs.wait_change(self._timing.watch_s)
             return f"the SuperLink took no run: {error}"
         logger.info("task=%s run=%d: submitted", task.name, run_id)
-        await _end(task.expect(run_id))
+        await _end(task.runs.expect(run_id))
         # Canceled here, the service is ending, and the SuperLink takes its runs with it.
         why = await self._watch(task, superlink)
         await self._put_away(task, superlink, run_id, leave_s=self._timing.leave_s if why is None else 0.0)
         return why
 
-    async def _watch(self, task: ServerTask, superlink: RunningSuperLink) -> str | None:
+    async def _watch(self, task: SupervisedTask, superlink: RunningSuperLink) -> str | None:
         hello_until = time.monotonic() + self._timing.hello_s
         canceled_at: float | None = None
         while not task.ended:
-            now = time.monotonic()
+            now, app = time.monotonic(), task.runs.app
             if self._keeper.current is not superlink:
                 return "the SuperLink ended"
             if task.canceled:
                 canceled_at = canceled_at or now
                 if now - canceled_at >= self._timing.cancel_s:
                     return "it did not end when called off"
-            if task.app is not None and not task.app.alive:
-                return f"its process {task.app.pid} ended"
-            if task.app is not None and task.silent_s >= self._timing.beat_s:
-                return (
-                    f"its process {task.app.pid} said and asked nothing for {self._timing.beat_s:g} s: stuck"
-                )
-            if task.app is None and now >= hello_until:
-                return f"it said nothing for {self._timing.hello_s:g} s (see superlink.log)"
-            await task.wait_change(self._timing.watch_s)
+            if app is None:
+                if now >= hello_until:
+                    return f"it said nothing for {self._timing.hello_s:g} s (see superlink.log)"
+            elif not app.alive:
+                return f"its process {app.pid} ended"
+            elif task.runs.silent_s >= self._timing.beat_s:
+                return f"its process {app.pid} said and asked nothing for {self._timing.beat_s:g} s: stuck"
+            await task.runs.wait_change(self._timing.watch_s)
         return None
 
     async def _put_away(
-        self, task: ServerTask, superlink: RunningSuperLink, run_id: int, *, leave_s: float
+        self, task: SupervisedTask, superlink: RunningSuperLink, run_id: int, *, leave_s: float
     ) -> None:
         """See that nothing of a run goes on; one whose task has ended may take `leave_s` to leave."""
-        app = task.app
+        app = task.runs.app
         until = time.monotonic() + leave_s
         while app is not None and app.alive and time.monotonic() < until:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.1)
-        task.expect(None)
+        task.runs.expect(None)
         if app is not None and not app.alive:
             return  # the SuperLink finds out by itself, in a minute; asking it would cost two seconds
         if self._keeper.current is superlink:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from central_server.rounds.stopping import Progress
-from central_server.store import write_atomically
+from trellis.files import write_atomically
 from trellis.flower.backchannel import RoundRecord
 from trellis.tensors import Arrays
+from trellis.tier.stopping import Progress
 
 logger = logging.getLogger(__name__)
 

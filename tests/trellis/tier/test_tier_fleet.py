@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from central_server.fleet import TaskFleet
 from trellis.flower.backchannel import FleetDevice
 from trellis.payloads import Execution, ExecutionState, FlowerLinkage, Phase, Presence, State
+from trellis.tier.fleet import TaskFleet
 
 
 def online(boot_id: str = "b1") -> State:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from flwr.serverapp import strategy as flower
 
-from central_server.rounds.strategies import STRATEGIES, build_strategy, check_strategy, strategy_names
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.errors import DescriptorError
+from trellis.tier.strategies import STRATEGIES, build_strategy, check_strategy, strategy_names
 
 
 def task(name: str, **params: Any) -> TaskDescriptor:

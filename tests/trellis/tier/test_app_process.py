@@ -8,10 +8,10 @@ import sys
 import psutil
 import pytest
 
-from central_server.app_process import AppProcess
 from tests.central_server.parts import until
 from trellis.errors import Refused
 from trellis.flower.backchannel import Hello
+from trellis.tier.app_process import AppProcess
 
 
 async def test_a_zombie_is_dead() -> None:
