@@ -48,7 +48,9 @@ class ServerTask:
         self._scalars = Scalars(self.folder)
         self.disk = Disk(self.name, self.folder)
         self.runs = RunWatch(self.name)
-        self.fleet = TaskFleet(self.name, stored.descriptor.regions)
+        descriptor = stored.descriptor
+        regional = [region for region in descriptor.regions if descriptor.tier_of(region) == "regional"]
+        self.fleet = TaskFleet(self.name, descriptor.regions, regional=regional)
         if self.canceled:
             self.fleet.cancel()
 

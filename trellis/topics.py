@@ -21,6 +21,7 @@ class Kind(StrEnum):
     CENTRAL_TASK_STATE = "central/tasks/{task}/state"
     CENTRAL_TASK_ROUND = "central/tasks/{task}/round"
     GATEWAY_STATE = "{region}/gateway/state"
+    GATEWAY_EXECUTION = "{region}/gateway/tasks/{task}/execution"
     DESCRIPTOR = "{region}/tasks/{task}/descriptor"
     TASK_STATUS = "{region}/tasks/{task}/status"
     TASK_ROUND = "{region}/tasks/{task}/round"

@@ -9,6 +9,7 @@ devices are there.
     POST /app/{task}/round    payloads.Round
     POST /app/{task}/record   RoundRecord
     POST /app/{task}/state    StateReport
+    POST /app/{task}/uplink   Uplink        (a region's app alone: how it fares as a member of the tier above)
 """
 
 from __future__ import annotations
@@ -38,22 +39,46 @@ class Hello(_Model):
     run_id: int
 
 
+class Above(_Model):
+    """How a region's app reaches the tier above, as a Flower client.
+
+    Attributes:
+        address: `host:port` of that tier's front.
+        folder: Where its node key, node ID and unanswered messages live, from run to run.
+        ca, cert, key: The gateway's PEM files; None without TLS.
+    """
+
+    address: str
+    folder: str
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
 class Brief(_Model):
     """What the app is to do.
 
     Attributes:
         descriptor: The task descriptor's JSON text, verified by the service.
-        folder: `runs/<task>/`, where the app writes checkpoints and the model.
+        folder: Where the app writes checkpoints and, at the centre, the model.
         data: Source of the server's own evaluation data (`digits`, a path, `name=path`), if it has any.
+        region: The region whose tier this is; None at the centre.
+        above: The tier that a region's app is a client of.
     """
 
     descriptor: str
     folder: str
     data: str | None = None
+    region: RegionName | None = None
+    above: Above | None = None
+
+
+GATEWAY = "gateway"
+"""A region that aggregates is a member of the tier above under this name: `eu-1/gateway`."""
 
 
 class FleetDevice(_Model):
-    """One device of the task's regions, as its topics show it.
+    """One member of a tier, as its topics show it: a device, or the gateway of a region that aggregates.
 
     Attributes:
         online: What its state topic says; false after its last will.
@@ -80,15 +105,32 @@ class FleetDevice(_Model):
 
 
 class FleetView(_Model):
-    """All devices that have an execution of the task, and whether the task was called off."""
+    """All members that have an execution of the task, and what became of it elsewhere.
+
+    Attributes:
+        canceled: Whether it was called off.
+        over: Whether it has ended at the centre: a region's app is needed no more.
+        announced: Messages that the tier above has sent so far: a region's app pulls when it has grown.
+    """
 
     version: Count
     canceled: bool = False
+    over: bool = False
+    announced: Count = 0
     devices: tuple[FleetDevice, ...] = ()
 
 
+class Tally(_Model):
+    """How many of a region's members took part in its last round, and what became of the others."""
+
+    selected: Count = 0
+    replied: Count = 0
+    failed: Count = 0
+    standby: Count = 0
+
+
 class Outcome(_Model):
-    """What became of one device's part in a round.
+    """What became of one member's part in a round.
 
     Attributes:
         outcome: `replied`: its update counts. `failed`: it could not, or sent what does not fit. `lost`: it
@@ -103,6 +145,7 @@ class Outcome(_Model):
     samples: int | None = None
     loss: Number | None = None
     duration_s: float | None = None
+    tally: Tally | None = None
 
 
 class RoundRecord(_Model):
@@ -127,3 +170,25 @@ class StateReport(_Model):
     state: TaskState
     reason: Reason | None = None
     metrics: dict[str, Number] = Field(default_factory=dict)
+
+
+class Uplink(_Model):
+    """A region's app has news of its part in the tier above, of which its gateway says an execution.
+
+    Attributes:
+        event: What happened; each names what it needs of the rest.
+        node_id: `connected`, `checked-in`: its Flower node there.
+        nonce: `checked-in`: what proves that.
+        message_id: `replying`, `replied`: the message answered.
+        kind: `replied`: query, train or evaluate.
+        round: `training`, `evaluating`: of the tier above.
+        reason: `connecting`, `replied`: what went wrong, if anything did.
+    """
+
+    event: Literal["connecting", "connected", "checked-in", "training", "evaluating", "replying", "replied"]
+    node_id: int | None = None
+    nonce: str | None = None
+    message_id: str | None = None
+    kind: Literal["query", "train", "evaluate"] | None = None
+    round: Count | None = None
+    reason: Reason | None = None

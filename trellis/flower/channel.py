@@ -26,6 +26,7 @@ from trellis.flower.backchannel import (
     Hello,
     RoundRecord,
     StateReport,
+    Uplink,
 )
 from trellis.payloads import Payload, Round
 
@@ -96,6 +97,10 @@ class ServiceChannel:
     def report(self, report: StateReport) -> None:
         """Hand over the task's state."""
         self._post("state", report)
+
+    def uplink(self, news: Uplink) -> None:
+        """Hand over how a region fares as a member of the tier above; it has been said when this returns."""
+        self._post("uplink", news)
 
     def wait(self, after: int, timeout_s: float) -> FleetView:
         """Return the view once its version is above `after`, or the present one after `timeout_s`.

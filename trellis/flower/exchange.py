@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 
-from trellis.flower.backchannel import FleetView, Outcome
+from trellis.flower.backchannel import FleetView, Outcome, Tally
 from trellis.flower.checkin import is_taking_part
 from trellis.flower.updates import Update
 
@@ -68,7 +68,7 @@ class Exchange:
         self._quorum = quorum
         self._waits_for_lost = waits_for_lost
         self.slots: list[Slot] = []
-        self._updates: dict[str, tuple[int, float | None]] = {}
+        self._updates: dict[str, tuple[int, float | None, Tally | None]] = {}
 
     def add(self, slot: Slot) -> None:
         """Take in a slot whose first message has been sent."""
@@ -94,7 +94,7 @@ class Exchange:
             return False
         slot.filled_by = message_id
         slot.flights[message_id].outcome = "replied"
-        self._updates[message_id] = (update.samples, update.loss)
+        self._updates[message_id] = (update.samples, update.loss, update.tally)
         return True
 
     def fail(self, message_id: str, reason: str) -> None:
@@ -149,7 +149,7 @@ class Exchange:
                     outcome = "lost"
                 elif outcome == "open":
                     outcome = "late" if slot.filled_by is None else "superseded"
-                samples, loss = self._updates.get(message_id, (None, None))
+                samples, loss, tally = self._updates.get(message_id, (None, None, None))
                 region, _, device = flight.name.rpartition("/")
                 outcomes.append(
                     Outcome.model_construct(
@@ -160,6 +160,7 @@ class Exchange:
                         reason=flight.reason,
                         samples=samples,
                         loss=loss,
+                        tally=tally,
                     )
                 )
         counted = [outcome.outcome for outcome in outcomes]

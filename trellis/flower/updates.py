@@ -6,11 +6,15 @@ import math
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import ValidationError
 
 from trellis.errors import TensorError, TrainingFailed
+from trellis.flower.backchannel import Tally
 from trellis.tensors import Arrays, check_like, is_packed, packed_bytes, unpack_arrays
 
 WEIGHT = "num-examples"
+TALLY = "tally"
+"""The record in which a region counts its members; see `trellis.flower.backchannel.Tally`."""
 
 
 MOST_SAMPLES = 2**53
@@ -27,6 +31,14 @@ class Update:
     configs: dict[str, ConfigRecord]
     samples: int
     payload_bytes: int
+
+    @property
+    def tally(self) -> Tally | None:
+        """What a region says of its own members; None of a device, or of a region that says nothing sound."""
+        try:
+            return Tally.model_validate(dict(self.configs[TALLY])) if TALLY in self.configs else None
+        except ValidationError:
+            return None
 
     @property
     def loss(self) -> float | None:

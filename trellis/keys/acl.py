@@ -89,6 +89,11 @@ def _rights(principal: Principal, bridged: Collection[str]) -> list[tuple[str, s
             return [
                 ("read", "central/#"),
                 ("read", f"{region}/#"),
+                # A gateway may stand above others, and below one: it reads who they are and what they do.
+                ("read", "+/gateway/#"),
+                ("read", "+/tasks/#"),
+                ("read", "+/devices/+/state"),
+                ("read", "+/devices/+/tasks/+/execution"),
                 ("readwrite", f"{region}/gateway/#"),
                 ("readwrite", f"{region}/tasks/#"),
                 *([("readwrite", f"{region}/devices/#")] if region in bridged else []),

@@ -9,10 +9,10 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Header, Query, Response
 
 from trellis.errors import Refused
-from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
+from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport, Uplink
 from trellis.http.server import create_app
 from trellis.payloads import Round, TaskState
-from trellis.tier.running import AppTask
+from trellis.tier.running import AppTask, MemberTask
 
 MAX_WAIT_S = 60.0
 _DOUBT_S = 1.0
@@ -20,7 +20,11 @@ _DOUBT_S = 1.0
 
 
 def create_backchannel(
-    find: Callable[[str], AppTask], *, token: str, outlives: Callable[[float], Awaitable[bool]]
+    find: Callable[[str], AppTask],
+    *,
+    token: str,
+    outlives: Callable[[float], Awaitable[bool]],
+    find_member: Callable[[str], MemberTask] | None = None,
 ) -> FastAPI:
     """Return the backchannel's app.
 
@@ -28,6 +32,7 @@ def create_backchannel(
         find: Returns the task of a name, or raises `Refused`.
         token: What an app must show; it inherits it in its environment.
         outlives: Whether the SuperLink of now still runs in so many seconds.
+        find_member: At a gateway, as `find`: its apps are members of the tier above.
     """
 
     async def authorised(authorization: Annotated[str, Header()] = "") -> None:
@@ -74,5 +79,12 @@ def create_backchannel(
             )
         await find(name).report(report)
         return {}
+
+    if find_member is not None:
+
+        @app.post("/app/{name}/uplink", dependencies=guard)
+        async def uplink(name: str, news: Uplink) -> dict[str, str]:
+            await find_member(name).uplink(news)
+            return {}
 
     return app

@@ -1,4 +1,4 @@
-"""A task's devices as their topics show them, folded into views whose version grows with real changes."""
+"""A tier's members of one task as their topics show them, in views whose version grows with real changes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.flower.backchannel import GATEWAY, FleetDevice, FleetView
+from trellis.identifiers import CENTRAL
 from trellis.payloads import Execution, Presence, State
 
 logger = logging.getLogger(__name__)
@@ -34,15 +36,27 @@ class _Seen:
 
 
 class TaskFleet:
-    """The devices of one task's regions.
+    """The members of one task at one tier: devices, and gateways of regions that aggregate.
 
     Feed it states and executions in any order and as often as they come: it is idempotent. Waiters are
     woken once the version has grown, or at once by `close`.
+
+    A region's devices are members of the nearest tier above them that aggregates: their own region, one that
+    its gateway's `parent` leads up to, or the centre. A region that aggregates is a member of the next.
+
+    Args:
+        task: The task's name.
+        regions: All regions that the task names.
+        regional: Those of them that aggregate.
+        here: The tier that this is: `central`, or a region's name.
     """
 
-    def __init__(self, task: str, regions: Iterable[str]) -> None:
-        self.task = task
-        self.regions = frozenset(regions)
+    def __init__(
+        self, task: str, regions: Iterable[str], *, regional: Iterable[str] = (), here: str = CENTRAL
+    ) -> None:
+        self.task, self.here = task, here
+        self.regions, self.regional = frozenset(regions), frozenset(regional)
+        self._parents: dict[str, str] = {}
         self._seen: dict[Key, _Seen] = {}
         # From 1, so that whoever has seen nothing (after=0) is answered at once.
         self._view = FleetView(version=1)
@@ -56,33 +70,42 @@ class TaskFleet:
 
     def device_state(self, region: str, device: str, state: State | None) -> None:
         """Take in a device's state; None means that its topic was cleared."""
-        if region not in self.regions:
-            return
-        seen = self._seen.setdefault((region, device), _Seen())
-        if state is not None and seen.state is not None and state.boot_id != seen.state.boot_id:
-            if seen.online and state.state is Presence.OFFLINE:
-                return  # the will of an earlier process of this device
-            # A new process whose journal was lost counts its versions from the beginning.
-            seen.floor = 0
-        seen.state = state
-        self._fold()
+        if region in self.regions:
+            self._state((region, device), state)
+
+    def gateway_state(self, region: str, state: State | None) -> None:
+        """Take in a gateway's state, with the tier that it stands below; None as above."""
+        if state is not None:
+            self._parents[region] = state.parent or CENTRAL
+        if region in self.regional and region != self.here:
+            self._state((region, GATEWAY), state)
+        else:
+            self._fold()
 
     def execution(self, region: str, device: str, execution: Execution | None) -> None:
         """Take in a device's execution of the task; None means that its topic was cleared."""
-        if region not in self.regions:
-            return
-        seen = self._seen.setdefault((region, device), _Seen())
-        if execution is not None and execution.version < seen.floor:
-            self._complain(seen, region, device, execution.version)
-            return
-        seen.execution = execution
-        seen.floor = 0 if execution is None else execution.version
-        self._fold()
+        if region in self.regions and region not in self.regional - {self.here}:
+            self._execution((region, device), execution)
+
+    def gateway_execution(self, region: str, execution: Execution | None) -> None:
+        """Take in what a region that aggregates does of the task; None as above."""
+        if region in self.regional and region != self.here:
+            self._execution((region, GATEWAY), execution)
 
     def cancel(self) -> None:
         """Note that the task was called off."""
         if not self._view.canceled:
-            self._replace(self._view.devices, canceled=True)
+            self._replace(canceled=True)
+
+    def end(self) -> None:
+        """Note that the task has ended at the centre."""
+        if not self._view.over:
+            self._replace(over=True)
+
+    def announced(self, messages: int) -> None:
+        """Note how many messages the tier above has sent so far."""
+        if messages != self._view.announced:
+            self._replace(announced=messages)
 
     async def wait(self, after: int, timeout_s: float) -> FleetView:
         """Return the view once its version is above `after`, or as it is after `timeout_s`."""
@@ -99,15 +122,50 @@ class TaskFleet:
         self._closed = True
         self._changed.set()
 
+    def _state(self, key: Key, state: State | None) -> None:
+        seen = self._seen.setdefault(key, _Seen())
+        if state is not None and seen.state is not None and state.boot_id != seen.state.boot_id:
+            if seen.online and state.state is Presence.OFFLINE:
+                return  # the will of an earlier process of this member
+            # A new process whose journal was lost counts its versions from the beginning.
+            seen.floor = 0
+        seen.state = state
+        self._fold()
+
+    def _execution(self, key: Key, execution: Execution | None) -> None:
+        seen = self._seen.setdefault(key, _Seen())
+        if execution is not None and execution.version < seen.floor:
+            self._complain(seen, *key, execution.version)
+            return
+        seen.execution = execution
+        seen.floor = 0 if execution is None else execution.version
+        self._fold()
+
+    def _is_member(self, key: Key) -> bool:
+        region, name = key
+        if name == GATEWAY and region in self.regional and region != self.here:
+            return self._home(self._parents.get(region, CENTRAL)) == self.here
+        return self._home(region) == self.here
+
+    def _home(self, tier: str) -> str:
+        """Return the nearest tier from `tier` upward that aggregates this task."""
+        passed: set[str] = set()
+        while tier not in self.regional and tier != CENTRAL and tier not in passed:
+            passed.add(tier)
+            tier = self._parents.get(tier, CENTRAL)
+        return tier if tier in self.regional else CENTRAL
+
     def _fold(self) -> None:
         devices = tuple(
-            _device(key, seen) for key, seen in sorted(self._seen.items()) if seen.execution is not None
+            _device(key, seen)
+            for key, seen in sorted(self._seen.items())
+            if seen.execution is not None and self._is_member(key)
         )
         if devices != self._view.devices:
-            self._replace(devices, canceled=self._view.canceled)
+            self._replace(devices=devices)
 
-    def _replace(self, devices: tuple[FleetDevice, ...], *, canceled: bool) -> None:
-        self._view = FleetView(version=self._view.version + 1, canceled=canceled, devices=devices)
+    def _replace(self, **changes: Any) -> None:
+        self._view = self._view.model_copy(update={"version": self._view.version + 1, **changes})
         self._changed.set()
         if not self._closed:
             self._changed = asyncio.Event()

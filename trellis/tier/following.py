@@ -1,4 +1,4 @@
-"""Brings what a task's devices say on MQTT into its fleet."""
+"""Brings what a task's members say on MQTT into its fleet."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ async def follow_fleet(bus: Bus, topics: Topics, fleet: TaskFleet) -> None:
     Each task has a subscription of its own, so that the broker sends what it has retained when the task
     comes, and nobody need keep what devices say of tasks that this server does not have.
     """
-    filters = [
-        topic
-        for region in sorted(fleet.regions)
-        for topic in (
-            topics.filter(Kind.DEVICE_STATE, region=region),
-            topics.filter(Kind.EXECUTION, region=region, task=fleet.task),
-        )
-    ]
+    filters = [topics.filter(Kind.GATEWAY_STATE, region=region) for region in sorted(fleet.regions)]
+    for region in sorted(fleet.regions - {fleet.here}):
+        if region in fleet.regional:
+            filters.append(topics.filter(Kind.GATEWAY_EXECUTION, region=region, task=fleet.task))
+    # Devices of a region that aggregates are nobody's members but its own: they need not be heard elsewhere.
+    for region in sorted(fleet.regions - (fleet.regional - {fleet.here})):
+        filters.append(topics.filter(Kind.DEVICE_STATE, region=region))
+        filters.append(topics.filter(Kind.EXECUTION, region=region, task=fleet.task))
     async with bus.subscribe(*filters) as messages:
         async for message in messages:
             try:
@@ -37,9 +37,16 @@ async def follow_fleet(bus: Bus, topics: Topics, fleet: TaskFleet) -> None:
 
 def _fold(message: BusMessage, topics: Topics, fleet: TaskFleet) -> None:
     address = topics.parse(message.topic)
-    if address.kind is Kind.DEVICE_STATE:
-        state = State.parse(message.payload) if message.payload else None
-        fleet.device_state(address.region, address.device, state)
-    elif address.kind is Kind.EXECUTION and address.task == fleet.task:
-        execution = Execution.parse(message.payload) if message.payload else None
-        fleet.execution(address.region, address.device, execution)
+    match address.kind:
+        case Kind.DEVICE_STATE | Kind.GATEWAY_STATE:
+            state = State.parse(message.payload) if message.payload else None
+            if address.kind is Kind.DEVICE_STATE:
+                fleet.device_state(address.region, address.device, state)
+            else:
+                fleet.gateway_state(address.region, state)
+        case Kind.EXECUTION | Kind.GATEWAY_EXECUTION if address.task == fleet.task:
+            execution = Execution.parse(message.payload) if message.payload else None
+            if address.kind is Kind.EXECUTION:
+                fleet.execution(address.region, address.device, execution)
+            else:
+                fleet.gateway_execution(address.region, execution)

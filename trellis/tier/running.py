@@ -8,7 +8,7 @@ import time
 from typing import Protocol
 
 from trellis.errors import Refused
-from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
+from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport, Uplink
 from trellis.payloads import Round, TaskState
 from trellis.tier.app_process import AppProcess
 from trellis.tier.fleet import TaskFleet
@@ -123,3 +123,10 @@ class AppTask(Protocol):
     async def finish_round(self, finished: RoundRecord) -> None: ...
 
     async def report(self, report: StateReport) -> None: ...
+
+
+class MemberTask(AppTask, Protocol):
+    """A region's task: its app is a member of the tier above."""
+
+    async def uplink(self, news: Uplink) -> None:
+        """Say on MQTT what its app has done there; returns once it is said, or queued."""

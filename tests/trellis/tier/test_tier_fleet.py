@@ -132,3 +132,57 @@ async def test_waiting_ends_at_its_deadline_and_at_the_end_of_the_service() -> N
     await asyncio.sleep(0)
     seen.close()
     assert (await asyncio.wait_for(waiting, 1.0)).version == 1
+
+
+def tree(here: str, *, regional: tuple[str, ...] = ("country", "site-1")) -> TaskFleet:
+    """Country above site-1 and site-2; one device in each, one region at the centre; seen from `here`."""
+    regions = ("country", "site-1", "site-2", "far")
+    fleet = TaskFleet("digits-mlp", regions, regional=regional, here=here)
+    parents = {"country": None, "site-1": "country", "site-2": "country", "far": None}
+    for region, parent in parents.items():
+        fleet.gateway_state(region, online().model_copy(update={"parent": parent}))
+        fleet.gateway_execution(region, execution(1))
+        fleet.device_state(region, "cam", online())
+        fleet.execution(region, "cam", execution(1))
+    return fleet
+
+
+def members(fleet: TaskFleet) -> list[str]:
+    return [device.name for device in fleet.view.devices]
+
+
+def test_each_member_belongs_to_the_nearest_tier_above_it_that_aggregates() -> None:
+    assert members(tree("central")) == ["country/gateway", "far/cam"]
+    # site-2 relays: its device is the country's own member.
+    assert members(tree("country")) == ["country/cam", "site-1/gateway", "site-2/cam"]
+    assert members(tree("site-1")) == ["site-1/cam"]
+
+
+def test_no_member_is_counted_at_two_tiers() -> None:
+    for regional in ((), ("site-1",), ("country",), ("country", "site-1", "site-2", "far")):
+        found = [name for here in ("central", *regional) for name in members(tree(here, regional=regional))]
+        devices = {f"{region}/cam" for region in ("country", "site-1", "site-2", "far")}
+        assert sorted(found) == sorted(devices | {f"{region}/gateway" for region in regional})
+
+
+def test_without_regions_that_aggregate_every_device_is_the_centres() -> None:
+    assert members(tree("central", regional=())) == ["country/cam", "far/cam", "site-1/cam", "site-2/cam"]
+
+
+def test_gateways_that_name_each_other_as_parents_end_at_the_centre() -> None:
+    fleet = TaskFleet("t", ("a", "b"), regional=())
+    fleet.gateway_state("a", online().model_copy(update={"parent": "b"}))
+    fleet.gateway_state("b", online().model_copy(update={"parent": "a"}))
+    fleet.device_state("a", "cam", online())
+    fleet.execution("a", "cam", execution(1))
+    assert members(fleet) == ["a/cam"]
+
+
+def test_the_tier_above_is_heard_of_once() -> None:
+    fleet = tree("country")
+    fleet.announced(3)
+    version = fleet.view.version
+    fleet.announced(3)
+    assert (fleet.view.announced, fleet.view.version) == (3, version)
+    fleet.end()
+    assert (fleet.view.over, fleet.view.version) == (True, version + 1)
