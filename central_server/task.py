@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from central_server.disk import RETRY_S, Disk
 from central_server.publisher import Publisher
 from central_server.report import render
 from central_server.scalars import Scalars
@@ -20,6 +19,7 @@ from trellis.errors import Refused, Unavailable
 from trellis.files import write_atomically
 from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
 from trellis.payloads import Reason, Round, RoundPhase, TaskState, now_ms
+from trellis.tier.disk import RETRY_S, Disk
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.headline import headline
 from trellis.tier.running import RunWatch

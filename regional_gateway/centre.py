@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from regional_gateway.announcer import Announcer
 from regional_gateway.ledger import Ledger, TaskRecord
-from regional_gateway.rounds import Rounds
+from regional_gateway.round_news import Rounds
 from trellis.errors import PayloadError, Refused, TrellisError, Unavailable
 from trellis.http.client import ServiceClient
 from trellis.mqtt import Bus, BusMessage

@@ -34,6 +34,7 @@ PAYLOADS = {
     Kind.CENTRAL_TASK_STATE: CentralTask,
     Kind.CENTRAL_TASK_ROUND: Round,
     Kind.GATEWAY_STATE: State,
+    Kind.GATEWAY_EXECUTION: Execution,
     Kind.DESCRIPTOR: Envelope,
     Kind.TASK_STATUS: TaskStatus,
     Kind.TASK_ROUND: Round,

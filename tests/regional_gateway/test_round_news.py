@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regional_gateway.rounds import Rounds
+from regional_gateway.round_news import Rounds
 from trellis.payloads import Round, RoundPhase
 
 
