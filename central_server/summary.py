@@ -24,6 +24,7 @@ class DevicePart(_Part):
     region: RegionName
     state: ExecutionState | None
     samples: int | None
+    reason: Reason | None
 
 
 class RoundPart(_Part):
@@ -35,6 +36,7 @@ class RoundPart(_Part):
     selected: int
     replied: int
     failed: int
+    standby: int
     duration_s: float
 
 
@@ -43,6 +45,8 @@ class Summary(_Part):
 
     Attributes:
         rounds: Rounds that were finished.
+        posted: When it was posted, ms.
+        ended: When it ended, ms.
         seconds: From its posting to its end.
         model: File of the model, if there is one.
         metrics: What the ServerApp reported last, the final evaluation.
@@ -55,6 +59,8 @@ class Summary(_Part):
     accuracy: float | None
     loss: float | None
     rounds: int
+    posted: int
+    ended: int
     seconds: float
     model: str | None
     metrics: dict[str, float]
@@ -74,6 +80,7 @@ def summarise(
             selected=one.selected,
             replied=one.replied,
             failed=one.failed,
+            standby=one.standby,
             duration_s=one.duration_s,
         )
         for one in history
@@ -88,11 +95,19 @@ def summarise(
         accuracy=record.metrics.get("accuracy", last.accuracy if last else None),
         loss=record.metrics.get("loss", last.loss if last else None),
         rounds=record.round,
+        posted=record.posted,
+        ended=record.since,
         seconds=record.elapsed_s(record.since),
         model=str(model) if model.is_file() else None,
         metrics=record.metrics,
         devices=tuple(
-            DevicePart(device=one.device, region=one.region, state=one.state, samples=one.samples)
+            DevicePart(
+                device=one.device,
+                region=one.region,
+                state=one.state,
+                samples=one.samples,
+                reason=one.reason,
+            )
             for one in devices
         ),
         history=rounds,

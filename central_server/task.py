@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from central_server.publisher import Publisher
-from central_server.report import render
+from central_server.report.page import render
 from central_server.scalars import Scalars
 from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord
 from central_server.summary import standing_of, summarise
@@ -240,7 +240,7 @@ class ServerTask:
         history = self.history
         summary = summarise(record, history, self.fleet.view.devices, self.folder)
         write_atomically(self.folder / SUMMARY, summary.model_dump_json(indent=2).encode() + b"\n")
-        write_atomically(self.folder / REPORT, render(summary, history).encode())
+        write_atomically(self.folder / REPORT, render(summary, history, self.descriptor).encode())
 
 
 def _shown(value: float | None) -> str:

@@ -109,6 +109,7 @@ class RoundLoop:
             evaluated,
             duration_s=time.monotonic() - started,
             traffic=self._grid.traffic,
+            standby=trained.standby,
         )
         state = strategy_state(self._strategy, self._entry.state)
         after = Checkpoint(number, trained.arrays, state, record, progress)

@@ -149,7 +149,12 @@ class Outcome(_Model):
 
 
 class RoundRecord(_Model):
-    """One finished round, for the HTTP API and `metrics.jsonl`."""
+    """One finished round, for the HTTP API and `metrics.jsonl`.
+
+    Attributes:
+        failed: Devices that failed or were lost in training.
+        standby: Devices that had checked in and were not selected.
+    """
 
     round: Count
     loss: Number | None = None
@@ -158,6 +163,7 @@ class RoundRecord(_Model):
     selected: int = 0
     replied: int = 0
     failed: int = 0
+    standby: int = 0
     outcomes: tuple[Outcome, ...] = ()
     duration_s: float = 0.0
     bytes_up: Count = 0

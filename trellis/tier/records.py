@@ -18,6 +18,7 @@ def record_of(
     *,
     duration_s: float,
     traffic: tuple[int, int],
+    standby: int = 0,
 ) -> RoundRecord:
     """Return the record of a round; `traffic` is its tensor bytes up and down."""
     speaking = headline(metrics)
@@ -29,6 +30,7 @@ def record_of(
         selected=trained.slots,
         replied=trained.replied,
         failed=trained.failed + trained.lost,
+        standby=standby,
         outcomes=trained.outcomes + (evaluated.outcomes if evaluated is not None else ()),
         duration_s=round(duration_s, 4),
         bytes_up=traffic[0],

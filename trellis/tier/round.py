@@ -46,11 +46,12 @@ class RoundFailed(TrellisError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training phase."""
+    """A finished training phase; `standby` counts those who were here and not selected."""
 
     arrays: Arrays
     metrics: dict[str, float]
     standing: Standing
+    standby: int = 0
 
 
 class TierRounds:
@@ -107,7 +108,8 @@ class TierRounds:
             if standing is not None and standing.quorum_reached:
                 new, metrics = self._strategy.aggregate_train(number, replies)
                 if new is not None:
-                    return Trained(_like(new, arrays, number), _floats(metrics), standing)
+                    standby = len(members) - len(chosen)
+                    return Trained(_like(new, arrays, number), _floats(metrics), standing, standby)
             restore_strategy(self._strategy, before)
             problem = _shortfall(number, standing, participants.quorum)
             logger.warning("attempt %d of %d: %s", attempt, _ATTEMPTS, problem)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trellis.cli.foreign_text import harmless_line
+from trellis.durations import in_words
 
 Row = Mapping[str, Any]
 
@@ -128,7 +129,7 @@ def _task(one: Row) -> tuple[object, ...]:
         one.get("state") or one.get("central") or one.get("desired"),
         f"{one.get('round', 0)} of {one.get('rounds', '?')}",
         _members(one),
-        _duration(one.get("elapsed_s")),
+        "" if (elapsed := one.get("elapsed_s")) is None else in_words(elapsed),
         reason_text(one.get("reason") or one.get("verdict")),
     )
 
@@ -141,11 +142,3 @@ def _members(one: Row) -> str:
     refused = ((state, executions.get(state, 0)) for state in ("REJECTED", "FAILED", "TIMED_OUT"))
     said = [f"{count} {state.lower().replace('_', ' ')}" for state, count in refused if count]
     return ", ".join([str(sum(executions.values())), *said])
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
