@@ -68,7 +68,7 @@ class Values:
     def y(self, value: float) -> float:
         """The height of `value`, per cent from the top."""
         low, high = self.ticks[0], self.ticks[-1]
-        return 100 * (high - min(max(value, low), high)) / (high - low)
+        return (high - min(max(value, low), high)) / (high - low) * 100
 
 
 def plain(value: float, step: float) -> str:

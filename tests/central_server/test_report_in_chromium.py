@@ -61,7 +61,7 @@ async def test_the_report_of_a_task_is_drawn(launch: Launcher, browser: Chromium
 def test_a_hostile_fleets_report_fits_runs_nothing_and_fetches_nothing(
     browser: Chromium, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    rounds = [one.model_copy(update={"round": number + 1}) for number in range(67) for one in history()[:1]]
+    rounds = [one.model_copy(update={"round": number + 1}) for number in range(100) for one in history()[:1]]
     page = tmp_path / "report.html"
     page.write_text(render(summary(tmp_path, rounds), rounds, descriptor(task="x" * 63)), encoding="utf-8")
     browser.open(page.as_uri(), width=width, scheme=scheme)
