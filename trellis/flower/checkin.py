@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.serverapp import Grid
 
 from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.flower.inline import OFFER
+from trellis.flower.mail import Mail
 from trellis.flower.pulling import Pulled, Puller
 from trellis.flower.updates import one_line
 from trellis.payloads import ExecutionState
@@ -60,20 +61,20 @@ class CheckIn:
         newcomers: Devices that work on the task and have not checked in yet.
 
     Args:
-        grid: Flower's grid.
+        mail: Sends messages, and takes in replies.
         task: The task's name, which a device must be working on.
         revision: Its revision likewise; 0 asks for none.
         on_asked: Called with the number of queries just sent, so that devices are told to pull.
     """
 
-    def __init__(self, grid: Grid, task: str, on_asked: Callable[[int], None], *, revision: int = 0) -> None:
-        self._grid = grid
+    def __init__(self, mail: Mail, task: str, on_asked: Callable[[int], None], *, revision: int = 0) -> None:
+        self._mail = mail
         self._revision = revision
         self._task = task
         self._on_asked = on_asked
         self._questions: dict[int, _Question] = {}  # by node: two that claim it share one
         self._members: dict[str, Member] = {}
-        self._puller = Puller(grid)
+        self._puller = Puller(mail)
         self.newcomers = 0
 
     def step(self, view: FleetView) -> None:
@@ -121,10 +122,11 @@ class CheckIn:
                 RecordDict({"config": self._question(nonce)}),
                 dst_node_id=node_id,
                 message_type=MessageType.QUERY,
+                group_id=OFFER,
             )
             for node_id, nonce in zip(node_ids, nonces, strict=True)
         ]
-        message_ids = list(self._grid.push_messages(messages))
+        message_ids = list(self._mail.push_messages(messages))
         for node_id, nonce, message_id in zip(node_ids, nonces, message_ids, strict=True):
             # One that the SuperLink refused, of a node that it does not know, is remembered as well.
             self._questions[node_id] = _Question(message_id or "", nonce, now)

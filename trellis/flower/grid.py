@@ -23,6 +23,7 @@ from trellis.errors import Canceled
 from trellis.flower.channel import Fleet
 from trellis.flower.checkin import CheckIn, Member
 from trellis.flower.exchange import Standing
+from trellis.flower.mail import mail_of
 from trellis.flower.packing import packed
 from trellis.flower.parcels import unwrap, wrapped
 from trellis.flower.phase import Announcer, Phase, Policy
@@ -59,12 +60,13 @@ class TrellisGrid(Grid):
         fold: bool = False,
     ) -> None:
         self._grid = grid
+        self._mail = mail_of(grid)
         self._fleet = fleet
         self._task, self._revision = task, revision
         self._policy = policy or Policy()
         self._fold = fold
         self._announcer = Announcer(fleet, rounds)
-        self._checkin = CheckIn(grid, task, self._announcer.sent, revision=revision)
+        self._checkin = CheckIn(self._mail, task, self._announcer.sent, revision=revision)
         self._stale: set[str] = set()
         self._shown: list[int] | None = None
         self.last: Standing | None = None
@@ -129,14 +131,14 @@ class TrellisGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, packed, and have their devices pull."""
         message_ids = list(
-            self._grid.push_messages(wrapped(packed(messages, task=self._task, revision=self._revision)))
+            self._mail.push_messages(wrapped(packed(messages, task=self._task, revision=self._revision)))
         )
         self._announcer.sent(len(message_ids))
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, unpacked."""
-        replies = list(self._grid.pull_messages(message_ids))
+        replies = list(self._mail.pull_messages(message_ids))
         for reply in replies:
             if reply.has_content():
                 reply.content = unwrap(reply.content)
@@ -157,7 +159,7 @@ class TrellisGrid(Grid):
             return []
         deadline_s = self._policy.deadline_s if timeout is None else min(timeout, self._policy.deadline_s)
         phase = Phase(
-            grid=self._grid,
+            mail=self._mail,
             fleet=self._fleet,
             checkin=self._checkin,
             announcer=self._announcer,

@@ -28,12 +28,14 @@ class Letter:
         run_id: The Flower run that sent it.
         node_id: The node it was sent to; another node can't answer it.
         objects: Object ID → deflated object.
+        inline: Whether it came whole (`trellis.flower.inline`), and so may its reply.
     """
 
     message_id: str
     run_id: int
     node_id: int
     objects: Mapping[str, bytes]
+    inline: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Inbox:
             "run_id": letter.run_id,
             "node_id": letter.node_id,
             "objects": [[object_id, len(content)] for object_id, content in letter.objects.items()],
+            "inline": letter.inline,
         }
         path = self._path(letter.message_id)
         partial = path.with_suffix(".partial")
@@ -113,6 +116,12 @@ def _read(path: Path) -> Letter | None:
         for object_id, size in sizes:
             objects[object_id] = body[start : start + size]
             start += size
-        return Letter(str(head["message_id"]), int(head["run_id"]), int(head["node_id"]), objects)
+        return Letter(
+            str(head["message_id"]),
+            int(head["run_id"]),
+            int(head["node_id"]),
+            objects,
+            inline=head.get("inline") is True,
+        )
     except (ValueError, KeyError, TypeError):
         return None

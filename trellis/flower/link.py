@@ -16,16 +16,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -34,12 +33,11 @@ from flwr.proto.fleet_pb2 import (
     RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
 )
@@ -62,6 +60,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from trellis.errors import ConfigError, PayloadError, Refused, TrellisError, Unavailable
 from trellis.flower.inbox import Inbox, Letter
+from trellis.flower.inline import OFFER, identify, objects_of, posted, whole
 from trellis.flower.node_key import load_node_key
 from trellis.flower.parcels import is_parcel, unwrap, wrap
 from trellis.loopback import is_loopback
@@ -101,6 +100,7 @@ class FlowerLink:
         self._inbox = Inbox(folder / "inbox")
         self._unanswered: Iterator[Letter] = iter(())
         self._parcels: set[str] = set()
+        self._inline: set[str] = set()
         self._asked: dict[str, tuple[float, float]] = {}
         self._client: FleetHttpClient | None = None
         self._node: Node | None = None
@@ -141,23 +141,27 @@ class FlowerLink:
             response = client.PullMessages(PullMessagesRequest(node=node))
             if not response.messages_list:
                 return None
-            message, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
-            run_id = message.metadata.run_id
-            objects = pull_objects(
+            letter = self._letter(response.messages_list[0], response.message_object_trees[0])
+        # The SuperLink never hands it out again: what is confirmed must survive a crash.
+        self._keep(letter)
+        if not letter.inline:
+            with self._answers():
+                self._confirm(client, node, letter.run_id, letter.message_id)
+        return self._opened(letter)
+
+    def _letter(self, proto: ProtoMessage, tree: ObjectTree) -> Letter:
+        client, node, run_id = self._connected(), self._active_node(), proto.metadata.run_id
+        message = whole(proto)
+        objects = (
+            pull_objects(
                 [branch.object_id for branch in iterate_object_tree(tree)],
                 make_pull_object_fn_protobuf(client.PullObject, node, run_id),
                 max_time=_PULL_OBJECT_S,
             )
-        letter = Letter(tree.object_id, run_id, int(node.node_id), objects)
-        # The SuperLink never hands it out again: what is confirmed must survive a crash.
-        self._keep(letter)
-        with self._answers():
-            client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(
-                    node=node, run_id=run_id, message_object_id=message.metadata.message_id
-                )
-            )
-        return self._opened(letter)
+            if message is None
+            else objects_of(message)
+        )
+        return Letter(tree.object_id, run_id, int(node.node_id), objects, inline=message is not None)
 
     def push(self, reply: Message) -> str:
         """Upload `reply` whole and return the ID of the message that it answers.
@@ -183,29 +187,37 @@ class FlowerLink:
         return answered
 
     def _upload(self, reply: Message) -> None:
-        client, node = self._connected(), self._active_node()
+        client, node, answered = self._connected(), self._active_node(), reply.metadata.reply_to_message_id
         with self._answers(replying=True), no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            objects = get_all_nested_objects(reply)
-            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            identify(reply)
+            post = posted(reply, inline=answered in self._inline)
             response = client.PushMessages(
                 PushMessagesRequest(
                     node=node,
-                    messages_list=[message_to_proto(bare)],
-                    message_object_trees=[get_object_tree(reply)],
+                    messages_list=[post.proto],
+                    message_object_trees=[post.tree],
                     clientapp_runtime_list=[0.0],
                 )
             )
             wanted = set(response.objects_to_push)
             if not wanted:
                 # HTTP 200 with nothing to push is how a SuperLink says no.
-                raise self._untaken(reply.metadata.reply_to_message_id)
-            push_object_contents_from_iterable(
-                ((key, value.deflate()) for key, value in objects.items() if key in wanted),
-                make_push_object_fn_protobuf(
-                    client.PushObject, node, reply.metadata.run_id, response.session_id
-                ),
+                raise self._untaken(answered)
+            contents = [(key, value.deflate()) for key, value in post.objects.items() if key in wanted]
+            push = make_push_object_fn_protobuf(
+                client.PushObject, node, reply.metadata.run_id, response.session_id
             )
+            if not post.inline:
+                push_object_contents_from_iterable(contents, push)
+                contents = []
+        # The reply is there. What is left only lets the SuperLink forget it, and the message, in time.
+        confirm = partial(self._confirm, client, node, reply.metadata.run_id, answered)
+        threading.Thread(target=_settle, args=(contents, push, confirm), name="settle", daemon=True).start()
+
+    def _confirm(self, client: FleetHttpClient, node: Node, run_id: int, message_id: str) -> None:
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id)
+        )
 
     def _untaken(self, answered: str = "") -> Refused:
         of = f" to message {answered[:8]}" if answered else ""
@@ -215,6 +227,7 @@ class FlowerLink:
         """Drop a message: it is answered, or never will be."""
         self._inbox.drop(message_id)
         self._parcels.discard(message_id)
+        self._inline.discard(message_id)
         self._asked.pop(message_id, None)
 
     def close(self, *, deactivate: bool) -> None:
@@ -243,6 +256,8 @@ class FlowerLink:
         message = _inflate(letter)
         metadata = message.metadata
         self._asked[letter.message_id] = (metadata.created_at, metadata.ttl)
+        if letter.inline or metadata.group_id == OFFER:
+            self._inline.add(letter.message_id)
         if message.has_content() and is_parcel(message.content):
             self._parcels.add(letter.message_id)  # who sends a parcel understands one
             try:
@@ -373,6 +388,17 @@ def _is_of_ended_run(response: httpx.Response) -> bool:
     except ValueError:
         return False
     return isinstance(said, dict) and said.get("code") == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
+
+
+def _settle(
+    contents: list[tuple[str, bytes]], push: Callable[[str, bytes], None], confirm: Callable[[], None]
+) -> None:
+    try:
+        for object_id, content in contents:
+            push(object_id, content)
+        confirm()
+    except Exception as error:  # noqa: BLE001 - the client may be closed beneath it; a run's end settles all
+        logger.info("link: what was answered stays noted until the run's end: %s", error)
 
 
 def _inflate(letter: Letter) -> Message:

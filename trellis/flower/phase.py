@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from trellis.errors import Canceled, PayloadError, TensorError, TrainingFailed
 from trellis.flower.backchannel import FleetView
@@ -18,6 +17,7 @@ from trellis.flower.channel import Fleet
 from trellis.flower.checkin import CheckIn
 from trellis.flower.exchange import Exchange, Flight, Slot, Standing
 from trellis.flower.harvest import Harvest
+from trellis.flower.mail import Mail
 from trellis.flower.parcels import unwrap, wrapped
 from trellis.flower.pulling import Puller
 from trellis.flower.updates import one_line, read_update, sent_tensors
@@ -81,7 +81,7 @@ class Phase:
     """The run of one phase.
 
     Args:
-        grid: Flower's grid.
+        mail: Sends messages, and takes in replies.
         fleet: Who is here.
         checkin: Who is who.
         announcer: Tells devices to pull.
@@ -94,7 +94,7 @@ class Phase:
     def __init__(
         self,
         *,
-        grid: Grid,
+        mail: Mail,
         fleet: Fleet,
         checkin: CheckIn,
         announcer: Announcer,
@@ -103,14 +103,14 @@ class Phase:
         fold: bool,
         stale: set[str],
     ) -> None:
-        self._grid, self._fleet, self._checkin, self._announcer = grid, fleet, checkin, announcer
+        self._mail, self._fleet, self._checkin, self._announcer = mail, fleet, checkin, announcer
         self._started = time.monotonic()
         self._deadline = self._started + policy.deadline_s
         self._type = outgoing[0].metadata.message_type
         self._exchange = Exchange(self._type, policy.quorum, waits_for_lost=self._type == "train")
         self._sent: dict[int, dict[str, Arrays]] = {}
         self._harvest = Harvest(fold=fold and self._type == "train")
-        self._puller = Puller(grid)
+        self._puller = Puller(mail)
         self._stale = stale
         self._counts_said = 0.0
         self._closed: Standing | None = None
@@ -157,7 +157,7 @@ class Phase:
         return self._harvest.for_strategy(), self._closed
 
     def _send(self, pairs: list[tuple[Slot, Message]], *, new: bool = False) -> None:
-        message_ids = list(self._grid.push_messages(wrapped(message for _, message in pairs)))
+        message_ids = list(self._mail.push_messages(wrapped(message for _, message in pairs)))
         for (slot, message), message_id in zip(pairs, message_ids, strict=True):
             node_id = message.metadata.dst_node_id
             flight = Flight(self._checkin.name_of(node_id), node_id)

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message
-from flwr.serverapp import Grid
+
+from trellis.flower.mail import Mail
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ class Pulled:
 
 
 class Puller:
-    """Pulls under way from one grid."""
+    """Pulls under way from one mail."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, mail: Mail) -> None:
+        self._mail = mail
         self._waiting: dict[str, None] = {}
         self._running: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
@@ -87,7 +88,7 @@ class Puller:
 
     def _pull(self, message_id: str) -> None:
         try:
-            replies = list(self._grid.pull_messages([message_id]))
+            replies = list(self._mail.pull_messages([message_id]))
         except BaseException as error:  # noqa: BLE001 - what a client uploaded may raise anything in Flower
             self._done.put(Pulled(message_id, problem=f"cannot be read: {type(error).__name__}: {error}"))
             return
