@@ -7,109 +7,138 @@ of a tensor is held here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator
 
-import httpx
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
+
+from trellis.flower.upstream import Answer, Header, Upstream
 
 logger = logging.getLogger(__name__)
 
 # The raw path as it came, before any decoding: no `..`, no `%2e`, no second meaning behind a proxy.
 _FLEET = re.compile(rb"/v1/fleet/[a-z0-9-]+")
-# RFC 9110 section 7.6.1: what concerns one connection only is not passed on.
-_HOP_BY_HOP = {
-    "connection",
-    "host",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
+# RFC 9110 section 7.6.1: what concerns one connection only is not passed on. A body's length is said anew.
+_NOT_PASSED = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"host",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
 OBJECT_BYTES = 16 * 1024**2
 """Largest body of `push-object`: Flower cuts arrays into chunks of 5 MiB."""
 CALL_BYTES = 4 * 1024**2
-"""Largest body of any other call: lists of object IDs."""
-_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+"""Largest body of any other call: lists of object IDs, and small messages (`trellis.flower.inline`)."""
 
 
 class FleetFront:
     """The ASGI app that stands before one SuperLink."""
 
     def __init__(self, superlink_address: str) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=f"http://{superlink_address}", timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
-        )
+        self._upstream = Upstream(superlink_address)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
         path: bytes = scope.get("raw_path") or scope["path"].encode()
-        fleet = request.method == "POST" and not scope["query_string"] and _FLEET.fullmatch(path)
-        if not fleet:
-            response: Response = PlainTextResponse("Not Found", status_code=404)
+        if scope["method"] != "POST" or scope["query_string"] or not _FLEET.fullmatch(path):
+            await _say(send, 404, "Not Found")
+            return
+        try:
+            answer = await self._passed_on(scope["headers"], path, receive)
+        except ClientDisconnect:
+            return  # nobody is there to read an answer
+        except _Refused as refused:
+            await _say(send, refused.status, refused.text)
+        except OSError as error:
+            # The SuperLink is being started again; a device tries again after this.
+            logger.warning(
+                "front: the SuperLink does not answer path=%s: %s",
+                path.decode(),
+                error or type(error).__name__,
+            )
+            await _say(send, 503, "the SuperLink does not answer", (b"retry-after", b"1"))
         else:
-            response = await _pass_on(self._client, request, path.decode())
-        await response(scope, receive, send)
+            await _pass_back(send, answer, path.decode())
 
     async def aclose(self) -> None:
         """Close the connections to the SuperLink."""
-        await self._client.aclose()
+        await self._upstream.aclose()
+
+    async def _passed_on(self, headers: list[Header], path: bytes, receive: Receive) -> Answer:
+        length = next((int(value) for name, value in headers if name == b"content-length"), None)
+        largest = OBJECT_BYTES if path.endswith(b"/push-object") else CALL_BYTES
+        if length is not None and length > largest:
+            raise _too_large(largest)
+        passed = [(name, value) for name, value in headers if name not in _NOT_PASSED]
+        if any(_BREAK.search(name) or _BREAK.search(value) for name, value in passed):
+            raise _Refused(400, "a header holds a line break")
+        if length is None and not any(name == b"transfer-encoding" for name, _ in headers):
+            length = 0  # RFC 9112, section 6.3: a request that frames no body has none
+        return await self._upstream.post(path, passed, _limited(receive, largest), length)
 
 
-class _TooLarge(Exception):
-    """The body has grown beyond what its path allows."""
+# One would be a second header, or a second request, to the SuperLink.
+_BREAK = re.compile(rb"[\r\n\0]")
 
 
-async def _pass_on(client: httpx.AsyncClient, request: Request, path: str) -> Response:
-    headers = [(k, v) for k, v in request.headers.items() if k not in _HOP_BY_HOP]
-    largest = OBJECT_BYTES if path.endswith("/push-object") else CALL_BYTES
-    if int(request.headers.get("content-length", "0")) > largest:
-        return _too_large(largest)
-    upstream = client.build_request("POST", path, headers=headers, content=_limited(request, largest))
-    try:
-        response = await client.send(upstream, stream=True)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nginx's word for it; nobody is there to read it
-    except _TooLarge:
-        return _too_large(largest)
-    except httpx.TransportError as error:
-        # The SuperLink is being started again; a device tries again after this.
-        logger.warning(
-            "front: the SuperLink does not answer path=%s: %s", path, error or type(error).__name__
-        )
-        return PlainTextResponse(
-            "the SuperLink does not answer", status_code=503, headers={"retry-after": "1"}
-        )
-    passed = {k: v for k, v in response.headers.items() if k not in _HOP_BY_HOP}
-    return StreamingResponse(_body(response), status_code=response.status_code, headers=passed)
+class _Refused(Exception):
+    """The request goes no further."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
 
 
-def _too_large(largest: int) -> Response:
-    return PlainTextResponse(f"at most {largest} bytes", status_code=413)
+def _too_large(largest: int) -> _Refused:
+    return _Refused(413, f"at most {largest} bytes")
 
 
-async def _limited(request: Request, largest: int) -> AsyncIterator[bytes]:
+async def _limited(receive: Receive, largest: int) -> AsyncIterator[bytes]:
     # Flower reads a body whole before it asks who sends it: nobody may fill its memory.
-    came = 0
-    async for chunk in request.stream():
-        came += len(chunk)
+    came, more = 0, True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body: bytes = event.get("body", b"")
+        came += len(body)
         if came > largest:
-            raise _TooLarge
-        yield chunk
+            raise _too_large(largest)
+        more = event.get("more_body", False)
+        yield body
 
 
-async def _body(response: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.aiter_raw():
-            yield chunk
-    finally:
-        await response.aclose()
+async def _pass_back(send: Send, answer: Answer, path: str) -> None:
+    async with contextlib.aclosing(answer.body) as body:
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        try:
+            async for piece in body:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except OSError as error:
+            # Left unfinished: uvicorn then closes the connection, and the device sees that it was cut.
+            logger.warning("front: the SuperLink broke off path=%s: %s", path, error or type(error).__name__)
+            return
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _say(send: Send, status: int, text: str, *more: Header) -> None:
+    body = text.encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
