@@ -35,7 +35,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run one task and report its end to the service."""
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
     # Flower uploads what an app writes, and httpx writes a line for every upload: it would never be quiet.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Strategies write some every round, of which ours say more.
+    for name in ("httpx", "flwr"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
         _keep_log(Path(brief.folder))

@@ -63,6 +63,7 @@ class RoundLoop:
         self._checkpoints = Checkpoints(folder)
         self._model_file = folder / "model.safetensors"
         self._rounds = descriptor.train.rounds
+        self._reported: TaskState | None = None
         self._tier = TierRounds(
             task=descriptor.task,
             seed=descriptor.train.seed,
@@ -71,7 +72,7 @@ class RoundLoop:
             strategy=strategy,
             entry=entry,
             grid=grid,
-            report=lambda state: channel.report(StateReport(state=state)),
+            report=self._report,
         )
 
     def run(self) -> Finished:
@@ -113,6 +114,12 @@ class RoundLoop:
         )
         state = strategy_state(self._strategy, self._entry.state)
         after = Checkpoint(number, trained.arrays, state, record, progress)
+        # The next start tells the service of the last checkpoint's record alone: that of the one before has
+        # been heard by now.
+        self._channel.flush()
+        # The next start tells the service of the last checkpoint's record alone: that of the one before has
+        # been heard by now.
+        self._channel.flush()
         # Written before it is acted on: what is reported below has happened.
         self._checkpoints.write(after)
         self._channel.record(record)
@@ -130,7 +137,7 @@ class RoundLoop:
 
     def _finish(self, last: Checkpoint) -> Finished:
         """Write the model, and return the metrics of the file as it was saved."""
-        self._channel.report(StateReport(state=TaskState.FINISHING))
+        self._report(TaskState.FINISHING)
         write_model(self._model_file, last.arrays, self._task, last.round)
         saved = read_model(self._model_file)
         metrics = dict(last.record.metrics) if last.record is not None else {}
@@ -150,6 +157,11 @@ class RoundLoop:
                 self._tier.gather(number)
             except RoundFailed as error:
                 logger.warning("the final evaluation goes without: %s", error)
+
+    def _report(self, state: TaskState) -> None:
+        if state is not self._reported:
+            self._channel.report(StateReport(state=state))
+            self._reported = state
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._task.evaluate.every

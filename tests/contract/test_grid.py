@@ -36,15 +36,20 @@ def adding(value: float) -> Behave:
 
 @dataclass
 class Device:
-    """What a device does: its samples, its training, and whether it vanishes with the first train message."""
+    """What a device does: its samples, its training, and whether it vanishes with the first train message.
+
+    One that is `stock` sends its messages as a stock SuperNode does: never inline.
+    """
 
     name: str
     samples: int
     train: Behave
     vanishes: bool = False
     uploads_half: bool = False
+    stock: bool = False
     raises: str | None = None
     more: dict[str, float] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -72,11 +77,15 @@ class Fleet:
 def live(device: Device, fleet: Fleet, address: str, folder: Path, stop: threading.Event) -> None:
     link = FlowerLink(address, folder=folder, tls=None)
     fleet.update(device.name, node_id=link.connect(), online=True)
+    note_calls(link, device.calls)
     while not stop.is_set():
         message = link.pull()
         if message is None:
             time.sleep(0.02)
             continue
+        device.calls.append(message.metadata.message_type)
+        if device.stock:
+            link._inline.clear()
         if message.metadata.message_type == "train" and device.vanishes:
             fleet.update(device.name, online=False)
             return
@@ -95,8 +104,24 @@ def live(device: Device, fleet: Fleet, address: str, folder: Path, stop: threadi
     link.close(deactivate=True)
 
 
+def note_calls(link: FlowerLink, calls: list[str]) -> None:
+    """Have `calls` show every request about objects."""
+    client: Any = link._connected()
+
+    def noted(name: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def noting(request: Any) -> Any:
+            calls.append(name)
+            return call(request)
+
+        return noting
+
+    for name in ("PullObject", "PushObject"):
+        setattr(client, name, noted(name, getattr(client, name)))
+
+
 def upload_half(link: FlowerLink, reply: Message) -> None:
-    """Break the connection after the first object of the reply."""
+    """Break the connection after the first object of the reply, which goes as objects."""
+    link._inline.clear()
     client: Any = link._connected()
     push_object, pushed = client.PushObject, []
 
@@ -182,6 +207,21 @@ async def test_fedavg_weighs_by_examples(superlink: SuperLink, tmp_path: Path, f
     # (100 * 1 + 300 * 2) / 400 = 1.75 a round, from zero, two rounds.
     assert result["arrays"] == {"w": [3.5] * 4, "b": [[3.5, 3.5], [3.5, 3.5]]}
     assert result["metrics"]["1"]["train_loss"] == pytest.approx(1.0)
+
+
+async def test_devices_that_take_messages_inline_and_stock_ones_share_a_round(
+    superlink: SuperLink, tmp_path: Path
+) -> None:
+    devices = [Device("a", 100, adding(1.0)), Device("b", 300, adding(2.0), stock=True)]
+    result = await run(superlink, tmp_path, devices, "FedAvg", rounds=2)
+    assert result["arrays"]["w"] == [3.5] * 4
+    inline, stock = (device.calls[device.calls.index("query") + 1 :] for device in devices)
+    # Its root object alone goes up, once the reply is there; nothing comes down but the message.
+    assert "PullObject" not in inline
+    assert inline.count("PushObject") in {4, 5}, inline  # query, 2 × train, 2 × evaluate; the last may be cut
+    # Each of four messages as a parcel is three objects; the query's reply has three, an evaluation's, too.
+    assert stock.count("PullObject") == 12
+    assert stock.count("PushObject") == 15
 
 
 async def test_krum_runs_unchanged_and_drops_the_outlier(superlink: SuperLink, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A Flower app's end of the backchannel: it reports to its service, and keeps a view of the fleet.
 
 One thread long-polls the service; `Fleet.wait` wakes as soon as a device connects, goes, or has uploaded.
-When the service is gone the app has nobody to work for: `wait` raises `Unavailable` and the app ends.
+Another says what is announced and recorded, in order, while the app goes on; what failed is raised by
+whatever is said next. When the service is gone the app has nobody to work for: `wait` raises `Unavailable`
+and the app ends.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -69,6 +73,8 @@ class ServiceChannel:
         self._lost: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="fleet-view", daemon=True)
+        self._speaker = ThreadPoolExecutor(1, "speaker")
+        self._unsaid: deque[Future[httpx.Response]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +83,7 @@ class ServiceChannel:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._ended.set()
+        self._speaker.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
     def hello(self, run_id: int) -> Brief:
@@ -87,20 +94,31 @@ class ServiceChannel:
         return brief
 
     def announce(self, standing: Round) -> None:
-        """Have the service publish where the round stands."""
-        self._post("round", standing)
+        """Have the service publish where the round stands, soon."""
+        self._say("round", standing)
 
     def record(self, record: RoundRecord) -> None:
-        """Hand over a finished round."""
-        self._post("record", record)
+        """Hand over a finished round, soon: `flush` before what makes the record be forgotten here."""
+        self._say("record", record)
 
     def report(self, report: StateReport) -> None:
-        """Hand over the task's state."""
+        """Hand over the task's state, after all that was said before."""
+        self.flush()
         self._post("state", report)
 
     def uplink(self, news: Uplink) -> None:
         """Hand over how a region fares as a member of the tier above; it has been said when this returns."""
+        self.flush()
         self._post("uplink", news)
+
+    def flush(self) -> None:
+        """Return when all that was said has been heard.
+
+        Raises:
+            Unavailable: The service is gone.
+        """
+        while self._unsaid:
+            self._unsaid.popleft().result()
 
     def wait(self, after: int, timeout_s: float) -> FleetView:
         """Return the view once its version is above `after`, or the present one after `timeout_s`.
@@ -113,6 +131,11 @@ class ServiceChannel:
             if self._lost is not None:
                 raise Unavailable(self._lost)
             return self._view
+
+    def _say(self, what: str, body: BaseModel) -> None:
+        while self._unsaid and self._unsaid[0].done():
+            self._unsaid.popleft().result()
+        self._unsaid.append(self._speaker.submit(self._post, what, body))
 
     def _post(self, what: str, body: BaseModel) -> httpx.Response:
         content = body.to_bytes() if isinstance(body, Payload) else body.model_dump_json().encode()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import httpx
 import pytest
 from fastapi import FastAPI, Header, Response
 
@@ -113,6 +114,23 @@ async def test_everything_said_arrives_as_it_was_said(service: Service) -> None:
 
     assert await asyncio.to_thread(talk) == BRIEF
     assert service.heard == [Hello(pid=os.getpid(), run_id=2**63), standing, record, report]
+
+
+async def test_what_could_not_be_said_is_raised_before_anything_else_is(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ServiceChannel("mnist", service.environment) as channel:
+        await asyncio.to_thread(channel.hello, 1)
+
+        def cut(*_: object, **__: object) -> httpx.Response:
+            raise httpx.ReadError("cut")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(channel._http, "post", cut)
+            channel.record(RoundRecord(round=1))
+            with pytest.raises(Unavailable, match="does not answer 'record'"):
+                await asyncio.to_thread(channel.flush)
+        await asyncio.to_thread(channel.report, StateReport(state=TaskState.RUNNING))
 
 
 async def test_waiting_ends_as_soon_as_the_fleet_changes(service: Service) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from trellis.flower.front import CALL_BYTES, OBJECT_BYTES, FleetFront
 from trellis.http.server import HttpServer
@@ -184,3 +185,96 @@ async def test_a_superlink_that_is_away_is_said_to_be_tried_again() -> None:
     assert status == 503
     assert "retry-after: 1" in head
     assert content == b"the SuperLink does not answer"
+
+
+@asynccontextmanager
+async def front_of(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[Front]:
+    """A front before a server that answers byte by byte as it is told."""
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as behind:
+        app = FleetFront(f"127.0.0.1:{behind.sockets[0].getsockname()[1]}")
+        async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+            yield Front(server.port, Upstream())
+        await app.aclose()
+
+
+@pytest.mark.parametrize(("closes", "connections"), [(False, 1), (True, 3)])
+async def test_a_connection_to_the_superlink_is_kept_until_that_closes_it(
+    closes: bool, connections: int
+) -> None:
+    opened: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(1)
+        while (await reader.readline()).startswith(b"POST"):
+            while await reader.readline() != b"\r\n":
+                pass
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            if closes:
+                break
+        writer.close()
+
+    async with front_of(serve) as front:
+        for _ in range(3):
+            status, _, content = await front.ask("POST", "/v1/fleet/pull-messages")
+            assert (status, content) == (200, b"ok")
+    assert len(opened) == connections
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfive!",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\na\r\nfive!",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfive!\r\n",
+    ],
+    ids=["counted", "within a chunk", "before the last chunk"],
+)
+async def test_an_answer_that_breaks_off_does_not_pass_as_whole(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with front_of(serve) as front:
+        status, head, content = await front.ask("POST", "/v1/fleet/pull-messages")
+    assert status == 200
+    ended = content.endswith(b"0\r\n\r\n") if "chunked" in head else len(content) == 10
+    assert not ended, (head, content)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nhalf", b"SSH-2.0-OpenSSH\r\n\r\n"])
+async def test_what_is_no_answer_is_said_to_be_tried_again(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with front_of(serve) as front:
+        status, head, _ = await front.ask("POST", "/v1/fleet/pull-messages")
+    assert status == 503
+    assert "retry-after: 1" in head
+
+
+async def test_a_line_break_in_a_header_makes_no_second_header() -> None:
+    app = FleetFront("127.0.0.1:1")
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(event: Message) -> None:
+        sent.append(event)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "query_string": b"",
+        "raw_path": b"/v1/fleet/x",
+        "headers": [(b"x-device", b"a\r\ntransfer-encoding: chunked")],
+    }
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 400
