@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 CLIENT_ID = "central/server"
 _INCOMING = 65_536
 """Two retained messages of each device come at once when a task starts."""
+_LOOK_S = 1.0
 
 OpenBus = Callable[[Publication, Birth], Bus]
 OpenSuperLink = Callable[[dict[str, str]], AbstractAsyncContextManager[RunningSuperLink]]
@@ -151,6 +152,7 @@ class CentralServer:
             self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
             self._spawn(self._publisher.guard(bus), "own state")
             self._spawn(self._logs.run(), "task logs")
+            self._spawn(self._watch_broker(bus), "broker's presence")
             self._spawn(asyncio.to_thread(scalars.warm_up), "tensorboard")
             while self._waiting:
                 self._start(self._waiting.pop())
@@ -161,6 +163,13 @@ class CentralServer:
                 task.close()
             for worker in list(self._workers):
                 worker.cancel()
+
+    async def _watch_broker(self, bus: Bus) -> None:
+        """Have the ServerApps know when nothing can be heard of devices, until canceled."""
+        while True:
+            for task in self._tasks:
+                task.fleet.see(blind=not bus.connected)
+            await asyncio.sleep(_LOOK_S)
 
     def _start(self, task: ServerTask) -> None:
         if self._group is None:

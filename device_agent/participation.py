@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -222,9 +222,9 @@ class _Teller:
             self._reason = told
             self._tell(self._report.phase(Phase.CONNECTING, reason=told))
 
-    def connected(self, node_id: int) -> None:
+    def connected(self, node_id: int, in_hand: Collection[str]) -> None:
         self._reason = None
-        self._tell(self._report.connected(node_id))
+        self._tell(self._report.connected(node_id, in_hand))
 
     def checked_in(self, node_id: int, nonce: str) -> None:
         self._tell(self._report.checked_in(node_id, nonce))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from trellis.mqtt import Bus, Publication
@@ -67,20 +68,26 @@ class ExecutionReport:
             changes["round"] = round_number
         await self._change(changes)
 
-    async def connected(self, node_id: int) -> None:
-        """The device is a Flower node; if it was before, its check-in and last upload still count."""
-        last = self.execution.flower if self.execution else None
-        if last is None or last.node_id != node_id:
-            linkage = FlowerLinkage(node_id=node_id)
-        else:
-            # A crash between upload and announcement must not hide the reply from the server.
-            pushing = self._journal.pushing(self.task)
-            linkage = last.model_copy(update={"message_id": pushing or last.message_id})
+    async def connected(self, node_id: int, in_hand: Collection[str] = ()) -> None:
+        """The device is a Flower node; if it was before, its check-in and last upload still count.
+
+        Args:
+            node_id: Which node.
+            in_hand: The messages that it has, and has not answered.
+        """
+        last = self._linkage(node_id)
+        changes: dict[str, Any] = {} if in_hand else {"connects": last.connects + 1}
+        # A crash between upload and announcement must not hide the reply from the server. One that is still
+        # in hand is perhaps half there: a server that pulls it now takes it away from under its upload.
+        pushing = self._journal.pushing(self.task)
+        if last == self._last_linkage and pushing is not None and pushing not in in_hand:
+            changes["message_id"] = pushing
+        linkage = last.model_copy(update=changes)
         await self._change({"phase": Phase.WAITING, "reason": None, "flower": linkage})
 
     async def checked_in(self, node_id: int, nonce: str) -> None:
         """The server has asked who this node is; shown here, the nonce proves the answer."""
-        linkage = FlowerLinkage(node_id=node_id, nonce=nonce)
+        linkage = self._linkage(node_id).model_copy(update={"nonce": nonce, "message_id": None})
         await self._change({"phase": Phase.WAITING, "reason": None, "flower": linkage})
 
     def replying(self, message_id: str) -> None:
@@ -89,7 +96,7 @@ class ExecutionReport:
 
     async def uploaded(self, message_id: str, phase: Phase, reason: Reason | None) -> None:
         """A reply is at the server, and may be pulled there."""
-        linkage = self.execution.flower if self.execution else None
+        linkage = self._last_linkage
         if linkage is not None:
             linkage = linkage.model_copy(update={"message_id": message_id})
         await self._change({"phase": phase, "reason": reason, "flower": linkage})
@@ -116,6 +123,14 @@ class ExecutionReport:
     async def clear(self) -> None:
         """Remove the execution from the broker; the journal keeps its version and the task's revision."""
         await self._bus.publish(self._topic, b"", retain=True)
+
+    @property
+    def _last_linkage(self) -> FlowerLinkage | None:
+        return self.execution.flower if self.execution else None
+
+    def _linkage(self, node_id: int) -> FlowerLinkage:
+        last = self._last_linkage
+        return last if last is not None and last.node_id == node_id else FlowerLinkage(node_id=node_id)
 
     async def _change(self, changes: dict[str, Any]) -> None:
         last = self.execution or Execution(state=ExecutionState.QUEUED)

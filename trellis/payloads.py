@@ -153,11 +153,14 @@ class FlowerLinkage(Part):
     Attributes:
         nonce: What the server's query message handed to that node: it proves that node and device are one.
         message_id: The reply that is uploaded and may be pulled (the ID of the message it answers).
+        connects: How often the node has connected with no message in hand: what was sent to it before then
+            and is not answered never reached it. A SuperLink hands a message out once, be it into a void.
     """
 
     node_id: NodeId
     nonce: Text | None = None
     message_id: Text | None = None
+    connects: Count = 0
 
 
 class Execution(Payload):

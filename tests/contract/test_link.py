@@ -158,6 +158,45 @@ async def test_an_upload_that_was_cut_is_finished_by_the_same_answer(
     await asyncio.to_thread(link.close, deactivate=True)
 
 
+async def test_a_message_that_is_cut_while_it_comes_costs_what_was_on_its_way(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type="train", floats=9)
+    pull_object, pulled_objects = FleetHttpClient.PullObject, []
+
+    def cut(self: FleetHttpClient, request: Any) -> Any:
+        if len(pulled_objects) == 2:
+            raise httpx.ReadError("the connection is cut")
+        pulled_objects.append(request.object_id)
+        return pull_object(self, request)
+
+    def whole(self: FleetHttpClient, request: Any) -> Any:
+        pulled_objects.append(request.object_id)
+        return pull_object(self, request)
+
+    monkeypatch.setattr("trellis.flower.link.pull_objects", one_by_one)
+    with monkeypatch.context() as patched:
+        patched.setattr(FleetHttpClient, "PullObject", cut)
+        with pytest.raises(Unavailable, match="the connection is cut"):
+            await pulled(link)
+    assert link.in_hand == {sent["id"]}
+    monkeypatch.setattr(FleetHttpClient, "PullObject", whole)
+    await asyncio.to_thread(link.connect)
+    message = await pulled(link)
+    assert message.metadata.message_id == sent["id"]
+    assert len(pulled_objects) == len(set(pulled_objects)) > 2, "none comes twice"
+    await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    assert (await federation.app.reply_to(sent["id"]))["sum"] == 9.0
+    assert not link.in_hand
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+def one_by_one(object_ids: list[str], pull: Any, **_: Any) -> dict[str, bytes]:
+    """As Flower's, which pulls several at once: so that a cut finds some that have come."""
+    return {object_id: pull(object_id) for object_id in object_ids}
+
+
 async def test_a_reply_whose_last_acknowledgement_was_lost_is_there(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

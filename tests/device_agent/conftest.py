@@ -75,6 +75,10 @@ class LinkInMemory:
         self._server = server
         self._again: Iterator[Message] = iter(())
 
+    @property
+    def in_hand(self) -> list[str]:
+        return list(self._server._unanswered)
+
     def connect(self) -> int:
         self._answering()
         self._again = iter(list(self._server._unanswered.values()))

@@ -368,6 +368,53 @@ async def test_a_reply_uploaded_before_a_crash_is_announced_at_the_next_start(
     assert execution.attempt == 2
 
 
+async def test_a_reply_whose_upload_was_cut_is_announced_only_once_it_is_whole(
+    device, bus, watched, flower, make_task
+):
+    pushes: list[str] = []
+    announced_early: list[bool] = []
+
+    def connected_again() -> bool:
+        broke = [e.version for e in watched.executions if e.reason is not None]
+        return any(e.phase is Phase.WAITING and e.version > broke[0] for e in watched.executions if broke)
+
+    def pushing(message_id: str) -> None:
+        pushes.append(message_id)
+        if len(pushes) == 1:
+            raise Unavailable("the connection broke in the middle of it")
+        _until(connected_again)
+        announced_early.append(any(e.flower and e.flower.message_id for e in watched.executions))
+
+    flower.pushing = pushing
+    query = flower.send("query", {"task": "blobs", "nonce": "n1"})
+    async with taking_part(device, bus, make_task()):
+        await watched.until(lambda e: bool(e.flower and e.flower.message_id == query))
+    assert pushes == [query, query]
+    assert announced_early == [False]
+
+
+async def test_a_device_counts_how_often_it_connects_with_nothing_in_hand(
+    device, bus, watched, flower, make_task
+):
+    flower.pushing = lambda _: cut()
+    breaks = [Unavailable("cut"), Unavailable("cut")]
+
+    def cut() -> None:
+        if breaks:
+            raise breaks.pop()
+
+    query = flower.send("query", {"task": "blobs", "nonce": "n1"})
+    async with taking_part(device, bus, make_task()) as (participation, _):
+        shown = await watched.until(lambda e: bool(e.flower and e.flower.message_id == query))
+        assert shown.flower.connects == 1, "while the answer was in hand nothing else can have been lost"
+        flower.down = True
+        participation.round_changed(announced(1))
+        await watched.until(lambda e: e.reason is not None and e.reason.message.endswith("answer"))
+        flower.down = False
+        shown = await watched.until(lambda e: bool(e.flower and e.flower.connects == 2))
+        assert (shown.flower.nonce, shown.flower.message_id) == ("n1", query)
+
+
 async def test_a_server_that_is_away_is_tried_again_and_named(device, bus, watched, flower, make_task):
     flower.down = True
     query = flower.send("query", {"task": "blobs", "nonce": "n1"})

@@ -20,6 +20,7 @@ from typing import Any
 
 from members import Finished, Ground, Member, free_ports, listened, listening_ports
 from observer import Observer
+from slow_link import Line, SlowLink
 
 from trellis.cli.fleet_keys import make_keys
 from trellis.errors import TrellisError
@@ -48,30 +49,66 @@ class Device:
 
 
 class Federation:
-    """A broker, a server, a gateway for each region, and devices."""
+    """A broker, a server, a gateway for each region, and devices.
+
+    Args:
+        folder: Gets everything; removed at the end.
+        server_options: More options of `trellis server`.
+        gateway_options: More options of every gateway.
+        own_broker: The regions that have a broker of their own, beside the server's.
+        line: What lies between devices and the rest: a bad link to the front, and another to the broker.
+
+    Attributes:
+        links: The two bad links, by what they lead to: `front` and `broker`; empty without `line`.
+        region_brokers: The regions' own brokers.
+    """
 
     def __init__(
-        self, folder: Path, *, devices: tuple[Device, ...], server_options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        devices: tuple[Device, ...],
+        server_options: tuple[str, ...] = (),
+        gateway_options: tuple[str, ...] = (),
+        own_broker: tuple[str, ...] = (),
+        line: Line | None = None,
     ) -> None:
         self.ground = Ground(folder)
         self.folder, self.keys = folder, folder / "keys"
         self.specs = {device.name: device for device in devices}
         self.regions = tuple(dict.fromkeys(device.region for device in devices))
-        broker, self.front_port, api, *gateways = self._ports = free_ports(3 + len(self.regions))
-        self.broker_url, self.server_url = f"mqtt://127.0.0.1:{broker}", f"http://127.0.0.1:{api}"
+        count = len(self.regions)
+        self._ports = free_ports(5 + count + len(own_broker))
+        broker, self.front_port, api, bad_front, bad_broker, *more = self._ports
+        self.broker_url, self.server_url = _mqtt(broker), f"http://127.0.0.1:{api}"
         self.gateway_urls = {
-            region: f"http://127.0.0.1:{port}" for region, port in zip(self.regions, gateways, strict=True)
+            region: f"http://127.0.0.1:{port}"
+            for region, port in zip(self.regions, more[:count], strict=True)
         }
-        common = ("--keys", "keys", "--broker", self.broker_url, "--insecure")
-        self.broker = Member(
-            "broker", self.ground, "broker", "--port", str(broker), "--insecure", "--state", "broker"
-        )
+        self.region_broker_urls = dict(zip(own_broker, map(_mqtt, more[count:]), strict=True))
+        self.links: dict[str, SlowLink] = {}
+        self.task_port, self._device_broker_url = self.front_port, self.broker_url
+        if line is not None:
+            self.links = {
+                "front": SlowLink(bad_front, self.front_port, line),
+                "broker": SlowLink(bad_broker, broker, line),
+            }
+            self.task_port, self._device_broker_url = bad_front, _mqtt(bad_broker)
+        self.broker = self._broker("broker", broker)
+        self.region_brokers = {
+            region: self._broker(f"broker-{region}", port)
+            for region, port in zip(own_broker, more[count:], strict=True)
+        }
         ports = ("--front-port", str(self.front_port), "--api-port", str(api))
         data = () if "--data" in server_options else ("--data", "digits")
-        self.server = Member("server", self.ground, "server", *ports, *data, *server_options, *common)
+        common = ("--keys", "keys", "--insecure")
+        up = ("--broker", self.broker_url, *common)
+        self.server = Member("server", self.ground, "server", *ports, *data, *server_options, *up)
         self.gateways = {
-            region: Member(f"gateway-{region}", self.ground, *self._gateway(region, port), *common)
-            for region, port in zip(self.regions, gateways, strict=True)
+            region: Member(
+                f"gateway-{region}", self.ground, *self._gateway(region, port), *gateway_options, *common
+            )
+            for region, port in zip(self.regions, more[:count], strict=True)
         }
         self.devices = {
             device.name: Member(f"device-{device.name}", self.ground, *self._device(n, device), *common)
@@ -79,18 +116,31 @@ class Federation:
         }
         self.mqtt = Observer(self.broker_url, self.check_alive)
 
+    def _broker(self, name: str, port: int) -> Member:
+        options = ("--port", str(port), "--insecure", "--state", name)
+        return Member(name, self.ground, "broker", *options)
+
     def _gateway(self, region: str, port: int) -> tuple[str, ...]:
-        return ("gateway", "--region", region, "--api-port", str(port), "--server", self.server_url)
+        where = ("--api-port", str(port), "--server", self.server_url)
+        brokers = ("--broker", self.region_broker_urls.get(region, self.broker_url))
+        return ("gateway", "--region", region, *where, *brokers, "--parent-broker", self.broker_url)
 
     def _device(self, index: int, device: Device) -> tuple[str, ...]:
         partition = device.partition or f"{index}/{len(self.specs)}"
-        who = ("--name", device.name, "--region", device.region, "--server", f"127.0.0.1:{self.front_port}")
-        return ("device", *who, "--data", device.data, "--partition", partition, *device.options)
+        who = ("--name", device.name, "--region", device.region, "--server", f"127.0.0.1:{self.task_port}")
+        broker = self.region_broker_urls.get(device.region, self._device_broker_url)
+        data = ("--data", device.data, "--partition", partition)
+        return ("device", *who, "--broker", broker, *data, *device.options)
 
     @property
     def members(self) -> list[Member]:
-        """All processes that belong to it, the broker first."""
-        return [self.broker, self.server, *self.gateways.values(), *self.devices.values()]
+        """All processes that belong to it, the brokers first."""
+        return [*self.brokers, self.server, *self.gateways.values(), *self.devices.values()]
+
+    @property
+    def brokers(self) -> list[Member]:
+        """All brokers, the server's first."""
+        return [self.broker, *self.region_brokers.values()]
 
     async def __aenter__(self) -> Federation:
         try:
@@ -112,7 +162,10 @@ class Federation:
 
     async def _start(self) -> None:
         make_keys(self.keys, self.regions)
-        self.broker.start()
+        for broker in self.brokers:
+            broker.start()
+        for link in self.links.values():
+            await link.__aenter__()
         await self.mqtt.__aenter__()
         await self.mqtt.connected(START_S)
         self.server.start()
@@ -126,9 +179,9 @@ class Federation:
     async def _leave(self) -> None:
         running = [member for member in self.members if member.running]
         ports = sorted({*self._ports, *listening_ports(self.ground.processes())})
-        codes = await asyncio.gather(*(member.stop() for member in running if member is not self.broker))
-        await self.mqtt.__aexit__()
-        codes.append(await self.broker.stop())
+        codes = await asyncio.gather(*(one.stop() for one in running if one not in self.brokers))
+        await self._unwatch()
+        codes += [await broker.stop() for broker in self.brokers if broker in running]
         assert set(codes) <= {0}, f"exit codes {codes} of {[member.name for member in running]} after SIGTERM"
         deadline = time.monotonic() + 10
         while left := [*self.ground.residue(), *(f"port {port}" for port in listened(ports))]:
@@ -138,10 +191,15 @@ class Federation:
 
     async def _abandon(self, error: BaseException) -> None:
         error.add_note(self.last_words())
-        await self.mqtt.__aexit__()
+        await self._unwatch()
         for member in reversed(self.members):
             member.wanted = False
         await asyncio.to_thread(self.ground.clear)
+
+    async def _unwatch(self) -> None:
+        await self.mqtt.__aexit__()
+        for link in self.links.values():
+            await link.__aexit__()
 
     def check_alive(self) -> None:
         """Fail if a process has ended by itself."""
@@ -155,6 +213,13 @@ class Federation:
         if superlink.exists():
             logs.append("--- superlink\n" + "\n".join(superlink.read_text().splitlines()[-25:]))
         return "\n".join(logs)
+
+    async def cut_broker(self) -> None:
+        """Kill the server's broker, and return once its command has ended because of that."""
+        for mosquitto in self.broker.descendants():
+            mosquitto.kill()
+        self.broker.wanted = False
+        assert await self.broker.ended(within_s=20) != 0, "the command ends with its broker, and says so"
 
     async def all_online(self) -> None:
         """Return once MQTT shows everybody who runs."""
@@ -176,7 +241,7 @@ class Federation:
         value: dict[str, Any] = {
             "task": name,
             "regions": list(regions or self.regions),
-            "server": {"address": f"127.0.0.1:{self.front_port}", "tls": False},
+            "server": {"address": f"127.0.0.1:{self.task_port}", "tls": False},
             "model": {"name": "softmax"},
             "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
             "train": {"rounds": 2, "batch_size": 16, "learning_rate": 0.05, "momentum": 0.9, "seed": 7},
@@ -241,3 +306,7 @@ class Federation:
         async with ServiceClient(self.server_url, tls=None) as client:
             await client.download(f"/v1/tasks/{task}/model", file)
         return file
+
+
+def _mqtt(port: int) -> str:
+    return f"mqtt://127.0.0.1:{port}"

@@ -29,11 +29,25 @@ class Network:
         centre: This machine's address.
         edge: The other end's.
         at_edge: What a command there starts with; nothing where both ends are this machine.
+        cable: What takes this end of the cable down or up, with that word behind it.
     """
 
     centre: str
     edge: str
     at_edge: tuple[str, ...] = ()
+    cable: tuple[str, ...] = ()
+
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """The two ends do not hear of each other while this is open, and nobody tells them so."""
+        if not self.cable:
+            problem = "there is no cable between two ends on one machine"
+            pytest.fail(problem) if os.environ.get("CI") else pytest.skip(problem)
+        subprocess.run([*self.cable, "down"], check=True, timeout=20)
+        try:
+            yield
+        finally:
+            subprocess.run([*self.cable, "up"], check=True, timeout=20)
 
 
 @contextlib.contextmanager
@@ -76,7 +90,8 @@ def _namespace() -> Iterator[Network]:
             ("link", "set", "lo", "up"),
         ):
             ip("-n", name, *words)
-        yield Network(centre, edge, (program, "netns", "exec", name))
+        cable_command = (program, "link", "set", f"{cable}a")
+        yield Network(centre, edge, (program, "netns", "exec", name), cable_command)
     finally:
         # Its end of the cable goes with it, and with that ours.
         ip("netns", "del", name)

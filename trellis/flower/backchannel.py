@@ -85,6 +85,7 @@ class FleetDevice(_Model):
         node_id: The Flower node that its execution claims.
         nonce: The nonce that its execution shows: it proves the claim.
         message_id: The message whose reply it has uploaded.
+        connects: How often its node has connected with no message in hand.
     """
 
     region: RegionName
@@ -95,6 +96,7 @@ class FleetDevice(_Model):
     node_id: int | None = None
     nonce: str | None = None
     message_id: str | None = None
+    connects: Count = 0
     samples: int | None = None
     reason: Reason | None = None
 
@@ -111,9 +113,11 @@ class FleetView(_Model):
         canceled: Whether it was called off.
         over: Whether it has ended at the centre: a region's app is needed no more.
         announced: Messages that the tier above has sent so far: a region's app pulls when it has grown.
+        blind: Whether the service's broker is away: the members are old news, and no upload is announced.
     """
 
     version: Count
+    blind: bool = False
     canceled: bool = False
     over: bool = False
     announced: Count = 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.flower.delivery import Delivery
 from trellis.flower.inline import OFFER
 from trellis.flower.mail import Mail
 from trellis.flower.pulling import Pulled, Puller
@@ -43,6 +44,7 @@ class _Question:
     message_id: str
     nonce: str
     asked_at: float
+    delivery: Delivery
     answer: Message | None = None
     unreadable: bool = False
     pulled: bool = False
@@ -82,13 +84,16 @@ class CheckIn:
         taken = {member.node_id for member in self.members(view)}
         strangers = [d for d in view.devices if is_taking_part(d) and d.node_id not in taken]
         now = time.monotonic()
-        unasked: set[int] = set()
+        unasked: dict[int, int] = {}
         answered: list[tuple[FleetDevice, _Question]] = []
         for device in strangers:
             node_id = device.node_id or 0
             question = self._questions.get(node_id)
             if question is None or now - question.asked_at > _ASK_AGAIN_S:
-                unasked.add(node_id)
+                unasked[node_id] = device.connects
+            elif question.message_id != device.message_id and question.delivery.failed(device):
+                logger.info("the query of device=%s never reached it, and is sent again", device.name)
+                unasked[node_id] = device.connects
             elif device.nonce == question.nonce and device.message_id == question.message_id:
                 answered.append((device, question))
         if answered:
@@ -97,7 +102,7 @@ class CheckIn:
                 self._take_answer(device, question)
         self.newcomers = sum(_is_coming(d) and not self._knows(d) for d in view.devices)
         if unasked:
-            self._ask(sorted(unasked), now)
+            self._ask(unasked, now)
 
     def members(self, view: FleetView) -> list[Member]:
         """Return who has checked in and is here now, by name."""
@@ -115,7 +120,8 @@ class CheckIn:
         member = self._members.get(device.name)
         return member is not None and member.node_id == device.node_id
 
-    def _ask(self, node_ids: list[int], now: float) -> None:
+    def _ask(self, connects: dict[int, int], now: float) -> None:
+        node_ids = sorted(connects)
         nonces = [secrets.token_hex(16) for _ in node_ids]
         messages = [
             Message(
@@ -129,7 +135,7 @@ class CheckIn:
         message_ids = list(self._mail.push_messages(messages))
         for node_id, nonce, message_id in zip(node_ids, nonces, message_ids, strict=True):
             # One that the SuperLink refused, of a node that it does not know, is remembered as well.
-            self._questions[node_id] = _Question(message_id or "", nonce, now)
+            self._questions[node_id] = _Question(message_id or "", nonce, now, Delivery(connects[node_id]))
         accepted = sum(bool(message_id) for message_id in message_ids)
         if accepted:
             self._on_asked(accepted)

@@ -20,17 +20,24 @@ from flwr.app import RecordDict
 
 from trellis.flower.backchannel import FleetView, Outcome, Tally
 from trellis.flower.checkin import is_taking_part
+from trellis.flower.delivery import Delivery
 from trellis.flower.updates import Update
 
 
 @dataclass
 class Flight:
-    """One message on its way to one device."""
+    """One message on its way to one device.
+
+    Attributes:
+        sent_again: Another has taken its place, because it was lost on its way; an answer would count still.
+    """
 
     name: str
     node_id: int
     outcome: str = "open"
     reason: str | None = None
+    delivery: Delivery = field(default_factory=Delivery)
+    sent_again: bool = False
 
 
 @dataclass
@@ -108,6 +115,22 @@ class Exchange:
         """Return the slots that nobody present works on: their message may go to one that stands by."""
         return [slot for slot in self.slots if slot.filled_by is None and not self._worked_on(slot, view)]
 
+    def undelivered(self, view: FleetView) -> list[tuple[Slot, Flight]]:
+        """Return the messages that were lost on their way to devices that are back, noted as sent again."""
+        here = {device.node_id: device for device in view.devices if is_taking_part(device)}
+        found = [
+            (slot, flight)
+            for slot in self.slots
+            if slot.filled_by is None
+            for flight in slot.open_flights.values()
+            if not flight.sent_again
+            and flight.node_id in here
+            and flight.delivery.failed(here[flight.node_id])
+        ]
+        for _, flight in found:
+            flight.sent_again = True
+        return found
+
     def busy_nodes(self) -> set[int]:
         """Return the nodes that were asked in this phase."""
         return {flight.node_id for slot in self.slots for flight in slot.flights.values()}
@@ -145,6 +168,8 @@ class Exchange:
         for slot in self.slots:
             for message_id, flight in slot.flights.items():
                 outcome = flight.outcome
+                if outcome == "open" and flight.sent_again:
+                    continue
                 if outcome == "open" and flight.node_id not in present:
                     outcome = "lost"
                 elif outcome == "open":

@@ -18,6 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -74,6 +75,17 @@ _PULL_OBJECT_S = 120.0
 _REFUSED = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
 
 
+@dataclass
+class _Coming:
+    """A message that was handed out, and those of its objects that have come."""
+
+    message_id: str
+    run_id: int
+    node_id: int
+    object_ids: list[str]
+    objects: dict[str, bytes] = field(default_factory=dict)
+
+
 class FlowerLink:
     """A Flower client of one server. Blocking; for one thread, while heartbeats run in another.
 
@@ -99,6 +111,8 @@ class FlowerLink:
         self._heartbeat_s = heartbeat_s
         self._inbox = Inbox(folder / "inbox")
         self._unanswered: Iterator[Letter] = iter(())
+        self._in_hand: set[str] = set()
+        self._coming: _Coming | None = None
         self._parcels: set[str] = set()
         self._inline: set[str] = set()
         self._asked: dict[str, tuple[float, float]] = {}
@@ -112,6 +126,12 @@ class FlowerLink:
         """This device's Flower node ID at this server."""
         return int(self._active_node().node_id)
 
+    @property
+    def in_hand(self) -> frozenset[str]:
+        """The IDs of the messages that this node has, or is fetching, and has not answered."""
+        coming = set() if self._coming is None else {self._coming.message_id}
+        return frozenset(self._in_hand | coming)
+
     def connect(self) -> int:
         """Be an active node and return its ID: the remembered one if the server still knows it.
 
@@ -121,7 +141,11 @@ class FlowerLink:
         with self._answers(connecting=True):
             node_id = self._resume() or self._activate()
         self._node = Node(node_id=node_id)
-        self._unanswered = iter([letter for letter in self._inbox.letters() if letter.node_id == node_id])
+        letters = [letter for letter in self._inbox.letters() if letter.node_id == node_id]
+        self._unanswered = iter(letters)
+        self._in_hand = {letter.message_id for letter in letters}
+        if self._coming is not None and self._coming.node_id != node_id:
+            self._coming = None
         if self._beats is None:
             self._beats = threading.Thread(target=self._beat, name="flower-heartbeat", daemon=True)
             self._beats.start()
@@ -136,32 +160,63 @@ class FlowerLink:
             except Exception as error:  # noqa: BLE001 - it must not come first for ever
                 logger.error("link: message %s cannot be read: %s", letter.message_id[:8], error)
                 self.forget(letter.message_id)
-        client, node = self._connected(), self._active_node()
-        with self._answers():
-            response = client.PullMessages(PullMessagesRequest(node=node))
+        came = self._next()
+        if came is None:
+            return None
+        # The SuperLink never hands it out again: what is confirmed must survive a crash.
+        self._keep(came)
+        self._in_hand.add(came.message_id)
+        self._coming = None
+        if not came.inline:
+            with self._answers():
+                self._confirm(self._connected(), self._active_node(), came.run_id, came.message_id)
+        return self._opened(came)
+
+    def _next(self) -> Letter | None:
+        if self._coming is None:
+            with self._answers():
+                request = PullMessagesRequest(node=self._active_node())
+                response = self._connected().PullMessages(request)
             if not response.messages_list:
                 return None
-            letter = self._letter(response.messages_list[0], response.message_object_trees[0])
-        # The SuperLink never hands it out again: what is confirmed must survive a crash.
-        self._keep(letter)
-        if not letter.inline:
-            with self._answers():
-                self._confirm(client, node, letter.run_id, letter.message_id)
-        return self._opened(letter)
+            inline = self._begin(response.messages_list[0], response.message_object_trees[0])
+            if inline is not None:
+                return inline
+        return self._fetch()
 
-    def _letter(self, proto: ProtoMessage, tree: ObjectTree) -> Letter:
-        client, node, run_id = self._connected(), self._active_node(), proto.metadata.run_id
-        message = whole(proto)
-        objects = (
-            pull_objects(
-                [branch.object_id for branch in iterate_object_tree(tree)],
-                make_pull_object_fn_protobuf(client.PullObject, node, run_id),
-                max_time=_PULL_OBJECT_S,
-            )
-            if message is None
-            else objects_of(message)
+    def _begin(self, proto: ProtoMessage, tree: ObjectTree) -> Letter | None:
+        """Return a message that came whole; another is fetched from now on."""
+        message, run_id, node_id = whole(proto), proto.metadata.run_id, self.node_id
+        if message is not None:
+            return Letter(tree.object_id, run_id, node_id, objects_of(message), inline=True)
+        # It is never handed out again: a connection that is cut must cost what was on its way, no more.
+        object_ids = [branch.object_id for branch in iterate_object_tree(tree)]
+        self._coming = _Coming(tree.object_id, run_id, node_id, object_ids)
+        return None
+
+    def _fetch(self) -> Letter:
+        """Return the message that is coming, with all its objects; those that have come stay if it fails."""
+        coming = self._coming
+        if coming is None:
+            raise RuntimeError("no message is coming")
+        pull_object = make_pull_object_fn_protobuf(
+            self._connected().PullObject, self._active_node(), coming.run_id
         )
-        return Letter(tree.object_id, run_id, int(node.node_id), objects, inline=message is not None)
+
+        def kept(object_id: str) -> bytes:
+            coming.objects[object_id] = pull_object(object_id)
+            return coming.objects[object_id]
+
+        missing = [object_id for object_id in coming.object_ids if object_id not in coming.objects]
+        try:
+            with self._answers():
+                pull_objects(missing, kept, max_time=_PULL_OBJECT_S)
+        except Unavailable as error:
+            if not isinstance(error.__cause__, httpx.TransportError | OSError):
+                self._coming = None  # the SuperLink has it no more
+            raise
+        objects = {object_id: coming.objects[object_id] for object_id in coming.object_ids}
+        return Letter(coming.message_id, coming.run_id, coming.node_id, objects, inline=False)
 
     def push(self, reply: Message) -> str:
         """Upload `reply` whole and return the ID of the message that it answers.
@@ -226,6 +281,7 @@ class FlowerLink:
     def forget(self, message_id: str) -> None:
         """Drop a message: it is answered, or never will be."""
         self._inbox.drop(message_id)
+        self._in_hand.discard(message_id)
         self._parcels.discard(message_id)
         self._inline.discard(message_id)
         self._asked.pop(message_id, None)

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,10 @@ HANDLER_BROKE = 100
 
 class Link(Protocol):
     """A Flower client of one server, as `trellis.flower.link.FlowerLink`; blocking, for one thread."""
+
+    @property
+    def in_hand(self) -> Collection[str]:
+        """The IDs of the messages that this node has, and has not answered."""
 
     def connect(self) -> int:
         """Be an active node and return its ID; raises Unavailable or Refused."""
@@ -40,7 +44,7 @@ class LinkEvents(Protocol):
 
     def connecting(self, reason: str) -> None: ...
 
-    def connected(self, node_id: int) -> None: ...
+    def connected(self, node_id: int, in_hand: Collection[str]) -> None: ...
 
     def replying(self, message_id: str) -> None: ...
 
@@ -148,7 +152,7 @@ class LinkLoop:
         if self._node_id is None:
             self._node_id = self._link.connect()
             self._found_last = True
-            self._events.connected(self._node_id)
+            self._events.connected(self._node_id, self._link.in_hand)
         announced = self._halt.take_news()
         # A message may be one that waits in the inbox: only an empty pull, or a push, shows that all is well.
         message = self._link.pull()

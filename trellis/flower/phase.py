@@ -15,6 +15,7 @@ from trellis.errors import Canceled, PayloadError, TensorError, TrainingFailed
 from trellis.flower.backchannel import FleetView
 from trellis.flower.channel import Fleet
 from trellis.flower.checkin import CheckIn
+from trellis.flower.delivery import Delivery
 from trellis.flower.exchange import Exchange, Flight, Slot, Standing
 from trellis.flower.harvest import Harvest
 from trellis.flower.mail import Mail
@@ -115,7 +116,8 @@ class Phase:
         self._counts_said = 0.0
         self._closed: Standing | None = None
         self._round = _round_of(outgoing[0])
-        self._send([(Slot(m.content, self._type), m) for m in outgoing], new=True)
+        view = fleet.wait(-1, 0.0)
+        self._send([(Slot(m.content, self._type), m) for m in outgoing], view, new=True)
 
     def run(self) -> tuple[list[Message], Standing]:
         """Wait until the phase closes; return the replies for the strategy, and what became of everybody."""
@@ -133,7 +135,7 @@ class Phase:
             self._take_in(_TAKE_S)
             if remaining <= 0:
                 return self._close(view)
-            if self._replace(view):
+            if self._replace(view) or self._send_again(view):
                 continue
             if self._exchange.is_complete(view):
                 return self._close(view)
@@ -141,6 +143,8 @@ class Phase:
 
     def _uploaded(self, view: FleetView) -> list[str]:
         # What came too late for its phase is pulled as well, and dropped: the SuperLink keeps it until then.
+        if view.blind:
+            return list(self._exchange.awaited())  # no upload is announced: whatever is there is taken
         announced = {device.message_id for device in view.devices}
         return self._exchange.uploaded(view) + [key for key in self._stale if key in announced]
 
@@ -156,11 +160,13 @@ class Phase:
         self._say(now=True)
         return self._harvest.for_strategy(), self._closed
 
-    def _send(self, pairs: list[tuple[Slot, Message]], *, new: bool = False) -> None:
+    def _send(self, pairs: list[tuple[Slot, Message]], view: FleetView, *, new: bool = False) -> None:
+        connects = {device.node_id: device.connects for device in view.devices}
         message_ids = list(self._mail.push_messages(wrapped(message for _, message in pairs)))
         for (slot, message), message_id in zip(pairs, message_ids, strict=True):
             node_id = message.metadata.dst_node_id
-            flight = Flight(self._checkin.name_of(node_id), node_id)
+            delivery = Delivery(connects.get(node_id, 0))
+            flight = Flight(self._checkin.name_of(node_id), node_id, delivery=delivery)
             if new:
                 self._exchange.add(slot)
             if not message_id:
@@ -213,8 +219,18 @@ class Phase:
         ]
         if pairs:
             logger.info("replaced by standby: %s", ", ".join(str(m.metadata.dst_node_id) for _, m in pairs))
-            self._send(pairs)
+            self._send(pairs, view)
         return bool(pairs)
+
+    def _send_again(self, view: FleetView) -> bool:
+        """Send what was lost on its way once more, to the same device."""
+        lost = self._exchange.undelivered(view)
+        if lost:
+            names = ", ".join(flight.name for _, flight in lost)
+            logger.info("round %d: never reached %s, and is sent again", self._round, names)
+            again = [(slot, Message(slot.content, f.node_id, slot.message_type)) for slot, f in lost]
+            self._send(again, view)
+        return bool(lost)
 
     def _say(self, *, now: bool = False) -> None:
         """Announce the counts: at once, or when they have changed, a few times a second."""

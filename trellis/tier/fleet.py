@@ -107,6 +107,11 @@ class TaskFleet:
         if messages != self._view.announced:
             self._replace(announced=messages)
 
+    def see(self, *, blind: bool) -> None:
+        """Note whether nothing can be heard of the members, because the broker is away."""
+        if blind != self._view.blind:
+            self._replace(blind=blind)
+
     async def wait(self, after: int, timeout_s: float) -> FleetView:
         """Return the view once its version is above `after`, or as it is after `timeout_s`."""
         try:
@@ -197,6 +202,7 @@ def _device(key: Key, seen: _Seen) -> FleetDevice:
         node_id=flower.node_id if flower else None,
         nonce=flower.nonce if flower else None,
         message_id=flower.message_id if flower else None,
+        connects=flower.connects if flower else 0,
         samples=execution.samples,
         reason=execution.reason,
     )

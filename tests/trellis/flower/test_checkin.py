@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from trellis.flower.backchannel import FleetDevice, FleetView
 from trellis.flower.checkin import CheckIn
-from trellis.payloads import ExecutionState
+from trellis.payloads import ExecutionState, Phase
 
 
 class FakeGrid(Grid):
@@ -138,6 +138,23 @@ def test_a_node_that_answers_with_an_error_is_no_member(desk: Desk, caplog: pyte
     desk.grid.replies["q1"] = Message(Error(1, "no data"), reply_to=desk.grid.sent["q1"])
     assert desk.step(device(nonce=desk.nonce("q1"), message_id="q1")) == []
     assert "check-in of device=eu-1/cam-7 failed: no data" in caplog.text
+
+
+def test_a_query_that_never_reached_its_device_is_sent_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trellis.flower.delivery.PATIENCE_S", 0.0)
+    desk.step(device(phase=Phase.WAITING, connects=1))
+    assert desk.step(device(phase=Phase.CONNECTING, connects=1)) == []
+    assert desk.asked == [1]
+    back = device(phase=Phase.WAITING, connects=2)
+    assert desk.step(back) == []
+    assert desk.asked == [1, 1]
+    assert desk.step(back) == [], "the second is on its way"
+    desk.grid.answer("q2", region="eu-1", device="cam-7", nonce=desk.nonce("q2"), samples=60)
+    proof: dict[str, Any] = {"nonce": desk.nonce("q2"), "message_id": "q2", "connects": 2}
+    assert desk.step(device(phase=Phase.WAITING, **proof)) == [("eu-1/cam-7", 5, 60)]
+    assert desk.asked == [1, 1]
 
 
 def test_two_that_claim_one_node_share_a_query_and_the_right_one_is_believed(desk: Desk) -> None:

@@ -50,6 +50,18 @@ def test_a_device_is_seen_once_it_has_an_execution() -> None:
     )
 
 
+def test_the_broker_is_seen_to_go_and_to_come_back_once_each() -> None:
+    seen = fleet()
+    seen.execution("eu-1", "cam-1", execution(1))
+    before = seen.view
+    seen.see(blind=False)
+    assert seen.view == before
+    for version in (1, 1, 2):  # the last is heard once the broker is back
+        seen.see(blind=version == 1)
+        seen.execution("eu-1", "cam-1", execution(version))
+    assert (seen.view.version, seen.view.blind) == (before.version + 2, False)
+
+
 def test_order_of_arrival_makes_no_difference() -> None:
     one, other = fleet(), fleet()
     one.device_state("eu-1", "cam-1", online())

@@ -1,0 +1,91 @@
+"""A message that never reached its device is noticed, and sent again to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flwr.app import RecordDict
+
+from trellis.flower import delivery
+from trellis.flower.backchannel import FleetDevice, FleetView
+from trellis.flower.delivery import PATIENCE_S, Delivery
+from trellis.flower.exchange import Exchange, Flight, Slot
+from trellis.flower.updates import Update
+from trellis.payloads import ExecutionState, Phase
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(delivery, "time", made)
+    return made
+
+
+def device(connects: int, phase: Phase | None = Phase.WAITING, **change: Any) -> FleetDevice:
+    fields = {"online": True, "state": ExecutionState.IN_PROGRESS, "node_id": 1, **change}
+    return FleetDevice(region="eu-1", device="d1", phase=phase, connects=connects, **fields)
+
+
+def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(clock: Clock) -> None:
+    sent = Delivery(connects=2)
+    assert not sent.failed(device(3))
+    clock.now += PATIENCE_S - 0.1
+    assert not sent.failed(device(3)), "it may be pulling it this moment"
+    clock.now += 0.2
+    assert sent.failed(device(3))
+
+
+@pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.TRAINING, Phase.EVALUATING])
+def test_one_that_is_at_work_is_let_be_and_its_patience_begins_anew(clock: Clock, phase: Phase) -> None:
+    sent = Delivery(connects=2)
+    assert not sent.failed(device(3))
+    clock.now += PATIENCE_S + 1
+    assert not sent.failed(device(3, phase))
+    assert not sent.failed(device(3))
+
+
+def test_one_that_stayed_connected_is_slow_and_nothing_else(clock: Clock) -> None:
+    sent = Delivery(connects=2)
+    assert not sent.failed(device(2))
+    clock.now += 3600
+    assert not sent.failed(device(2))
+
+
+def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_slot(clock: Clock) -> None:
+    phase = Exchange("train", 1.0)
+    slot = Slot(RecordDict(), "train", {"m1": Flight("eu-1/d1", 1)})
+    phase.add(slot)
+    back = FleetView(version=1, devices=(device(1),))
+    assert phase.undelivered(back) == []
+    clock.now += PATIENCE_S
+    ((found, flight),) = phase.undelivered(back)
+    assert (found, flight.name) == (slot, "eu-1/d1")
+    assert phase.undelivered(back) == []
+    slot.flights["m2"] = Flight("eu-1/d1", 1, delivery=Delivery(1))
+    assert set(phase.awaited()) == {"m1", "m2"}
+    assert phase.fill("m2", Update({}, {}, {}, 10, 0))
+    assert phase.is_complete(back)
+    (outcome,) = phase.close(back).outcomes
+    assert (outcome.device, outcome.outcome) == ("d1", "replied")
+
+
+def test_what_was_answered_or_went_to_one_who_is_away_is_not_sent_again(clock: Clock) -> None:
+    phase = Exchange("train", 1.0)
+    for node in (1, 2):
+        phase.add(Slot(RecordDict(), "train", {f"m{node}": Flight(f"eu-1/d{node}", node)}))
+    phase.fill("m1", Update({}, {}, {}, 10, 0))
+    back = FleetView(version=1, devices=(device(1), device(1, online=False, node_id=2)))
+    phase.undelivered(back)
+    clock.now += PATIENCE_S
+    assert phase.undelivered(back) == []

@@ -1,0 +1,40 @@
+"""Whether a message has reached its device.
+
+A SuperLink hands a message out once: what is handed out into a connection that breaks is lost, and neither
+end of it notices. A device counts how often it has connected with no message in hand. One that has done so
+since a message was sent to it, and then rests although it would have begun, has not got it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from trellis.flower.backchannel import FleetDevice
+from trellis.payloads import Phase
+
+PATIENCE_S = 3.0
+"""A message that was sent while its device connected is pulled within this time: a few round trips."""
+_RESTING = {Phase.WAITING, Phase.UPLOADED}
+
+
+@dataclass
+class Delivery:
+    """One message's way to its device.
+
+    Attributes:
+        connects: The device's count when the message was sent.
+    """
+
+    connects: int = 0
+    _doubted_at: float | None = None
+
+    def failed(self, device: FleetDevice) -> bool:
+        """Whether the message is lost, as far as what its device says shows it; asked again and again."""
+        if device.connects <= self.connects or device.phase not in _RESTING:
+            self._doubted_at = None
+            return False
+        now = time.monotonic()
+        if self._doubted_at is None:
+            self._doubted_at = now
+        return now - self._doubted_at >= PATIENCE_S
