@@ -11,15 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
 
 from models.registry import find_model, require_fit
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.envelope import Envelope, Keyring
-from trellis.errors import Refused
+from trellis.errors import Fault, InvalidInput, Refused
+from trellis.nearest import did_you_mean
 from trellis.tier.strategies import check_strategy
 
 CLOCK_TOLERANCE = timedelta(minutes=2)
 """An operator's clock may be a little ahead of the server's."""
+
+_FIELDS = {
+    "clock": "issued_at",
+    "expired": "expires_at",
+    "aggregation": "aggregation",
+    "model": "model.name",
+    "data": "evaluate.on",
+}
+"""What a refusal is about, where several things are wrong with one task."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +70,44 @@ class Admission:
 
         Raises:
             Refused: It may not or cannot; the code says which rule.
-            InvalidInput: The strategy is unknown, or the model does not take samples of that shape.
+            InvalidInput: The strategy is unknown, the model does not take samples of that shape, or several
+                rules say no, each of them a fault.
         """
-        _check_window(descriptor, now or datetime.now(UTC))
-        _check_tiers(descriptor)
-        require_fit(find_model(descriptor.model.name), descriptor.data.shape)
-        check_strategy(descriptor)
-        if "server" in descriptor.evaluate.on and descriptor.data.name not in self.data:
-            has = ", ".join(sorted(self.data)) or "none"
+        here = now or datetime.now(UTC)
+        errors: list[Refused | InvalidInput] = []
+        for rule in (
+            partial(_check_window, now=here),
+            _check_tiers,
+            _check_model,
+            check_strategy,
+            self._check_data,
+        ):
+            try:
+                rule(descriptor)
+            except (Refused, InvalidInput) as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise InvalidInput(f"task {descriptor.task!r}", chain.from_iterable(map(_faults, errors)))
+
+    def _check_data(self, descriptor: TaskDescriptor) -> None:
+        name = descriptor.data.name
+        if "server" in descriptor.evaluate.on and name not in self.data:
+            has = (", ".join(sorted(self.data)) or "none") + did_you_mean(name, self.data, before="; ")
             raise Refused(
                 "data",
-                f"task {descriptor.task!r} is to be evaluated on the server with {descriptor.data.name!r}, "
-                f"which has: {has}. Start it with --data {descriptor.data.name}=PATH, or let the task "
-                "evaluate on: [devices]",
+                f"task {descriptor.task!r} is to be evaluated on the server with {name!r}, which has: {has}. "
+                f"Start it with --data {name}=PATH, or let the task evaluate on: [devices]",
             )
+
+
+def _check_model(descriptor: TaskDescriptor) -> None:
+    require_fit(find_model(descriptor.model.name), descriptor.data.shape)
+
+
+def _faults(error: Refused | InvalidInput) -> tuple[Fault, ...]:
+    return (Fault(_FIELDS.get(error.code, ""), str(error)),) if isinstance(error, Refused) else error.faults
 
 
 def _check_window(descriptor: TaskDescriptor, now: datetime) -> None:

@@ -6,7 +6,6 @@ First whether the task may be believed (`believe`), then whether the device has 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +22,7 @@ from trellis.errors import (
     Refused,
     TrellisError,
 )
+from trellis.nearest import did_you_mean
 from trellis.payloads import Reason
 
 
@@ -120,8 +120,7 @@ def require_means(descriptor: TaskDescriptor, means: Means) -> None:
         )
     name = descriptor.model.name
     if name not in means.models:
-        near = difflib.get_close_matches(name, means.models, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, means.models, before="; ")
         raise Refused("model", f"model {name!r} is not known here, known are {', '.join(means.models)}{hint}")
     if means.backend not in means.backends:
         installed = ", ".join(means.backends) or "none"

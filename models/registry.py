@@ -10,7 +10,6 @@ Nothing here imports torch: a model's module is imported when it is asked for, a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from trellis.errors import ConfigError, Fault, InvalidInput, Refused, TrellisError
+from trellis.nearest import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -128,8 +128,7 @@ def models_that_fit(shape: Shape) -> list[str]:
 
 def _unknown(name: str) -> str:
     known = model_names()
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, known, after=" ")
     return (
         f"model {name[:80]!r} is not known here: {hint}Known are {', '.join(known)}; a package adds one by "
         f"an entry point in the group {GROUP!r}"

@@ -12,13 +12,13 @@ section, key or variable is an error that names the nearest one.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trellis.errors import ConfigError, Fault
+from trellis.nearest import nearest
 
 PREFIX = "TRELLIS_"
 FILE_NAME = "trellis.toml"
@@ -193,5 +193,5 @@ def check_environment(
 
 
 def _nearest(name: str, known: Iterable[str], form: str = "{}") -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {form.format(close[0])}?" if close else "remove it"
+    found = nearest(name, known)
+    return "remove it" if found is None else f"did you mean {form.format(found)}?"

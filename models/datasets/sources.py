@@ -19,6 +19,7 @@ from models.datasets import digits, idx, images, npz, table
 from models.datasets.dataset import Dataset, Indices, Labels, Samples
 from models.datasets.stored import Pair, Stored
 from trellis.errors import DataError, Fault
+from trellis.nearest import did_you_mean
 from trellis.seeds import generator
 
 Split = Literal["train", "test", "all"]
@@ -113,7 +114,9 @@ def _read(path: Path, label: str | None) -> Stored:
         by_class = not idx.holds_images(path) and images.holds_folders(path)
         return images.read_folder(path) if by_class else idx.read_folder(path)
     if not path.is_file():
-        raise DataError(f"data set {str(path)!r}", "no such file or folder; give digits, PATH or NAME=PATH")
+        hint = did_you_mean(str(path), ["digits"], before="; ")
+        due = f"no such file or folder; give digits, PATH or NAME=PATH{hint}"
+        raise DataError(f"data set {str(path)!r}", due)
     if _TABLE.search(path.name):
         return table.read(path, label)
     with path.open("rb") as file:

@@ -6,7 +6,6 @@ Texts are never numbered here: two devices that hold other classes would number 
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import logging
 import math
@@ -23,6 +22,7 @@ import numpy as np
 
 from models.datasets.stored import MAX_BYTES, MOST_FAULTS, Pair, Stored
 from trellis.errors import DataError, Fault
+from trellis.nearest import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +148,7 @@ def _no_label(columns: tuple[str, ...], wanted: str, path: Path) -> Fault:
     if len(columns) == 1:
         problem = f"there is one column, {columns[0][:80]!r}; labels and at least one feature are due"
         return Fault("line 1", problem, "separate cells by commas")
-    near = difflib.get_close_matches(wanted, columns, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(wanted, columns, after=" ")
     remedy = f"{hint}name the column of labels after the file: {path.name}#COLUMN"
     return Fault("line 1", f"no column is named {wanted!r}, there are {_listed(columns)}", remedy)
 

@@ -84,6 +84,26 @@ async def test_what_the_server_cannot_do_is_refused_with_a_reason(
         assert not (running.runs / "digits-mlp").exists()
 
 
+async def test_all_that_is_wrong_with_a_task_is_said_at_once_each_with_its_field(launch: Launcher) -> None:
+    wrong: dict[str, Any] = {
+        "issued_at": NOW - 2 * YEAR,
+        "expires_at": NOW - YEAR,
+        "model": {"name": "lenet"},
+        "strategy": {"name": "fedavgg"},
+        "data": {"name": "digts", "shape": [1, 8, 8], "classes": 10},
+        "evaluate": {"on": ["server"]},
+    }
+    async with launch(data={"digits": "digits"}) as running:
+        answer = await running.post(descriptor(**wrong))
+        assert error(answer)[:2] == (400, "invalid")
+        said = {one["field"]: one["problem"] for one in answer.json()["error"]["faults"]}
+    assert list(said) == ["expires_at", "model.name", "strategy.name", "evaluate.on"]
+    assert "expired at" in said["expires_at"]
+    assert "did you mean 'lenet5'? Known are convnet, lenet5, mlp, softmax" in said["model.name"]
+    assert "did you mean 'fedavg'?" in said["strategy.name"]
+    assert "with 'digts', which has: digits; did you mean 'digits'?" in said["evaluate.on"]
+
+
 async def test_a_task_evaluated_on_the_server_is_taken_where_its_data_is(launch: Launcher) -> None:
     async with launch(data={"digits": "digits"}) as running:
         assert (await running.post(descriptor(evaluate={"on": ["server", "devices"]}))).status_code == 201
@@ -96,6 +116,9 @@ async def test_only_pinned_operators_command(launch: Launcher) -> None:
         assert error(await running.http.post("/v1/tasks", content=body))[:2] == (403, "signature")
         plain = await running.http.post("/v1/tasks", content=descriptor().to_json())
         assert error(plain)[:2] == (400, "invalid")
+        assert error(plain)[2].startswith(
+            "envelope: this is an unsigned task descriptor (`trellis task post`"
+        )
         huge = await running.http.post("/v1/tasks", content=b"x" * 300_000)
         assert error(huge)[:2] == (400, "invalid")
 

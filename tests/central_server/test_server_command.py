@@ -122,14 +122,18 @@ def test_where_no_broker_listens_it_exits_2_and_names_the_command(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
-def test_a_taken_port_exits_2_and_names_it(tmp_path: Path, keys: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        done = run_server("--insecure", "--keys", str(keys), "--front-port", port, cwd=tmp_path)
+@pytest.mark.parametrize("option", ["--front-port", "--api-port"])
+def test_a_taken_port_exits_2_and_names_it_and_its_owner(tmp_path: Path, keys: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"--front-port": "0", "--api-port": "0", option: str(port)}
+        named = [word for pair in ports.items() for word in pair]
+        # Ports come before the broker: one that is away would be named otherwise.
+        done = run_server("--insecure", "--keys", str(keys), *named, cwd=tmp_path)
     assert done.returncode == 2
-    assert f"port {port}" in done.stderr
+    assert f"port {port} on 127.0.0.1: is taken by " in done.stderr
+    assert f"(pid {os.getpid()}): end it or choose another" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_topics_of_ended_tasks_are_kept_for_as_long_as_asked() -> None:

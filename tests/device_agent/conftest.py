@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from other_user import folder_for_all
 
 from device_agent.journal import Journal
 from device_agent.participation import Device
@@ -189,3 +190,9 @@ def journal(settings: DeviceSettings) -> Iterator[Journal]:
 def device(settings: DeviceSettings, blobs: Dataset, journal: Journal, flower: FlowerInMemory) -> Device:
     pace = Pace(idle_s=60.0, empty_s=0.2, recheck_s=0.4, retry_s=0.05, retry_most_s=0.2)
     return Device(settings, blobs, journal, flower, pace)
+
+
+@pytest.fixture
+def folder_of_all() -> Iterator[Path]:
+    with folder_for_all() as folder:
+        yield folder

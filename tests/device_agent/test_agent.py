@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 
 import device_agent.agent
@@ -35,6 +37,11 @@ from trellis.payloads import (
 
 BASE = "trellis/v1/eu-1"
 OWN = f"{BASE}/devices/cam-7"
+
+
+def demands(**changes: Any) -> dict[str, Any]:
+    """What `make_task` asks of a device's data, changed."""
+    return {"name": "blobs", "shape": [4], "classes": 3, "min_samples": 10} | changes
 
 
 class Fleet:
@@ -210,27 +217,60 @@ async def test_a_status_of_an_earlier_revision_ends_nothing(device, fleet, flowe
 
 
 @pytest.mark.parametrize(
-    ("changes", "code"),
+    ("changes", "code", "said"),
     [
-        ({"server": {"address": "10.9.9.9:8000", "tls": False}}, "server"),
-        ({"model": {"name": "lenet"}}, "model"),
-        ({"data": {"name": "cats", "shape": [4], "classes": 3}}, "data"),
-        ({"regions": ["us-1"]}, "region"),
-        ({"expires_at": "2026-01-02T00:00:00Z", "issued_at": "2026-01-01T00:00:00Z"}, "expired"),
+        ({"server": {"address": "10.9.9.9:8000", "tls": False}}, "server", "this device's list is"),
+        ({"model": {"name": "lenet"}}, "model", "did you mean 'lenet5'?"),
+        ({"data": demands(name="cats")}, "data", "data.name: holds 'blobs', the task wants 'cats'"),
+        ({"data": demands(shape=[5])}, "data", "data.shape: samples have shape (4,), the task wants (5,)"),
+        ({"data": demands(classes=2)}, "data", "data.classes: labels run from 0 to 2, the task wants 0 to 1"),
+        ({"data": demands(min_samples=65)}, "data", "holds 64 samples, the task wants at least 65"),
+        ({"regions": ["us-1"]}, "region", "this device is in region 'eu-1'"),
+        (
+            {"expires_at": "2026-01-02T00:00:00Z", "issued_at": "2026-01-01T00:00:00Z"},
+            "expired",
+            "expired 2026-01-02T00:00:00+00:00",
+        ),
     ],
 )
 async def test_a_task_that_the_device_cannot_take_is_rejected_and_the_others_go_on(
-    device, fleet, flower, make_task, signed, changes, code
+    device, fleet, flower, make_task, signed, caplog, changes, code, said
 ):
     async with running(device, fleet.broker):
         await fleet.post("bad", signed(make_task(task="bad", **changes)))
         await fleet.post("blobs", signed(make_task()))
         execution = await fleet.state("bad", ExecutionState.REJECTED)
         assert execution.reason.code == code
+        assert said in execution.reason.message
         await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
         log = (await fleet.until(lambda: fleet.logs("bad")))[0]
         assert log.level == "ERROR"
         assert execution.reason.message in log.message
+    # Who stands before the device reads it, too.
+    assert [line for line in caplog.messages if execution.reason.message in line and "bad" in line]
+
+
+async def test_data_that_are_not_finite_are_rejected_with_the_first_that_is_not(
+    device, fleet, make_task, signed, blobs
+):
+    x = blobs.x.copy()
+    x[[7, 9], 2] = np.nan
+    async with running(replace(device, data=replace(blobs, x=x)), fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        rejected = await fleet.state("blobs", ExecutionState.REJECTED)
+    assert rejected.reason.code == "data"
+    assert "2 samples hold NaN or infinity, the first is number 7" in rejected.reason.message
+
+
+async def test_a_device_without_its_training_runtime_rejects_and_names_the_extra(
+    device, fleet, make_task, signed, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as find_spec sees one that is not installed
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        rejected = await fleet.state("blobs", ExecutionState.REJECTED)
+    assert rejected.reason.code == "extra"
+    assert "pip install 'trellis-fl[torch]'" in rejected.reason.message
 
 
 async def test_a_strangers_task_is_rejected_and_cannot_end_a_believed_one(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from other_user import nobody
 from PIL import Image
 
 from device_agent.eligibility import reason_of, require_data
@@ -45,30 +43,6 @@ def _mismatch(task: TaskDescriptor, data: Dataset) -> str:
     return _reason(caught.value)
 
 
-@contextmanager
-def _nobody() -> Iterator[None]:
-    """Root may read everything: take another user's rights."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are for their owner alone."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
-        for path in folder.rglob("*"):
-            path.chmod(0o755)
-
-
 def _npz(folder: Path, name: str = "blobs.npz", **arrays: Any) -> Path:
     np.savez(folder / name, **arrays)
     return folder / name
@@ -80,38 +54,39 @@ def test_data_that_are_missing(tmp_path: Path) -> None:
         f"data set '{path}': no such file or folder; give digits, PATH or NAME=PATH"
     )
     assert f"data set '{path}'" in _refusal(f"blobs={path}")
+    assert _refusal("digts").endswith("give digits, PATH or NAME=PATH; did you mean 'digits'?")
 
 
 @pytest.mark.parametrize("name", ["blobs.npz", "blobs.csv", "images-idx3-ubyte", "blobs.csv.gz"])
-def test_a_file_of_another_user(open_folder: Path, name: str) -> None:
-    path = open_folder / name
+def test_a_file_of_another_user(folder_of_all: Path, name: str) -> None:
+    path = folder_of_all / name
     path.write_bytes(b"PK")
     path.chmod(0)
-    with _nobody():
+    with nobody():
         message = _refusal(str(path))
     assert message == f"data set '{path}': cannot be read: Permission denied (let this user read it)"
 
 
 @pytest.mark.parametrize("inner", ["blobs.npz", "blobs.csv#income", "", "0"])
-def test_a_folder_of_another_user(open_folder: Path, inner: str) -> None:
-    folder = open_folder / "theirs"
+def test_a_folder_of_another_user(folder_of_all: Path, inner: str) -> None:
+    folder = folder_of_all / "theirs"
     folder.mkdir()
     folder.chmod(0)
-    with _nobody():
+    with nobody():
         message = _refusal(str(folder / inner))
     assert "theirs" in message
     assert message.endswith("': cannot be read: Permission denied (let this user read it)")
 
 
-def test_an_image_of_another_user(open_folder: Path) -> None:
-    (open_folder / "0").mkdir()
-    (open_folder / "0").chmod(0o755)
-    Image.new("L", (2, 2)).save(open_folder / "0" / "a.png")
-    (open_folder / "0" / "a.png").chmod(0)
-    with _nobody():
-        message = _refusal(str(open_folder))
+def test_an_image_of_another_user(folder_of_all: Path) -> None:
+    (folder_of_all / "0").mkdir()
+    (folder_of_all / "0").chmod(0o755)
+    Image.new("L", (2, 2)).save(folder_of_all / "0" / "a.png")
+    (folder_of_all / "0" / "a.png").chmod(0)
+    with nobody():
+        message = _refusal(str(folder_of_all))
     assert message == (
-        f"data set '{open_folder}': 0/a.png: cannot be read: Permission denied "
+        f"data set '{folder_of_all}': 0/a.png: cannot be read: Permission denied "
         "(let this device's user read it)"
     )
 

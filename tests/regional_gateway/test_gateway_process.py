@@ -209,6 +209,18 @@ async def test_what_cannot_work_ends_with_2_and_says_what_to_do(
     assert "Traceback" not in errors.decode()
 
 
+async def test_a_taken_port_ends_with_2_and_names_it_and_its_owner(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        given = ("--region", "eu-1", "--insecure", "--api-port", str(port), "--broker", "mqtt://127.0.0.1:1")
+        async with process(*given, folder=tmp_path) as running:
+            _, errors = await asyncio.wait_for(running.communicate(), 30)
+    assert running.returncode == 2
+    assert f"port {port} on 127.0.0.1: is taken by " in errors.decode()
+    assert f"(pid {os.getpid()}): end it or choose another" in errors.decode()
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

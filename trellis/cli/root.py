@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -21,6 +20,7 @@ from trellis import __version__, config
 from trellis.cli.option_specs import claim_variables, option_specs
 from trellis.cli.table import ENTRIES, Entry
 from trellis.errors import ConfigError
+from trellis.nearest import did_you_mean
 
 _HELP_ASKED = "trellis.help_asked"
 
@@ -44,8 +44,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, self._entries, before=": ")
             raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 

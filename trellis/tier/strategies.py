@@ -6,12 +6,12 @@ who is alive: every strategy takes all nodes that the grid shows it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import DescriptorError, Fault
+from trellis.nearest import did_you_mean
 
 Number = float | int | bool
 
@@ -69,14 +69,14 @@ def check_strategy(descriptor: TaskDescriptor) -> Entry:
     name, given = descriptor.strategy.name, descriptor.strategy.params
     entry = STRATEGIES.get(name)
     if entry is None:
-        known = f"known are {', '.join(strategy_names())}{_nearest(name, STRATEGIES)}"
+        known = f"known are {', '.join(strategy_names())}{did_you_mean(name, STRATEGIES, before='; ')}"
         raise DescriptorError("task descriptor", [Fault("strategy.name", f"{name!r} is unknown: {known}")])
     faults = []
     for key, value in given.items():
         field = f"strategy.params.{key}"
         if key not in entry.params:
             known = ", ".join(entry.params) or "none"
-            hint = _nearest(key, entry.params)
+            hint = did_you_mean(key, entry.params, before="; ")
             faults.append(Fault(field, f"is no parameter of {name!r}: known are {known}{hint}"))
         else:
             low, high = entry.bounds[key]
@@ -100,8 +100,3 @@ def build_strategy(descriptor: TaskDescriptor) -> tuple[object, Entry]:
     everybody = {"fraction_train": 1.0, "fraction_evaluate": 1.0}
     at_least = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
     return build(**everybody, **at_least, **{**entry.params, **descriptor.strategy.params}), entry
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""

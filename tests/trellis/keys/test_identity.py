@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from other_user import folder_for_all, nobody
 
 from trellis.envelope import sign
 from trellis.errors import ConfigError
@@ -116,10 +117,14 @@ def test_files_that_are_no_pem_are_named(folder: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root reads every file")
 def test_a_key_of_another_user_says_whose_it_must_be(folder: Path) -> None:
-    (folder / "tls.key").chmod(0)
-    (fault,) = faults(folder)
+    with folder_for_all() as theirs:
+        for file in folder.iterdir():
+            shutil.copy2(file, theirs)
+        (theirs / "tls.key").chmod(0o600 if os.geteuid() == 0 else 0)
+        with nobody():
+            (fault,) = faults(theirs)
+    assert fault.startswith(f"{theirs / 'tls.key'}: ")
     assert "must belong to the user" in fault
 
 
