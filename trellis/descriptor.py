@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StrictBool, ValidationError, field_validator, model_validator
 
 from trellis import descriptor_fields, plain_yaml
-from trellis.descriptor_fields import Finite, Fraction, Moment, Name, Number, Positive, Section
+from trellis.descriptor_fields import Finite, Moment, Name, Positive, Section
+from trellis.descriptor_tiers import LONGEST_DEADLINE_S, Aggregation, Participants, Strategy, Tier
 from trellis.descriptor_work import DataDemands, Train
 from trellis.errors import DescriptorError, InvalidInput
 from trellis.faults import faults_of
@@ -40,62 +41,6 @@ class Model(Section):
     """A model of the local registry, by its name."""
 
     name: Name
-
-
-class Strategy(Section):
-    """A Flower strategy by its name in our table, and numbers for it."""
-
-    name: Name = "fedavg"
-    params: dict[str, Number] = Field(default_factory=dict, max_length=32)
-
-    @field_validator("params")
-    @classmethod
-    def _in_order(cls, value: dict[str, Number]) -> dict[str, Number]:
-        return dict(sorted(value.items()))
-
-
-class Participants(Section):
-    """Who takes part in a round, and when it ends.
-
-    Attributes:
-        minimum: Devices that must have checked in before a round starts.
-        maximum: Devices that take part at most; further ones stand by as replacements.
-        fraction: Share of those taking part that is selected for a round.
-        quorum: Share of the selected whose replies close a round at its deadline.
-        deadline_s: Seconds for one round's training, and for gathering.
-    """
-
-    minimum: Positive = 2
-    maximum: Positive = 100
-    fraction: Fraction = 1.0
-    quorum: Fraction = 0.8
-    deadline_s: Annotated[float, Field(strict=True, gt=0, le=7 * 24 * 3600, allow_inf_nan=False)] = 120.0
-
-    @model_validator(mode="after")
-    def _minimum_fits(self) -> Self:
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum ({self.minimum}) must not exceed maximum ({self.maximum})")
-        return self
-
-
-class RegionAggregation(Section):
-    """One region set apart from the others."""
-
-    tier: Literal["central", "regional"]
-
-
-class Aggregation(Section):
-    """Where updates are averaged. `participants` counts regions at the centre when `tier` is regional."""
-
-    tier: Literal["central", "regional"] = "central"
-    regional_rounds: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
-    participants: Participants | None = None
-    regions: dict[RegionName, RegionAggregation] = Field(default_factory=dict)
-
-    @field_validator("regions")
-    @classmethod
-    def _in_order(cls, value: dict[str, RegionAggregation]) -> dict[str, RegionAggregation]:
-        return dict(sorted(value.items()))
 
 
 class Evaluate(Section):
@@ -171,6 +116,12 @@ class TaskDescriptor(Section):
         strangers = set(self.aggregation.regions) - set(self.regions)
         if strangers:
             raise ValueError(f"aggregation.regions names {sorted(strangers)}, which regions does not")
+        above = {"participants", "strategy"} & self.aggregation.model_dump(exclude_none=True).keys()
+        if above and not self.has_regions:
+            raise ValueError(
+                f"aggregation gives {' and '.join(sorted(above))}, which is for regions that aggregate, and "
+                "none does: remove it, or set aggregation.tier to regional"
+            )
         return self
 
     def to_json(self) -> str:
@@ -182,10 +133,45 @@ class TaskDescriptor(Section):
         window = {"issued_at", "expires_at"}
         return self.model_dump(exclude=window) == other.model_dump(exclude=window)
 
-    def tier_of(self, region: str) -> Literal["central", "regional"]:
+    def tier_of(self, region: str) -> Tier:
         """Where the updates of `region` are averaged."""
         apart = self.aggregation.regions.get(region)
         return apart.tier if apart else self.aggregation.tier
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether any region aggregates."""
+        return any(self.tier_of(region) == "regional" for region in self.regions)
+
+    def regional_rounds_of(self, region: str) -> int:
+        """How many rounds `region` runs to one of the tier above."""
+        apart = self.aggregation.regions.get(region)
+        own = apart.regional_rounds if apart else None
+        return self.aggregation.regional_rounds if own is None else own
+
+    def participants_at(self, tier: str) -> Participants:
+        """Who takes part at `tier`: "central", or a region's name."""
+        if tier != "central":
+            apart = self.aggregation.regions.get(tier)
+            return (apart.participants if apart else None) or self.participants
+        if not self.has_regions:
+            return self.participants
+        return self.aggregation.participants or self._participants_above_regions()
+
+    def _participants_above_regions(self) -> Participants:
+        # One round above is all of a region's own rounds, and as long again for what goes up and down.
+        deadline_s = max(
+            self.participants_at(region).deadline_s * (self.regional_rounds_of(region) + 1)
+            for region in self.regions
+            if self.tier_of(region) == "regional"
+        )
+        return Participants(
+            minimum=min(2, len(self.regions), self.participants.maximum),
+            maximum=self.participants.maximum,
+            fraction=self.participants.fraction,
+            quorum=self.participants.quorum,
+            deadline_s=min(deadline_s, LONGEST_DEADLINE_S),
+        )
 
     def canceled(self) -> TaskDescriptor:
         """Return the next revision, which calls the task off; it holds from now on, also after the expiry."""

@@ -80,7 +80,7 @@ def _keep_log(folder: Path) -> None:
 def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
     descriptor = parse_json(brief.descriptor)
     strategy, entry = build_strategy(descriptor)
-    participants = descriptor.participants
+    participants = descriptor.participants_at("central")
     wrapped = TrellisGrid(
         grid,
         channel,
@@ -89,6 +89,7 @@ def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
         policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
         rounds=descriptor.train.rounds,
         fold=entry.sums,
+        due=entry.due,
     )
     return RoundLoop(
         descriptor=descriptor,

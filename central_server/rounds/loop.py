@@ -24,12 +24,13 @@ from trellis.flower.exchange import Standing
 from trellis.flower.grid import TrellisGrid
 from trellis.payloads import TaskState
 from trellis.tensors import Arrays
-from trellis.tier.checkpoints import Checkpoint, Checkpoints, restore_strategy, strategy_state
+from trellis.tier.checkpoints import Checkpoint, Checkpoints
 from trellis.tier.headline import headline
 from trellis.tier.records import done, record_of
 from trellis.tier.round import RoundFailed, TierRounds
 from trellis.tier.stopping import advance
-from trellis.tier.strategies import Entry
+from trellis.tier.strategy_state import restore_strategy, strategy_state
+from trellis.tier.strategy_table import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class RoundLoop:
             task=descriptor.task,
             seed=descriptor.train.seed,
             rounds=self._rounds,
-            participants=descriptor.participants,
+            participants=descriptor.participants_at("central"),
             strategy=strategy,
             entry=entry,
             grid=grid,
@@ -81,7 +82,7 @@ class RoundLoop:
         if checkpoint is None:
             checkpoint = Checkpoint(0, self._backend.initial())
         else:
-            restore_strategy(self._strategy, checkpoint.strategy)
+            restore_strategy(self._strategy, checkpoint.strategy, self._entry.state)
             logger.info("going on after round %d", checkpoint.round)
             if checkpoint.record is not None:
                 # Whether the service has heard of it before the crash nobody knows; twice does no harm.

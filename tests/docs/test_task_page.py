@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pages import block, codes, read, table
 
-from trellis.descriptor import MAX_DESCRIPTOR_BYTES, json_schema, load
+from trellis import plain_yaml
+from trellis.descriptor import MAX_DESCRIPTOR_BYTES, TaskDescriptor, json_schema, load, parse_mapping
 from trellis.descriptor_fields import DEFAULT_LIFETIME
+from trellis.errors import DescriptorError
 from trellis.identifiers import PATTERN
-from trellis.tier.strategies import STRATEGIES, check_strategy
+from trellis.tier.strategies import check_strategy, strategy_of
+from trellis.tier.strategy_table import STRATEGIES
 
 PAGE = read("docs/task.md")
 SCHEMA = json_schema()
@@ -118,6 +122,42 @@ def test_the_table_of_strategies_is_the_servers() -> None:
         )
         for name, entry in STRATEGIES.items()
     ]
+
+
+def test_the_table_of_the_updates_that_a_strategy_needs_is_the_servers() -> None:
+    assert [(codes(row[0])[0], row[1], int(row[2])) for row in table(PAGE, "fewest")] == [
+        (name, entry.fewest_rule, entry.fewest(entry.params))
+        for name, entry in STRATEGIES.items()
+        if entry.fewest(entry.params) > 1
+    ]
+
+
+def across_tiers(name: str) -> TaskDescriptor:
+    above = {"participants": {"minimum": 99}}
+    example: Any = plain_yaml.load(block(PAGE, "example").encode(), what="example")
+    return parse_mapping(
+        example
+        | {"strategy": {"name": name}, "participants": above["participants"]}
+        | {"aggregation": {"tier": "regional", **above}}
+    )
+
+
+@pytest.mark.parametrize("row", table(PAGE, "tiers"), ids=lambda row: row[0])
+def test_across_tiers_each_strategy_does_what_the_page_says(row: list[str]) -> None:
+    task = across_tiers(codes(row[0])[0])
+    assert row[2] == f"`{task.strategy.name}`"
+    if row[3].startswith("refused"):
+        assert row[1] == "what the task names"
+        with pytest.raises(DescriptorError, match="over regional means it is not"):
+            check_strategy(task)
+        return
+    entry = check_strategy(task)
+    assert row[1] == f"`{strategy_of(task, regional=True).name}`"
+    assert row[3] == {"sums": "exact", "robust": "robust over robust"}[entry.kind]
+
+
+def test_every_strategy_stands_in_the_table_of_tiers() -> None:
+    assert [codes(row[0])[0] for row in table(PAGE, "tiers")] == list(STRATEGIES)
 
 
 def test_the_limits_in_the_text_are_the_codes() -> None:

@@ -46,7 +46,7 @@ train:
   momentum: 0.9
   seed: 42                        # the same task on the same devices gives the same model
 
-strategy: {name: fedavg}          # or fedprox, fedadam
+strategy: {name: fedavg}          # or fedprox, fedadam, krum and others: docs/task.md
 
 participants:
   minimum: 2                      # devices that must have checked in before a round starts

@@ -12,7 +12,6 @@ The phase ends
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from trellis.flower.backchannel import FleetView, Outcome, Tally
 from trellis.flower.checkin import is_taking_part
 from trellis.flower.delivery import Delivery
 from trellis.flower.updates import Update
+from trellis.quorum import quorum_count
 
 
 @dataclass
@@ -204,11 +204,6 @@ class Exchange:
 
     def _slot_of(self, message_id: str) -> Slot | None:
         return next((slot for slot in self.slots if message_id in slot.flights), None)
-
-
-def quorum_count(quorum: float, slots: int) -> int:
-    """Return how many replies a quorum needs, at least 1. 0.8 of 10 is 8, whatever floats make of it."""
-    return max(1, math.ceil(round(quorum * slots, 9)))
 
 
 def _present(view: FleetView) -> set[int]:

@@ -46,6 +46,7 @@ class TrellisGrid(Grid):
         rounds: Rounds of the task, for announcements.
         fold: Hand a strategy one synthetic reply, the weighted mean of all updates with their summed
             examples, instead of the list. Only for strategies that are functions of those sums.
+        due: Metrics that a strategy reads of every update, none negative; one without them is dropped.
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class TrellisGrid(Grid):
         policy: Policy | None = None,
         rounds: int = 0,
         fold: bool = False,
+        due: Sequence[str] = (),
     ) -> None:
         self._grid = grid
         self._mail = mail_of(grid)
         self._fleet = fleet
         self._task, self._revision = task, revision
         self._policy = policy or Policy()
-        self._fold = fold
+        self._fold, self._due = fold, tuple(due)
         self._announcer = Announcer(fleet, rounds)
         self._checkin = CheckIn(self._mail, task, self._announcer.sent, revision=revision)
         self._stale: set[str] = set()
@@ -166,6 +168,7 @@ class TrellisGrid(Grid):
             policy=replace(self._policy, deadline_s=deadline_s),
             outgoing=outgoing,
             fold=self._fold,
+            due=self._due,
             stale=self._stale,
         )
         replies, self.last = phase.run()

@@ -23,9 +23,11 @@ class Harvest:
 
     Args:
         fold: Fold training updates into their weighted mean as they come, so that memory stays flat.
+        due: Metrics that every update must have, none of them negative.
     """
 
-    def __init__(self, *, fold: bool) -> None:
+    def __init__(self, *, fold: bool, due: tuple[str, ...] = ()) -> None:
+        self._due = due
         self._mean = WeightedMean() if fold else None
         self._arrays_key = ""
         self._template: Message | None = None
@@ -35,6 +37,10 @@ class Harvest:
         """Raise TensorError if `update` cannot be taken in; asked before its slot counts as filled."""
         if self._mean is not None and len(update.records) != 1:
             raise TensorError("update", f"holds {len(update.records)} records of tensors, folding needs one")
+        for name in self._due:
+            value = update.metrics.get(name)
+            if value is None or value < 0:
+                raise TensorError("update", f"has {name!r} {value!r}, due is a number from 0")
 
     def add(self, name: str, reply: Message, update: Update) -> None:
         """Take in the reply of one device."""

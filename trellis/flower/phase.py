@@ -89,6 +89,7 @@ class Phase:
         policy: Deadline and quorum.
         outgoing: Packed messages, all of one type, one for each slot.
         fold: Fold training updates into their weighted mean.
+        due: Metrics that every training update must have.
         stale: Messages of closed phases whose replies may still come; shared by all phases of a task.
     """
 
@@ -102,6 +103,7 @@ class Phase:
         policy: Policy,
         outgoing: list[Message],
         fold: bool,
+        due: tuple[str, ...],
         stale: set[str],
     ) -> None:
         self._mail, self._fleet, self._checkin, self._announcer = mail, fleet, checkin, announcer
@@ -110,7 +112,7 @@ class Phase:
         self._type = outgoing[0].metadata.message_type
         self._exchange = Exchange(self._type, policy.quorum, waits_for_lost=self._type == "train")
         self._sent: dict[int, dict[str, Arrays]] = {}
-        self._harvest = Harvest(fold=fold and self._type == "train")
+        self._harvest = Harvest(fold=fold and self._type == "train", due=due if self._type == "train" else ())
         self._puller = Puller(mail)
         self._stale = stale
         self._counts_said = 0.0

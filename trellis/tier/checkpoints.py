@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -91,20 +89,6 @@ class Checkpoints:
         return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
-def strategy_state(strategy: object, attributes: tuple[str, ...]) -> dict[str, Arrays]:
-    """Return the named arrays that a strategy carries from round to round; those not yet set are left out."""
-    found: dict[str, Mapping[str, NDArray[np.generic]] | None] = {
-        name: getattr(strategy, name) for name in attributes
-    }
-    return {name: {k: np.asarray(v) for k, v in arrays.items()} for name, arrays in found.items() if arrays}
-
-
-def restore_strategy(strategy: object, state: Mapping[str, Arrays]) -> None:
-    """Give a fresh strategy what a checkpoint held of the old one."""
-    for name, arrays in state.items():
-        setattr(strategy, name, dict(arrays))
-
-
 def _read(path: Path) -> Checkpoint:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
@@ -120,7 +104,13 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(
         round=int(metadata["round"]),
         arrays={name: tensors[f"model/{name}"] for name in order},
-        strategy=strategy,
+        strategy={attribute: _in_order(arrays, order) for attribute, arrays in strategy.items()},
         record=None if record is None else RoundRecord.model_validate_json(record),
         progress=Progress(**json.loads(metadata["progress"])),
     )
+
+
+def _in_order(arrays: Arrays, order: list[str]) -> Arrays:
+    """Return a strategy's arrays in the order of the model's: there are strategies that go by position."""
+    first = [name for name in order if name in arrays]
+    return {name: arrays[name] for name in [*first, *sorted(arrays.keys() - set(first))]}

@@ -14,23 +14,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from trellis.descriptor import Participants
+from trellis.descriptor_tiers import Participants
 from trellis.errors import TrellisError
 from trellis.flower.checkin import Member
 from trellis.flower.exchange import Standing
 from trellis.flower.grid import TrellisGrid
 from trellis.payloads import Round, RoundPhase, TaskState
 from trellis.tensors import Arrays
-from trellis.tier.checkpoints import restore_strategy, strategy_state
 from trellis.tier.selection import select
-from trellis.tier.strategies import Entry
+from trellis.tier.strategy_state import restore_strategy, strategy_state
+from trellis.tier.strategy_table import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,20 @@ class TierRounds:
         self._grid, self._report = grid, report
         self._settled: float | None = None
 
-    def train(self, number: int, arrays: Arrays) -> Trained:
+    def train(self, number: int, arrays: Arrays, asks: Mapping[str, bool] | None = None) -> Trained:
         """Return what the members make of `arrays` in round `number`.
+
+        Args:
+            number: The round's number.
+            arrays: The model that it starts from.
+            asks: What members are asked besides what the strategy asks of them: what a tier above wants.
 
         Raises:
             RoundFailed: Too few members came within the deadline, or the quorum was never reached.
         """
+        asked = {**self._entry.asks, **(asks or {})}
+        if self._entry.kind == "fair":
+            _require_floats(arrays, number)
         problem = ""
         for attempt in range(1, _ATTEMPTS + 1):
             members = self.gather(number)
@@ -101,7 +109,7 @@ class TierRounds:
             self._grid.show_only(chosen)
             before = strategy_state(self._strategy, self._entry.state)
             messages = self._strategy.configure_train(
-                number, _record(arrays), self._config(number), self._grid
+                number, _record(arrays), self._config(number, asked), self._grid
             )
             replies = list(self._grid.send_and_receive(messages))
             standing = self._grid.last
@@ -110,7 +118,7 @@ class TierRounds:
                 if new is not None:
                     standby = len(members) - len(chosen)
                     return Trained(_like(new, arrays, number), _floats(metrics), standing, standby)
-            restore_strategy(self._strategy, before)
+            restore_strategy(self._strategy, before, self._entry.state)
             problem = _shortfall(number, standing, participants.quorum)
             logger.warning("attempt %d of %d: %s", attempt, _ATTEMPTS, problem)
         raise RoundFailed(f"{problem}; tried {_ATTEMPTS} times")
@@ -163,12 +171,22 @@ class TierRounds:
         taking_part = self._participants.model_copy(update={"fraction": 1.0})
         return select(members, taking_part, seed=self._seed, round_number=0) if members else []
 
-    def _config(self, number: int) -> ConfigRecord:
-        return ConfigRecord({"task": self._task, "round": number})
+    def _config(self, number: int, asked: Mapping[str, bool] | None = None) -> ConfigRecord:
+        return ConfigRecord({"task": self._task, "round": number, **(asked or {})})
 
 
 def _record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def _require_floats(arrays: Arrays, number: int) -> None:
+    # Flower's QFedAvg scales every difference in place.
+    whole = [name for name, array in arrays.items() if array.dtype.kind != "f"]
+    if whole:
+        raise RoundFailed(
+            f"round {number}: the model's tensors {', '.join(whole)} are no floats, which qfedavg needs: "
+            "name another strategy"
+        )
 
 
 def _like(record: ArrayRecord, arrays: Arrays, number: int) -> Arrays:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trellis.descriptor import Participants
+from trellis.descriptor_tiers import Participants
 from trellis.flower.checkin import Member
+from trellis.quorum import selected_count
 from trellis.seeds import generator
 
 
@@ -18,14 +19,14 @@ def select(
     """Return the members selected for a round, by name; all others stand by.
 
     At most `participants.maximum` take part, always the same ones of the same set. Of those, a random
-    fraction is selected: m = max(C·K, 1) (McMahan et al. 2017, Algorithm 1).
+    fraction is selected.
     """
     by_name = sorted(members, key=lambda member: member.name)
     taking_part = by_name
     if len(by_name) > participants.maximum:
         order = generator(seed, "participants").permutation(len(by_name))
         taking_part = [by_name[index] for index in sorted(order[: participants.maximum])]
-    count = max(1, int(participants.fraction * len(taking_part) + 1e-9))
+    count = selected_count(participants.fraction, len(taking_part))
     if count >= len(taking_part):
         return list(taking_part)
     drawn = generator(seed, "select", round_number).choice(len(taking_part), size=count, replace=False)

@@ -68,6 +68,12 @@ def test_a_strategy_that_is_no_name_is_a_fault_of_the_task() -> None:
         plan(strategy="Fed Avg").task(8000)
 
 
+def test_a_strategy_that_needs_more_devices_is_refused_before_anything_starts() -> None:
+    with pytest.raises(DescriptorError, match=r"'krum' .* needs 5 updates in a round .* at least 6"):
+        plan(strategy="krum").task(8000)
+    assert plan(strategy="krum", devices=6).task(8000).strategy.name == "krum"
+
+
 def test_pictures_of_28_by_28_get_lenet5_unless_another_model_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "mnist.npz"
     x, y = np.zeros((6, 28, 28), np.uint8), np.arange(6)

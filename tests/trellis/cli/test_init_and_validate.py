@@ -129,6 +129,15 @@ def test_validate_names_every_fault_as_json(folder: Path, capsys: pytest.Capture
     assert all(set(fault) == {"field", "problem", "remedy"} for fault in found["faults"])
 
 
+def test_validate_names_the_faults_of_a_strategy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    task = (folder / "task.yaml").read_text().replace("{name: fedavg}", "{name: krum, params: {f: 1}}")
+    (folder / "task.yaml").write_text(task)
+    capsys.readouterr()
+    assert main(["task", "validate", "task.yaml"]) == 2
+    assert "strategy.params.f: is no parameter of 'krum'" in capsys.readouterr().err
+
+
 def test_validate_says_that_a_task_is_right(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init"]) == 0
     capsys.readouterr()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from flwr.app import RecordDict
 
 from trellis.flower.backchannel import FleetDevice, FleetView
-from trellis.flower.exchange import Exchange, Flight, Slot, quorum_count
+from trellis.flower.exchange import Exchange, Flight, Slot
 from trellis.flower.updates import Update
 from trellis.payloads import ExecutionState
 
@@ -42,26 +41,6 @@ def update(samples: int = 10, loss: float = 0.5) -> Update:
 
 def outcomes(phase: Exchange, seen: FleetView) -> dict[str, str]:
     return {outcome.device: outcome.outcome for outcome in phase.close(seen).outcomes}
-
-
-@pytest.mark.parametrize(
-    ("quorum", "slots", "due"),
-    [
-        (0.8, 10, 8),
-        (0.8, 3, 3),
-        (0.1, 1, 1),
-        (0.1, 3, 1),
-        (1.0, 7, 7),
-        (0.5, 4, 2),
-        (0.5, 5, 3),
-        (0.7, 10, 7),  # 0.7 * 10 is 7.000000000000001 in some orders of multiplication
-        (0.28, 25, 7),  # 0.28 * 25 is 7.000000000000001
-        (0.01, 100, 1),
-        (1e-9, 5, 1),
-    ],
-)
-def test_a_quorum_is_rounded_up_whatever_floats_make_of_it(quorum: float, slots: int, due: int) -> None:
-    assert quorum_count(quorum, slots) == due
 
 
 def test_it_is_complete_once_all_have_replied() -> None:

@@ -65,5 +65,18 @@ def test_folding_refuses_two_records_of_tensors_before_it_takes_anything_in() ->
     assert harvest.for_strategy() == []
 
 
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize(
+    ("metrics", "fault"), [({}, "has 'train_loss' None"), ({"train_loss": -0.1}, "has 'train_loss' -0.1")]
+)
+def test_an_update_without_the_loss_that_the_strategy_reads_is_not_taken_in(
+    fold: bool, metrics: dict[str, float], fault: str
+) -> None:
+    harvest = Harvest(fold=fold, due=("train_loss",))
+    harvest.check(update(1.0, 1, train_loss=0.0))
+    with pytest.raises(TensorError, match=f"{fault}, due is a number from 0"):
+        harvest.check(update(1.0, 1, **metrics))
+
+
 def test_nothing_came() -> None:
     assert Harvest(fold=False).for_strategy() == []

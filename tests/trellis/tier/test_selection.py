@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from trellis.descriptor import Participants
+from trellis.descriptor_tiers import Participants
 from trellis.flower.checkin import Member
 from trellis.tier.selection import select
 

@@ -39,7 +39,10 @@ def demo(
     model: Annotated[
         str | None, typer.Option("--model", help="Default: mlp, and lenet5 for pictures of 28×28.")
     ] = None,
-    strategy: Annotated[str, typer.Option("--strategy", help="fedavg, fedprox or fedadam.")] = "fedavg",
+    strategy: Annotated[
+        str,
+        typer.Option("--strategy", help="fedavg, fedprox, fedadam, krum and others, with their defaults."),
+    ] = "fedavg",
     split: Annotated[
         str, typer.Option("--split", help="How devices share the data: iid, classes or dirichlet:ALPHA.")
     ] = "iid",

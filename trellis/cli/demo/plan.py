@@ -11,6 +11,7 @@ import numpy as np
 
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.errors import ConfigError, DataError, Fault
+from trellis.tier.strategies import check_strategy
 
 TASK = "demo"
 _REGIONS = ("eu-1", "us-1", "ap-1", "sa-1", "af-1", "oc-1")
@@ -89,7 +90,9 @@ class DemoPlan:
             "participants": {"minimum": len(self.devices), "maximum": max(100, len(self.devices))},
             "evaluate": {"on": ["server", "devices"], "every": 1},
         }
-        return parse_mapping(value)
+        task = parse_mapping(value)
+        check_strategy(task)
+        return task
 
 
 def plan_demo(

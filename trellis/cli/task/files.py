@@ -11,6 +11,7 @@ from trellis import descriptor
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.task import delivery
 from trellis.errors import DescriptorError
+from trellis.tier.strategies import check_strategy
 
 app = typer.Typer(
     name="task", help="Validate, sign, post, run, list, show and cancel tasks.", no_args_is_help=True
@@ -29,6 +30,7 @@ def validate(file: _File, *, as_json: JsonOption = False) -> None:
     """
     try:
         task = descriptor.load(file)
+        check_strategy(task)
     except DescriptorError as error:
         if not as_json:
             raise
