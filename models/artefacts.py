@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from models.arrays import Arrays
 from models.datasets import Normalize
 from trellis.errors import DataError, Fault
+from trellis.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,9 @@ def save_model(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], metadata:
 
     # safetensors writes an array's memory as it lies.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    _write_atomically(path, save(ordered, metadata=dict(metadata)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A model is to be read by whoever uses it.
+    write_atomically(path, save(ordered, metadata=dict(metadata)), mode=0o644)
 
 
 def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -105,24 +106,3 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
             return arrays, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"model file {str(path)!r}", f"is no safetensors file: {error}") from error
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it 0600; a model is to be read by whoever uses it
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Replace the file in one step: after a kill at any moment it holds the old content or the new."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(path, mode=mode) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    """Give a file to write, which takes the place of `path` at the end of the block, and is on the disk then.
+
+    An error leaves what was there and nothing else; a kill may leave `.NAME.partial` beside it, which the
+    next writer replaces. One writes at a time.
+
+    Args:
+        path: The file to replace.
+        mode: Its permissions from its first moment on; by default what the umask leaves of 0666.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(partial, flags, 0o666 if mode is None else mode), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)  # whatever the umask took away
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # a full disk must not be kept full by what it did not take
+        raise
     sync_folder(path.parent)
 
 

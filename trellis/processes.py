@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import signal
 import sys
 import time
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from trellis.files import write_atomically
 
 _PR_SET_PDEATHSIG = 1
 
@@ -117,9 +118,7 @@ class PidFile:
             self.clear()
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.path)
+        write_atomically(self.path, text.encode())
 
     def end_previous(self, *, grace_s: float = 3.0) -> bool:
         """End what a killed predecessor left behind, with its descendants; return whether there was any."""

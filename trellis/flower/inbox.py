@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from trellis.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +55,10 @@ class Inbox:
             "objects": [[object_id, len(content)] for object_id, content in letter.objects.items()],
             "inline": letter.inline,
         }
-        path = self._path(letter.message_id)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with replacing(self._path(letter.message_id)) as file:
             file.write(json.dumps(head).encode() + b"\n")
             for content in letter.objects.values():
                 file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(self.folder)
 
     def letters(self) -> Iterator[Letter]:
         """Return what is unanswered, oldest first. A torn file is moved aside, and said so."""
@@ -93,15 +88,6 @@ class Inbox:
         if not message_id.isalnum():
             raise ValueError(f"message ID {message_id!r} is no hex digest")
         return self.folder / f"{message_id}{_SUFFIX}"
-
-
-def _sync(folder: Path) -> None:
-    """Flush the folder itself: a new name survives a power cut only then."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> Letter | None:

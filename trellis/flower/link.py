@@ -60,6 +60,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from trellis.errors import ConfigError, PayloadError, Refused, TrellisError, Unavailable
+from trellis.files import write_atomically
 from trellis.flower.inbox import Inbox, Letter
 from trellis.flower.inline import OFFER, identify, objects_of, posted, whole
 from trellis.flower.node_key import load_node_key
@@ -385,9 +386,7 @@ class FlowerLink:
             node_id = self._try_activate(self._open(key), key)
         if node_id is None:
             raise Unavailable(f"{self.address} does not activate this node")
-        partial = self._id_file.with_suffix(".partial")
-        partial.write_text(json.dumps({"node_id": node_id}))
-        partial.replace(self._id_file)
+        write_atomically(self._id_file, json.dumps({"node_id": node_id}).encode())
         return node_id
 
     def _try_activate(self, client: FleetHttpClient, key: ec.EllipticCurvePrivateKey) -> int | None:

@@ -9,7 +9,6 @@ ServiceClient.get / post / download
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from trellis.errors import ConfigError, TrellisError, Unavailable
+from trellis.files import replacing
 from trellis.http.errors import from_json
 from trellis.loopback import is_loopback
 from trellis.tls import TlsFiles, client_context
@@ -71,24 +71,15 @@ class ServiceClient:
 
     async def download(self, path: str, to: Path) -> int:
         """Write what stands at `path` into the file `to`, whole or not at all; return its bytes."""
-        partial = to.with_name(f".{to.name}.partial")
-        written = 0
         try:
             async with self._client.stream("GET", path, timeout=httpx.Timeout(60.0, connect=5.0)) as response:
                 if response.is_error:
                     await response.aread()
                     raise self._error(response)
-                with partial.open("wb") as file:
-                    async for chunk in response.aiter_bytes():
-                        written += file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(to)
-            return written
+                with replacing(to) as file:
+                    return sum([file.write(chunk) async for chunk in response.aiter_bytes()])
         except httpx.TransportError as error:
             raise self._unanswered(error) from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     async def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trellis.errors import ConfigError
+from trellis.files import sync_folder, write_atomically
 
 PRIVATE_FILE = 0o600
 PUBLIC_FILE = 0o644
@@ -44,10 +45,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise ConfigError(f"folder {folder.parent}", f"cannot be written: {error.strerror}") from error
     try:
         for name, content in files.items():
-            _create(fresh / name, content, PRIVATE_FILE if name.endswith(".key") else PUBLIC_FILE)
+            mode = PRIVATE_FILE if name.endswith(".key") else PUBLIC_FILE
+            write_atomically(fresh / name, content, mode=mode)
         # rename(2) onto a folder succeeds only if that is empty.
         fresh.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except FileExistsError as error:
         raise ConfigError(f"folder {folder}", "holds keys already: move it away first") from error
     except OSError as error:
@@ -61,14 +63,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a private file whole, over what was there; never used on a key."""
-    fresh = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        _create(fresh, content, PRIVATE_FILE)
-        fresh.replace(path)
+        write_atomically(path, content, mode=PRIVATE_FILE)
     except OSError as error:
         raise ConfigError(f"file {path}", f"cannot be written: {error.strerror}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,21 +85,5 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _create(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

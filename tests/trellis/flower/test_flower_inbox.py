@@ -98,7 +98,7 @@ def test_a_process_killed_between_writing_and_renaming_leaves_what_was_there(inb
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert (inbox.folder / "torn.partial").exists()
+    assert (inbox.folder / ".torn.message.partial").exists()
     assert [found.message_id for found in inbox.letters()] == ["before"]
     inbox.keep(letter("torn"))
     assert sorted(path.name for path in inbox.folder.iterdir()) == ["before.message", "torn.message"]

@@ -76,7 +76,7 @@ def test_a_private_file_is_private_before_it_holds_anything(
 
     monkeypatch.setattr(os, "fdopen", watch)
     issue(root, SERVER)
-    assert seen["tls.key"] == (0o600, 0o700)
+    assert seen[".tls.key.partial"] == (0o600, 0o700)
 
 
 def test_ca_may_sign_certificates_and_nothing_else(root: Path) -> None:
