@@ -10,33 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from device_agent.trainer import Request, Trainer
 from models.backends import StepReport
-from trellis.errors import Canceled, PayloadError, TrellisError
-from trellis.flower.answers import Answer, AnswerKey, StoredArray, digest_of_arrays, digest_of_config
+from trellis.flower.answers import Answer, AnswerKey
+from trellis.flower.questions import (
+    Membership,
+    Question,
+    answered,
+    nonce_of,
+    question_of,
+    stored,
+    who_answers,
+)
 from trellis.payloads import Phase
 from trellis.tensors import pack_arrays, unpack_arrays
 
 logger = logging.getLogger(__name__)
-
-TRAINING_FAILED = 100
-NOT_MY_TASK = 101
-CANCELED = 102
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Who answers, and for which task: the descriptor's digest names it beyond doubt."""
-
-    task: str
-    revision: int
-    digest: str
-    tier: str
-    region: str
-    device: str
 
 
 class Answers(Protocol):
@@ -71,21 +63,17 @@ def build_client_app(
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return handlers.answered(message, lambda config: handlers.query(config, context.node_id))
+        return answered(message, membership, lambda config: handlers.query(config, context.node_id))
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
-        return handlers.answered(message, lambda config: handlers.train(config, message))
+        return answered(message, membership, lambda config: handlers.train(config, message))
 
     @app.evaluate()
     def evaluate(message: Message, _: Context) -> Message:
-        return handlers.answered(message, lambda config: handlers.evaluate(config, message))
+        return answered(message, membership, lambda config: handlers.evaluate(config, message))
 
     return app
-
-
-class _NotMyTask(TrellisError):
-    """A message of another task reached this device."""
 
 
 @dataclass(frozen=True)
@@ -96,61 +84,30 @@ class _Handlers:
     observer: Observer
     should_stop: Callable[[], bool]
 
-    def answered(self, message: Message, handle: Callable[[ConfigRecord], RecordDict]) -> Message:
-        """Return the reply of `handle`, or the error that says why there is none."""
-        kind = message.metadata.message_type
-        try:
-            return Message(handle(self._config(message)), reply_to=message)
-        except _NotMyTask as error:
-            logger.warning("%s message is not ours: %s", kind, error)
-            return _error(NOT_MY_TASK, error, message)
-        except Canceled as error:
-            logger.info("%s", error)
-            return _error(CANCELED, error, message)
-        except TrellisError as error:
-            logger.error("%s failed: %s", kind, error)
-            return _error(TRAINING_FAILED, error, message)
-        except Exception as error:  # a user's model or a runtime may raise anything: the server must hear it
-            logger.exception("%s failed", kind)
-            return _error(TRAINING_FAILED, error, message)
-
     def query(self, config: ConfigRecord, node_id: int) -> RecordDict:
-        nonce = config.get("nonce")
-        if not isinstance(nonce, str) or not nonce:
-            raise PayloadError("query message", f"its nonce must be a text, got {nonce!r}")
+        nonce = nonce_of(config)
         self.observer.checked_in(node_id, nonce)
-        who = self.membership
-        reply = ConfigRecord(
-            {
-                "task": who.task,
-                "region": who.region,
-                "device": who.device,
-                "nonce": nonce,
-                "samples": self.trainer.samples,
-            }
-        )
-        return RecordDict({"config": reply})
+        return who_answers(self.membership, nonce, self.trainer.samples)
 
     def train(self, config: ConfigRecord, message: Message) -> RecordDict:
-        request = _request(config)
-        incoming = _record(message)
-        key = self._key("train", request, incoming, config)
+        question = question_of(message, config, self.membership)
+        key = self._key("train", question)
         if (known := self.answers.answer(key)) is not None:
-            logger.info("round %d was trained before: answered from the journal", request.round)
+            logger.info("round %d was trained before: answered from the journal", question.round)
             return _content(known)
-        self.observer.working(Phase.TRAINING, request.round)
+        self.observer.working(Phase.TRAINING, question.round)
         trained = self.trainer.train(
-            unpack_arrays(incoming),
-            request,
-            on_step=lambda report: self.observer.step(request.round, report),
+            unpack_arrays(question.arrays),
+            Request(question.round, question.proximal_mu, question.report_initial_loss),
+            on_step=lambda report: self.observer.step(question.round, report),
             should_stop=self.should_stop,
         )
-        answer = Answer(trained.metrics, _stored(pack_arrays(trained.arrays)))
+        answer = Answer(trained.metrics, stored(pack_arrays(trained.arrays)))
         # The journal first: a power cut from here on costs an upload, not the training.
         self.answers.write_answer(key, answer)
         logger.info(
             "round %d: trained on %d samples in %.1f s, loss %.4f",
-            request.round,
+            question.round,
             trained.metrics["num-examples"],
             trained.metrics["duration_s"],
             trained.metrics["train_loss"],
@@ -158,79 +115,33 @@ class _Handlers:
         return _content(answer)
 
     def evaluate(self, config: ConfigRecord, message: Message) -> RecordDict:
-        request = _request(config)
-        incoming = _record(message)
-        key = self._key("evaluate", request, incoming, config)
+        question = question_of(message, config, self.membership)
+        key = self._key("evaluate", question)
         if (known := self.answers.answer(key)) is not None:
-            logger.info("round %d was evaluated before: answered from the journal", request.round)
+            logger.info("round %d was evaluated before: answered from the journal", question.round)
             return _content(known)
-        self.observer.working(Phase.EVALUATING, request.round)
-        metrics = self.trainer.evaluate(unpack_arrays(incoming), should_stop=self.should_stop)
+        self.observer.working(Phase.EVALUATING, question.round)
+        metrics = self.trainer.evaluate(unpack_arrays(question.arrays), should_stop=self.should_stop)
         answer = Answer(metrics)
         self.answers.write_answer(key, answer)
         logger.info(
             "round %d: evaluated, loss %.4f, accuracy %.4f",
-            request.round,
+            question.round,
             metrics["eval_loss"],
             metrics["eval_accuracy"],
         )
         return _content(answer)
 
-    def _config(self, message: Message) -> ConfigRecord:
-        config = message.content.get("config")
-        if not isinstance(config, ConfigRecord):
-            raise PayloadError("Flower message", "has no ConfigRecord 'config'")
-        task = config.get("task")
-        if task != self.membership.task:
-            raise _NotMyTask(
-                f"device '{self.membership.region}/{self.membership.device}' works on task "
-                f"{self.membership.task!r}, the message is of {task!r}"
-            )
-        # 0 asks for none. Another revision's rounds must not be trained with this one's learning rate.
-        revision = config.get("revision", 0)
-        if revision not in {0, self.membership.revision}:
-            raise _NotMyTask(
-                f"device '{self.membership.region}/{self.membership.device}' works on revision "
-                f"{self.membership.revision} of task {task!r}, the message is of revision {revision!r}"
-            )
-        return config
-
-    def _key(self, kind: str, request: Request, incoming: ArrayRecord, config: ConfigRecord) -> AnswerKey:
+    def _key(self, kind: str, question: Question) -> AnswerKey:
+        arrays, config = question.digests
         return AnswerKey(
             task=self.membership.task,
             tier=self.membership.tier,
             kind=kind,
-            round=request.round,
-            arrays=digest_of_arrays(_stored(incoming)),
-            config=digest_of_config(config, self.membership.digest),
+            round=question.round,
+            arrays=arrays,
+            config=config,
         )
-
-
-def _request(config: ConfigRecord) -> Request:
-    number = config.get("round")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise PayloadError("Flower message", f"its round must be a number from 0, got {number!r}")
-    mu = config.get("proximal-mu", 0.0)
-    if not isinstance(mu, int | float) or isinstance(mu, bool):
-        raise PayloadError("Flower message", f"its proximal-mu must be a number, got {mu!r}")
-    initial = config.get("report-initial-loss", False)
-    if not isinstance(initial, bool):
-        raise PayloadError("Flower message", f"its report-initial-loss must be a boolean, got {initial!r}")
-    return Request(number, float(mu), initial)
-
-
-def _record(message: Message) -> ArrayRecord:
-    arrays = message.content.get("arrays")
-    if not isinstance(arrays, ArrayRecord):
-        raise PayloadError("Flower message", "has no ArrayRecord 'arrays'")
-    return arrays
-
-
-def _stored(record: ArrayRecord) -> tuple[StoredArray, ...]:
-    return tuple(
-        StoredArray(name, array.dtype, tuple(array.shape), array.stype, array.data)
-        for name, array in record.items()
-    )
 
 
 def _content(answer: Answer) -> RecordDict:
@@ -240,8 +151,3 @@ def _content(answer: Answer) -> RecordDict:
             {a.name: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=a.data) for a in answer.arrays}
         )
     return content
-
-
-def _error(code: int, error: Exception, message: Message) -> Message:
-    said = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
-    return Message(Error(code=code, reason=said[:2000]), reply_to=message)

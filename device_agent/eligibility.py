@@ -81,7 +81,7 @@ def believe(
     if region not in descriptor.regions:
         named = ", ".join(descriptor.regions[:10])
         raise Refused("region", f"task {task!r} is for {named}; this device is in region {region!r}")
-    digest = digest_of_work(descriptor)
+    digest = descriptor.digest()
     # Journals of earlier releases hold the digest of the whole signed text.
     text = hashlib.sha256(envelope.payload.encode()).hexdigest()
     _require_new(descriptor, {digest, text}, seen)
@@ -89,12 +89,6 @@ def believe(
         # A cancellation is obeyed at any time: it can only end work.
         _require_window(descriptor, now)
     return Believed(descriptor, digest, keyid)
-
-
-def digest_of_work(descriptor: TaskDescriptor) -> str:
-    """Return the SHA-256 of what a task says apart from its window, as `same_work` compares it."""
-    work = descriptor.model_dump_json(exclude_none=True, exclude={"issued_at", "expires_at"})
-    return hashlib.sha256(work.encode()).hexdigest()
 
 
 def require_means(descriptor: TaskDescriptor, means: Means) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from flwr.app import Context, Message, RecordDict
 
-from device_agent.client_app import Membership, build_client_app
+from device_agent.client_app import build_client_app
 from device_agent.eligibility import Believed, reason_of
 from device_agent.journal import Journal
 from device_agent.reporting import TaskReport
@@ -30,6 +30,7 @@ from models.backends import StepReport
 from models.datasets import Dataset
 from trellis.errors import InvalidInput, MissingExtra, Refused, TrellisError
 from trellis.flower.link_loop import Halt, Link, LinkLoop, Pace
+from trellis.flower.questions import Membership
 from trellis.payloads import ExecutionState, Phase, Progress, Reason, Round
 
 __all__ = ["Device", "Ending", "Link", "LinkFactory", "Participation"]

@@ -6,6 +6,7 @@ envelope (`trellis.envelope`). Its JSON Schema is published by `trellis task sch
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -132,6 +133,11 @@ class TaskDescriptor(Section):
         """Whether both say the same, apart from when they were issued and expire."""
         window = {"issued_at", "expires_at"}
         return self.model_dump(exclude=window) == other.model_dump(exclude=window)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what the task says apart from its window, as `same_work` compares it."""
+        work = self.model_dump_json(exclude_none=True, exclude={"issued_at", "expires_at"})
+        return hashlib.sha256(work.encode()).hexdigest()
 
     def tier_of(self, region: str) -> Tier:
         """Where the updates of `region` are averaged."""

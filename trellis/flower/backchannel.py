@@ -123,6 +123,11 @@ class FleetView(_Model):
     announced: Count = 0
     devices: tuple[FleetDevice, ...] = ()
 
+    @property
+    def why_over(self) -> str:
+        """Why nothing more is to be done."""
+        return "the task was called off" if self.canceled else "the task has ended at the centre"
+
 
 class Tally(_Model):
     """How many of a region's members took part in its last round, and what became of the others."""

@@ -85,8 +85,8 @@ class TrellisGrid(Grid):
     def wait_members(self, after_version: int, timeout_s: float) -> tuple[int, list[Member]]:
         """Return the fleet's version and its members once something has changed, or after `timeout_s`."""
         view = self._fleet.wait(after_version, timeout_s)
-        if view.canceled:
-            raise Canceled("the task was called off")
+        if view.canceled or view.over:
+            raise Canceled(view.why_over)
         self._checkin.step(view)
         return view.version, self._checkin.members(view)
 

@@ -130,8 +130,8 @@ class Phase:
             look_s = 0.0 if self._puller.busy else _LOOK_S
             view = self._fleet.wait(version, max(0.0, min(remaining, look_s)))
             version = view.version
-            if view.canceled:
-                raise Canceled("the task was called off")
+            if view.canceled or view.over:
+                raise Canceled(view.why_over)
             self._checkin.step(view)
             self._puller.start(self._uploaded(view))
             self._take_in(_TAKE_S)

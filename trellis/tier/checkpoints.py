@@ -40,6 +40,7 @@ class Checkpoint:
         strategy: The strategy's named arrays, by attribute.
         record: What is reported of the round.
         progress: What early stopping remembers.
+        question: Digest of the message from above that a region's round is a part of the answer to.
     """
 
     round: int
@@ -47,6 +48,7 @@ class Checkpoint:
     strategy: dict[str, Arrays] = field(default_factory=dict)
     record: RoundRecord | None = None
     progress: Progress = field(default_factory=Progress)
+    question: str = ""
 
 
 class Checkpoints:
@@ -66,6 +68,7 @@ class Checkpoints:
             "round": str(checkpoint.round),
             "order": json.dumps(list(checkpoint.arrays)),
             "progress": json.dumps(asdict(checkpoint.progress)),
+            "question": checkpoint.question,
         }
         if checkpoint.record is not None:
             metadata["record"] = checkpoint.record.model_dump_json()
@@ -73,6 +76,12 @@ class Checkpoints:
         write_atomically(path, save(contiguous, metadata=metadata))
         for old in self._files()[:-_KEPT]:
             old.unlink()
+
+    def drop_from(self, round_number: int) -> None:
+        """Remove the checkpoints of this round and later ones: those rounds are about to be done anew."""
+        for number, path in self._numbered():
+            if number >= round_number:
+                path.unlink()
 
     def latest(self) -> Checkpoint | None:
         """Return the newest readable checkpoint, or None. A damaged one is passed over, and said so."""
@@ -84,9 +93,12 @@ class Checkpoints:
         return None
 
     def _files(self) -> list[Path]:
+        return [path for _, path in self._numbered()]
+
+    def _numbered(self) -> list[tuple[int, Path]]:
         # By number: as text round 10000 comes before round 9999.
-        numbered = [(_ROUND_FILE.fullmatch(path.name), path) for path in self._folder.glob("round-*")]
-        return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+        matches = [(_ROUND_FILE.fullmatch(path.name), path) for path in self._folder.glob("round-*")]
+        return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def _read(path: Path) -> Checkpoint:
@@ -107,6 +119,7 @@ def _read(path: Path) -> Checkpoint:
         strategy={attribute: _in_order(arrays, order) for attribute, arrays in strategy.items()},
         record=None if record is None else RoundRecord.model_validate_json(record),
         progress=Progress(**json.loads(metadata["progress"])),
+        question=metadata.get("question", ""),
     )
 
 

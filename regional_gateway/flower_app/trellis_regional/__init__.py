@@ -1,0 +1,1 @@
+"""Trellis's regional Flower app: what is packed into the FAB, and nothing more."""

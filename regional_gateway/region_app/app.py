@@ -1,0 +1,134 @@
+"""The region's app: one Flower run is one task's life in this region, until it ends at the centre."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TypeVar, cast
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from regional_gateway.region_app.herald import Herald
+from regional_gateway.region_app.member import RegionMember
+from trellis.descriptor import TaskDescriptor, parse_json
+from trellis.errors import ConfigError
+from trellis.flower.backchannel import GATEWAY, Above, Brief, StateReport
+from trellis.flower.channel import ServiceChannel
+from trellis.flower.grid import TrellisGrid
+from trellis.flower.link import FlowerLink
+from trellis.flower.link_loop import Halt, LinkLoop, Pace
+from trellis.flower.phase import Policy
+from trellis.flower.questions import Membership
+from trellis.tier.checkpoints import Checkpoints
+from trellis.tier.round import TierRounds
+from trellis.tier.strategies import build_strategy
+from trellis.tls import TlsFiles
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+APP_LOG = "app.log"
+_LOG_BYTES = 1024 * 1024
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Answer the tier above until the task ends there.
+
+    Raises:
+        Unavailable: The gateway is gone; whoever comes back starts another run.
+    """
+    logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
+    # Flower uploads what an app writes, and httpx writes a line for every upload: it would never be quiet.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with ServiceChannel(str(context.run_config["task"])) as channel:
+        brief = channel.hello(context.run_id)
+        _keep_log(Path(brief.folder))
+        halt = Halt()
+        herald = Herald(channel, halt)
+        member = _member(grid, channel, brief)
+        herald.start()
+        LinkLoop(_link(brief), member.answer, events=herald, halt=halt, pace=Pace()).run()
+        if herald.lost is not None:
+            raise herald.lost
+
+
+def _keep_log(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(folder / APP_LOG, maxBytes=_LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("regional_gateway", "trellis"):
+        logging.getLogger(name).addHandler(handler)
+
+
+def _member(grid: Grid, channel: ServiceChannel, brief: Brief) -> RegionMember:
+    descriptor = parse_json(brief.descriptor)
+    region = _due(brief.region, "region")
+    built, entry = build_strategy(descriptor, regional=True)
+    strategy = cast(Strategy, built)
+    participants = descriptor.participants_at(region)
+    regional_rounds = descriptor.regional_rounds_of(region)
+    rounds = descriptor.train.rounds * regional_rounds
+    wrapped = TrellisGrid(
+        grid,
+        channel,
+        task=descriptor.task,
+        revision=descriptor.revision,
+        policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
+        rounds=rounds,
+        fold=entry.sums,
+    )
+    return RegionMember(
+        membership=_membership(descriptor, region),
+        regional_rounds=regional_rounds,
+        rounds=rounds,
+        strategy=(strategy, entry),
+        tier=TierRounds(
+            task=descriptor.task,
+            seed=descriptor.train.seed,
+            rounds=rounds,
+            participants=participants,
+            strategy=strategy,
+            entry=entry,
+            grid=wrapped,
+            report=lambda state: channel.report(StateReport(state=state)),
+        ),
+        grid=wrapped,
+        channel=channel,
+        checkpoints=Checkpoints(Path(brief.folder)),
+    )
+
+
+def _membership(descriptor: TaskDescriptor, region: str) -> Membership:
+    return Membership(
+        task=descriptor.task,
+        revision=descriptor.revision,
+        digest=descriptor.digest(),
+        tier="regional",
+        region=region,
+        device=GATEWAY,
+    )
+
+
+def _link(brief: Brief) -> FlowerLink:
+    above = _due(brief.above, "above")
+    return FlowerLink(above.address, folder=Path(above.folder), tls=_tls(above))
+
+
+def _tls(above: Above) -> TlsFiles | None:
+    if above.ca is None or above.cert is None or above.key is None:
+        return None
+    return TlsFiles(Path(above.ca), Path(above.cert), Path(above.key))
+
+
+def _due(value: T | None, field: str) -> T:
+    if value is None:
+        raise ConfigError("regional app", f"its gateway's brief names no {field!r}: gateway and app differ")
+    return value

@@ -1,0 +1,86 @@
+"""Between a region's link to the tier above and its gateway: tells what the link does, and wakes it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from flwr.app import Message
+
+from trellis.errors import Unavailable
+from trellis.flower.backchannel import FleetView, Uplink
+from trellis.flower.channel import ServiceChannel
+from trellis.flower.link_loop import Halt
+from trellis.payloads import Reason
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+
+
+class Herald:
+    """Tells the gateway how the link fares, and wakes or ends the link on what the gateway hears.
+
+    Attributes:
+        lost: Why the gateway is not there any more, if so.
+    """
+
+    def __init__(self, channel: ServiceChannel, halt: Halt) -> None:
+        self._channel, self._halt = channel, halt
+        self.lost: Unavailable | None = None
+
+    def start(self) -> None:
+        """Begin to follow the gateway, in a thread that ends with the task."""
+        threading.Thread(target=self._follow, name="herald", daemon=True).start()
+
+    def connecting(self, reason: str) -> None:
+        """The link is lost, and tries again."""
+        self._say(Uplink(event="connecting", reason=Reason(code="unavailable", message=reason[:2000])))
+
+    def connected(self, node_id: int) -> None:
+        """The link is a node of the tier above."""
+        self._say(Uplink(event="connected", node_id=node_id))
+
+    def replying(self, message_id: str) -> None:
+        """A reply is about to be uploaded."""
+        self._say(Uplink(event="replying", message_id=message_id))
+
+    def replied(self, message: Message, reply: Message) -> None:
+        """A reply is with the tier above, which may pull it."""
+        reason = None
+        if reply.has_error():
+            text = reply.error.reason or f"error {reply.error.code}"
+            reason = Reason(code="training", message=text[:2000])
+        kind, message_id = message.metadata.message_type, message.metadata.message_id
+        self._say(
+            Uplink.model_validate(
+                {"event": "replied", "message_id": message_id, "kind": kind, "reason": reason}
+            )
+        )
+
+    def _say(self, news: Uplink) -> None:
+        try:
+            self._channel.uplink(news)
+        except Unavailable as error:
+            self._end(error)
+            raise
+
+    def _follow(self) -> None:
+        view = FleetView(version=0)
+        while not self._halt.called:
+            try:
+                newer = self._channel.wait(view.version, _LOOK_S)
+            except Unavailable as error:
+                self._end(error)
+                return
+            if newer.over or newer.canceled:
+                logger.info("%s", newer.why_over)
+                self._halt.call(task_ended=True)
+            elif newer.announced != view.announced:
+                self._halt.wake()
+            view = newer
+
+    def _end(self, error: Unavailable) -> None:
+        # Whoever comes back starts another run, which takes up what is in the link's inbox.
+        self.lost = self.lost or error
+        self._halt.call(task_ended=False)
