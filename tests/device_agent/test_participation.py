@@ -223,7 +223,7 @@ async def test_a_foreign_tasks_message_gets_an_error_and_trains_nothing(
     async with taking_part(device, bus, make_task()):
         reply = await replied(flower, train)
     assert reply.error.code == 101
-    assert reply.error.reason == "device 'eu-1/cam-7' works on task 'blobs', the message is of 'other'"
+    assert reply.error.reason == "'eu-1/cam-7' works on task 'blobs', the message is of 'other'"
     assert Phase.TRAINING not in [e.phase for e in watched.executions]
 
 
@@ -235,7 +235,7 @@ async def test_a_message_of_another_revision_gets_an_error_and_trains_nothing(
         reply = await replied(flower, train)
     assert reply.error.code == 101
     assert reply.error.reason == (
-        "device 'eu-1/cam-7' works on revision 1 of task 'blobs', the message is of revision 7"
+        "'eu-1/cam-7' works on revision 1 of task 'blobs', the message is of revision 7"
     )
     assert Phase.TRAINING not in [e.phase for e in watched.executions]
 

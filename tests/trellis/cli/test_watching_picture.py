@@ -147,3 +147,14 @@ def test_a_regions_status_and_a_devices_info_are_taken() -> None:
     picture = said(picture, "eu-1/devices/cam-1/info", info)
     assert picture.tasks["digits"].statuses["eu-1"].verdict == verdict
     assert picture.devices["eu-1", "cam-1"].info is not None
+
+
+def test_a_region_that_aggregates_has_rounds_of_its_own_until_its_topics_are_cleared() -> None:
+    picture = said(Picture(), "eu-1/tasks/digits/round", a_round(1, RoundPhase.DONE, ts=10))
+    assert dict(picture.tasks["digits"].regional) == {}
+    at_work = said(picture, "eu-1/gateway/tasks/digits/execution", execution(1, Phase.TRAINING, ts=11))
+    assert list(at_work.tasks["digits"].regional["eu-1"].done) == [1]
+    late = said(at_work, "eu-1/tasks/digits/round", a_round(1, RoundPhase.TRAIN, ts=5))
+    assert late.tasks["digits"].tiers["eu-1"].round == at_work.tasks["digits"].tiers["eu-1"].round
+    cleared = said(at_work, "eu-1/gateway/tasks/digits/execution", b"")
+    assert "digits" not in said(cleared, "eu-1/tasks/digits/round", b"").tasks

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from trellis.cli.watching.narration import narrate, round_line
-from trellis.cli.watching.picture import DeviceView, LogLine, Picture, TaskPicture
+from trellis.cli.watching.picture import DeviceView, LogLine, Picture, TaskPicture, TierPicture
 from trellis.cli.watching.rendering import render
 from trellis.payloads import (
     CentralTask,
@@ -59,8 +61,10 @@ PICTURE = Picture(
     tasks={
         "digits": TaskPicture(
             central=RUNNING,
-            round=Round(round=3, rounds=10, phase=RoundPhase.TRAIN, selected=4, replied=1, standby=2),
-            done={2: DONE},
+            centre=TierPicture(
+                Round(round=3, rounds=10, phase=RoundPhase.TRAIN, selected=4, replied=1, standby=2),
+                {2: DONE},
+            ),
         )
     },
     logs=(LogLine("eu-1", "cam-1", "digits", "WARNING", "disk is nearly full"),),
@@ -98,6 +102,47 @@ def test_the_drawing_can_be_narrowed_to_a_region_and_a_task() -> None:
     lines = drawn(PICTURE, region="us-1", task="other")
     assert lines[0] == "server online   gateway us-1 offline"
     assert not any("digits" in line or "eu-1" in line for line in lines)
+
+
+def regional(**executions: Execution) -> Picture:
+    """The country above its two sites, and a region that relays, of which there is a copied round."""
+    rounds = Round(round=5, rounds=20, phase=RoundPhase.TRAIN, selected=2, replied=1, loss=0.5)
+    tiers = {
+        region.replace("_", "-"): TierPicture(rounds, {4: DONE}, one) for region, one in executions.items()
+    }
+    below = ONLINE.model_copy(update={"parent": "country"})
+    return Picture(
+        gateways={"country": ONLINE, "site-1": below, "site-2": below, "far": ONLINE},
+        tasks={"digits": TaskPicture(central=RUNNING, tiers={**tiers, "far": TierPicture(rounds)})},
+    )
+
+
+def test_regions_that_aggregate_are_drawn_as_a_tree_below_the_centre() -> None:
+    failed = TRAINING.model_copy(update={"reason": Reason(code="training", message="1 of 2 replied")})
+    lines = drawn(regional(country=TRAINING, site_1=failed, site_2=TRAINING), task="digits")
+    start = lines.index("centre")
+    assert lines[start : start + 4] == [
+        "centre",
+        "└── country  training  round 5 of 20  train  1 of 2 replied  loss 0.5000",
+        "    ├── site-1  training  round 5 of 20  train  1 of 2 replied  loss 0.5000  1 of 2 replied",
+        "    └── site-2  training  round 5 of 20  train  1 of 2 replied  loss 0.5000",
+    ]
+    assert not any("far" in line for line in lines[start:])
+
+
+def test_gateways_that_name_each_other_as_parents_are_drawn_all_the_same() -> None:
+    picture = regional(site_1=TRAINING, site_2=TRAINING)
+    loop = {name: ONLINE.model_copy(update={"parent": other}) for name, other in LOOP.items()}
+    lines = drawn(replace(picture, gateways=loop))
+    assert sum("train  1 of 2" in line for line in lines) == 2
+
+
+LOOP = {"site-1": "site-2", "site-2": "site-1"}
+
+
+def test_a_regions_rounds_are_told_and_copies_are_not() -> None:
+    lines = narrate(Picture(), regional(country=TRAINING))
+    assert [line for line in lines if "round" in line] == [f"digits: country: {round_line(DONE)}"]
 
 
 def test_an_empty_picture_can_be_drawn() -> None:

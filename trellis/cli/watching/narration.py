@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from trellis.cli.foreign_text import harmless_line
 from trellis.cli.watching.metrics import accuracy_of
-from trellis.cli.watching.picture import Picture, TaskPicture
+from trellis.cli.watching.picture import Picture, TaskPicture, TierPicture
 from trellis.payloads import ExecutionState, Round, State
 
 _TOLD = {
@@ -65,6 +65,13 @@ def _presence(who: str, before: State | None, after: State | None) -> Iterator[s
 def _task(name: str, before: TaskPicture, after: TaskPicture) -> Iterator[str]:
     for number in sorted(set(after.done) - set(before.done)):
         yield f"{name}: {round_line(after.done[number])}"
+    for region, tier in after.regional.items():
+        known = before.tiers.get(region, TierPicture())
+        for number in sorted(set(tier.done) - set(known.done)):
+            yield f"{name}: {region}: {round_line(tier.done[number])}"
+        reason = tier.execution.reason if tier.execution else None
+        if reason and (known.execution is None or known.execution.reason != reason):
+            yield f"{name}: {region}: {reason.message}"
     was = before.central.state if before.central else None
     if after.central and after.central.state is not was:
         why = f": {after.central.reason.message}" if after.central.reason else ""

@@ -75,13 +75,42 @@ class DeviceView:
 
 
 @dataclass(frozen=True)
-class TaskPicture:
-    """One task: its state at the server, the present round, those that are done, and the regions' status."""
+class TierPicture:
+    """One task at one tier, the centre or a region: the present round, and those that are done.
 
-    central: CentralTask | None = None
+    Attributes:
+        execution: What a region does as a member of the tier above, if it aggregates at all: without it, its
+            rounds repeat the centre's.
+    """
+
     round: Round | None = None
     done: Mapping[int, Round] = field(default_factory=dict)
+    execution: Execution | None = None
+
+
+@dataclass(frozen=True)
+class TaskPicture:
+    """One task: its state at the server, its rounds there and in the regions, and the regions' status."""
+
+    central: CentralTask | None = None
+    centre: TierPicture = TierPicture()
+    tiers: Mapping[str, TierPicture] = field(default_factory=dict)
     statuses: Mapping[str, TaskStatus] = field(default_factory=dict)
+
+    @property
+    def round(self) -> Round | None:
+        """The centre's present round."""
+        return self.centre.round
+
+    @property
+    def done(self) -> Mapping[int, Round]:
+        """The centre's finished rounds."""
+        return self.centre.done
+
+    @property
+    def regional(self) -> Mapping[str, TierPicture]:
+        """The regions that aggregate, by name."""
+        return {region: tier for region, tier in sorted(self.tiers.items()) if tier.execution is not None}
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,7 @@ def _fold_central(picture: Picture, address: Address, payload: bytes) -> Picture
     if address.kind is Kind.CENTRAL_TASK_STATE:
         return _with_task(picture, address.task, partial(replace, central=_read(CentralTask, payload)))
     now = _read(Round, payload)
-    return _with_task(picture, address.task, lambda task: _with_round(task, now))
+    return _with_task(picture, address.task, lambda task: replace(task, centre=_with_round(task.centre, now)))
 
 
 def _fold_region(picture: Picture, address: Address, payload: bytes) -> Picture:
@@ -140,8 +169,13 @@ def _fold_region(picture: Picture, address: Address, payload: bytes) -> Picture:
             address.task,
             lambda task: replace(task, statuses=_put(task.statuses, address.region, status)),
         )
-    # A region's rounds repeat the centre's, and its descriptors are not for watching.
-    return picture
+    if address.kind is Kind.TASK_ROUND:
+        now = _read(Round, payload)
+        return _with_tier(picture, address, lambda tier: _with_round(tier, now))
+    if address.kind is Kind.GATEWAY_EXECUTION:
+        execution = _read(Execution, payload)
+        return _with_tier(picture, address, lambda tier: replace(tier, execution=execution))
+    return picture  # descriptors are not for watching
 
 
 def _fold_device(picture: Picture, address: Address, payload: bytes) -> Picture:
@@ -175,18 +209,27 @@ def _with_execution(device: DeviceView, task: str, execution: Execution | None) 
     return replace(device, executions=_put(device.executions, task, execution), progress=progress)
 
 
-def _with_round(task: TaskPicture, now: Round | None) -> TaskPicture:
+def _with_round(tier: TierPicture, now: Round | None) -> TierPicture:
     if now is None:
-        return replace(task, round=None)
-    if task.round and now.ts < task.round.ts:
-        return task
-    done = _put(task.done, now.round, now) if now.phase is RoundPhase.DONE and now.round else task.done
-    return replace(task, round=now, done=done)
+        return replace(tier, round=None)
+    if tier.round and now.ts < tier.round.ts:
+        return tier
+    done = _put(tier.done, now.round, now) if now.phase is RoundPhase.DONE and now.round else tier.done
+    return replace(tier, round=now, done=done)
+
+
+def _with_tier(picture: Picture, address: Address, change: Callable[[TierPicture], TierPicture]) -> Picture:
+    def changed(task: TaskPicture) -> TaskPicture:
+        tier = change(task.tiers.get(address.region, TierPicture()))
+        gone = tier.round is None and tier.execution is None
+        return replace(task, tiers=_put(task.tiers, address.region, None if gone else tier))
+
+    return _with_task(picture, address.task, changed)
 
 
 def _with_task(picture: Picture, name: str, change: _Change) -> Picture:
     task = change(picture.tasks.get(name, TaskPicture()))
-    gone = task.central is None and task.round is None and not task.statuses
+    gone = task.central is None and task.round is None and not task.statuses and not task.tiers
     return replace(picture, tasks=_put(picture.tasks, name, None if gone else task))
 
 

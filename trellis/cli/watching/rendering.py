@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from trellis.cli.foreign_text import harmless_line
 from trellis.cli.watching.metrics import accuracy_of
-from trellis.cli.watching.picture import DeviceView, Picture, TaskPicture
-from trellis.payloads import Execution, ExecutionState, Presence, Progress, State, TaskState
+from trellis.cli.watching.picture import DeviceView, Picture, TaskPicture, TierPicture
+from trellis.payloads import Execution, ExecutionState, Presence, Progress, Round, State, TaskState
 
 ROUNDS_SHOWN = 8
 _COLOURS = {
@@ -33,6 +34,8 @@ def render(
     for name, one in sorted(picture.tasks.items()):
         if task in (None, name):
             parts += [Text(), _task_line(name, one)]
+            if one.regional:
+                parts.append(_tree(picture, one, region))
             if one.done:
                 parts.append(_rounds(one))
     devices = [(key, one) for key, one in sorted(picture.devices.items()) if region in (None, key[0])]
@@ -77,16 +80,54 @@ def _task_line(name: str, task: TaskPicture) -> RenderableType:
     if central:
         text.append(f"  {central.state}", style=_COLOURS.get(central.state, "cyan"))
     if now and not (central and central.state.ended):
-        text.append(f"  round {now.round} of {now.rounds}  {now.phase}")
-        if now.selected:
-            text.append(f"  {now.replied} of {now.selected} replied")
-        if now.standby:
-            text.append(f"  {now.standby} standing by")
+        text.append(_standing(now))
     if central and central.reason:
         text.append_text(_text(f"  {central.reason.message}", "red"))
     for region, status in sorted(task.statuses.items()):
         if status.verdict:
             text.append("\n").append_text(_text(f"  {region}: {status.verdict.message}", "red"))
+    return text
+
+
+def _standing(now: Round) -> str:
+    said = f"  round {now.round} of {now.rounds}  {now.phase}"
+    if now.selected:
+        said += f"  {now.replied} of {now.selected} replied"
+    if now.standby:
+        said += f"  {now.standby} standing by"
+    return said
+
+
+def _tree(picture: Picture, task: TaskPicture, shown: str | None) -> Tree:
+    """Return the regions that aggregate, each below the tier that it is a member of."""
+    regional = task.regional
+    above = {
+        name: state.parent if (state := picture.gateways.get(name)) and state.parent in regional else None
+        for name in regional
+    }
+    tree = Tree(Text("centre", style="dim"), guide_style="dim")
+    nodes: dict[str | None, Tree] = {None: tree}
+    waiting = [name for name in regional if shown in (None, name)]
+    while waiting:
+        ready = [name for name in waiting if above[name] in nodes]
+        # A region shown alone hangs at the top, and so do two that call each other parent.
+        for name in ready or waiting[:1]:
+            nodes[name] = nodes.get(above[name], tree).add(_tier_line(name, regional[name]))
+            waiting.remove(name)
+    return tree
+
+
+def _tier_line(region: str, tier: TierPicture) -> Text:
+    text = _text(region, "bold")
+    execution = tier.execution
+    if execution is not None:
+        said = str(execution.phase or "") if not execution.state.ended else execution.state.lower()
+        text.append(f"  {said}", style=_COLOURS.get(execution.state, "cyan"))
+    if tier.round is not None:
+        text.append(_standing(tier.round))
+        text.append("" if tier.round.loss is None else f"  loss {tier.round.loss:.4f}")
+    if execution is not None and execution.reason is not None:
+        text.append_text(_text(f"  {execution.reason.message}", "red"))
     return text
 
 
