@@ -106,7 +106,7 @@ def test_it_is_told_in_one_line(said: str, due: str) -> None:
 @CASES
 def test_it_stands_in_one_row_of_a_table(said: str, due: str) -> None:
     reason = {"code": "data", "message": said}
-    listed = tables.tasks([{"task": "digits", "state": "failed", "reason": reason}], at_gateway=False)
+    listed = tables.tasks([{"task": "digits", "state": "failed", "reason": reason}])
     assert listed.splitlines()[1].endswith(due)
     members = [{"region": "eu-1", "device": "cam-1", "state": "REJECTED", "reason": reason}]
     shown = tables.task({"task": "digits", "reason": reason, "metrics": {said: 1.0}, "devices": members})
