@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 
 from flwr.app import Message
 
@@ -37,9 +38,9 @@ class Herald:
         """The link is lost, and tries again."""
         self._say(Uplink(event="connecting", reason=Reason(code="unavailable", message=reason[:2000])))
 
-    def connected(self, node_id: int) -> None:
-        """The link is a node of the tier above."""
-        self._say(Uplink(event="connected", node_id=node_id))
+    def connected(self, node_id: int, in_hand: Collection[str]) -> None:
+        """The link is a node of the tier above, and has these messages to answer."""
+        self._say(Uplink(event="connected", node_id=node_id, in_hand=tuple(sorted(in_hand))))
 
     def replying(self, message_id: str) -> None:
         """A reply is about to be uploaded."""

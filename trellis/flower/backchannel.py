@@ -194,6 +194,7 @@ class Uplink(_Model):
         event: What happened; each names what it needs of the rest.
         node_id: `connected`, `checked-in`: its Flower node there.
         nonce: `checked-in`: what proves that.
+        in_hand: `connected`: the messages that it has, and has not answered.
         message_id: `replying`, `replied`: the message answered.
         kind: `replied`: query, train or evaluate.
         round: `training`, `evaluating`: of the tier above.
@@ -203,6 +204,7 @@ class Uplink(_Model):
     event: Literal["connecting", "connected", "checked-in", "training", "evaluating", "replying", "replied"]
     node_id: int | None = None
     nonce: str | None = None
+    in_hand: tuple[str, ...] = ()
     message_id: str | None = None
     kind: Literal["query", "train", "evaluate"] | None = None
     round: Count | None = None
