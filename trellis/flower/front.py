@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from trellis.flower.upstream import Answer, Header, Upstream
+from trellis.tls import TlsFiles, client_context
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,15 @@ CALL_BYTES = 4 * 1024**2
 
 
 class FleetFront:
-    """The ASGI app that stands before one SuperLink."""
+    """The ASGI app that stands before one SuperLink.
 
-    def __init__(self, superlink_address: str) -> None:
-        self._upstream = Upstream(superlink_address)
+    Args:
+        address: `host:port` of the SuperLink, or of another front before it.
+        tls: CA and client certificate, where it is another front beyond loopback.
+    """
+
+    def __init__(self, address: str, *, tls: TlsFiles | None = None) -> None:
+        self._upstream = Upstream(address, context=None if tls is None else client_context(tls))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

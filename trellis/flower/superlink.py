@@ -14,9 +14,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import psutil
 
-from trellis.errors import ConfigError, Unavailable
+from trellis.errors import Unavailable
+from trellis.flower.programs import end_orphans, environment, free_port, log_tail, program
 from trellis.processes import PidFile, die_with_parent, terminate_tree
 
 logger = logging.getLogger(__name__)
@@ -77,8 +74,8 @@ class SuperLink:
         home.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         await asyncio.to_thread(self._pid_file.end_previous)
-        await asyncio.to_thread(_end_orphans, self._home)
-        self._port = self._wanted_port or _free_port()
+        await asyncio.to_thread(end_orphans, self._home)
+        self._port = self._wanted_port or free_port()
         connection = f'[superlink.{_NAME}]\naddress = "{self.address}"\ninsecure = true\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "{_NAME}"\n\n{connection}')
         try:
@@ -119,6 +116,10 @@ class SuperLink:
     def _home(self) -> Path:
         return (self._folder / "flower").resolve()
 
+    @property
+    def _log(self) -> Path:
+        return self._folder / "superlink.log"
+
     def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:
             raise RuntimeError("SuperLink is not entered")
@@ -126,7 +127,7 @@ class SuperLink:
 
     async def _start(self) -> None:
         command = [
-            _program("flower-superlink"),
+            program("flower-superlink"),
             "--insecure",  # loopback only
             "--host",
             "127.0.0.1",
@@ -134,13 +135,13 @@ class SuperLink:
             str(self._port),
             "--disable-runtime-dependency-installation",
         ]
-        with (self._folder / "superlink.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._child_environment(self._environment),
+                env=environment(self._home, self._environment),
                 preexec_fn=die_with_parent,
             )
         self._pid_file.write(self._process.pid)
@@ -152,25 +153,25 @@ class SuperLink:
         async with httpx.AsyncClient(trust_env=False) as client:
             while time.monotonic() < deadline:
                 if not self.alive:
-                    raise Unavailable(f"flower-superlink ended at its start: {self._log_tail()}")
+                    raise Unavailable(f"flower-superlink ended at its start: {log_tail(self._log)}")
                 with contextlib.suppress(httpx.TransportError):
                     response = await client.get(f"http://{self.address}/health", timeout=1.0)
                     if response.status_code == httpx.codes.OK:
                         return
                 await asyncio.sleep(0.05)
         raise Unavailable(
-            f"flower-superlink did not answer within {_START_TIMEOUT_S:.0f} s: {self._log_tail()}"
+            f"flower-superlink did not answer within {_START_TIMEOUT_S:.0f} s: {log_tail(self._log)}"
         )
 
     async def _flwr(self, *arguments: str) -> dict[str, Any]:
         # The command line is Flower's public interface to its Control API.
         process = await asyncio.create_subprocess_exec(
-            _program("flwr"),
+            program("flwr"),
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=self._child_environment({}),
+            env=environment(self._home),
             preexec_fn=die_with_parent,
         )
         try:
@@ -187,19 +188,6 @@ class SuperLink:
             raise Unavailable(f"flwr {arguments[0]} failed with status {process.returncode}: {said}")
         return answer
 
-    def _child_environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        # flower-superlink starts flower-superexec by its bare name: it must be found beside our Python.
-        bin_folder = str(Path(sys.executable).parent)
-        return {
-            **os.environ,
-            "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
-            "FLWR_HOME": str(self._home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "PYTHONUNBUFFERED": "1",
-            **extra,
-        }
-
     async def _end(self) -> None:
         if self._process is None:
             return
@@ -207,36 +195,8 @@ class SuperLink:
         await asyncio.shield(asyncio.to_thread(terminate_tree, self._process.pid, grace_s=_GRACE_S))
         await self._process.wait()
         # Apps of a SuperLink that was killed have lost their parent: the tree no longer shows them.
-        await asyncio.shield(asyncio.to_thread(_end_orphans, self._home))
+        await asyncio.shield(asyncio.to_thread(end_orphans, self._home))
         self._pid_file.clear()
-
-    def _log_tail(self) -> str:
-        log = self._folder / "superlink.log"
-        if not log.exists():
-            return "it wrote no log"
-        return "…" + log.read_text(errors="replace").strip()[-600:]
-
-
-def _end_orphans(home: Path) -> None:
-    """End what still runs with `home` as Flower's home: SuperExec and apps of a SuperLink that was killed."""
-    for process in psutil.process_iter(["environ"]):
-        environment = process.info["environ"] or {}
-        if environment.get("FLWR_HOME") == str(home) and process.pid != os.getpid():
-            logger.info("ending pid=%d, left behind by an earlier SuperLink", process.pid)
-            terminate_tree(process.pid, grace_s=1.0)
-
-
-def _program(name: str) -> str:
-    program = Path(sys.executable).parent / name
-    if not program.exists():
-        raise ConfigError(f"{name!r}", f"is not beside {sys.executable}: pip install trellis-fl there")
-    return str(program)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _last_json(text: str) -> dict[str, Any] | None:

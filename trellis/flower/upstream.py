@@ -1,4 +1,4 @@
-"""Kept connections to one HTTP server on this machine, for requests that are passed on and not read.
+"""Kept connections to one HTTP server, for requests that are passed on and not read.
 
 A front passes on what a server has parsed and a client will parse: here nothing is decoded, and no header is
 looked at but those that frame a body. That is most of what a general client spends on a small request.
@@ -10,6 +10,7 @@ looked at but those that frame a body. That is most of what a general client spe
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -45,11 +46,12 @@ class _Connection:
 
 
 class Upstream:
-    """The server at `address`, as `127.0.0.1:8000`."""
+    """The server at `address`, as `127.0.0.1:8000`; with a `context`, over TLS."""
 
-    def __init__(self, address: str) -> None:
-        self._host, _, port = address.rpartition(":")
-        self._port = int(port)
+    def __init__(self, address: str, *, context: ssl.SSLContext | None = None) -> None:
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
+        self._context = context
         self._name = address.encode()
         self._kept: list[tuple[float, _Connection]] = []
 
@@ -94,7 +96,8 @@ class Upstream:
 
     async def _connect(self) -> _Connection:
         async with asyncio.timeout(_CONNECT_S):
-            return _Connection(*await asyncio.open_connection(self._host, self._port, limit=_HEAD_BYTES))
+            opened = asyncio.open_connection(self._host, self._port, ssl=self._context, limit=_HEAD_BYTES)
+            return _Connection(*await opened)
 
     async def _write(
         self,
