@@ -59,6 +59,18 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No TLS, on loopback only; tasks are signed all the same.")
     ] = False,
+    link: Annotated[
+        str,
+        typer.Option(
+            "--link", metavar="LINK", help="Its Flower client: warm, or supernode for Flower's own, slower."
+        ),
+    ] = "warm",
+    trust_server_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-server-code", help="With --link supernode: run here whatever code the server sends."
+        ),
+    ] = False,
     log_level: Annotated[
         str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
@@ -90,6 +102,8 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         state=state or Path("state") / region / name,
         base=base,
         insecure=insecure,
+        link=link,
+        trust_server_code=trust_server_code,
     )
     configure_logging(log_level.upper())
     raise typer.Exit(run_service(lambda stop: main(options, stop)))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from device_agent.agent import DeviceAgent
 from device_agent.journal import Journal
-from device_agent.participation import Device
+from device_agent.participation import Device, LinkFactory
 from device_agent.presence import Self, describe
-from device_agent.settings import DataSource, DeviceSettings
+from device_agent.settings import SUPERNODE, DataSource, DeviceSettings
 from models.backends import available_backends
 from models.datasets import Dataset, load
 from models.datasets.partition import parse_partition, parse_split, partition
@@ -40,6 +40,8 @@ class Options:
     state: Path
     base: str
     insecure: bool
+    link: str
+    trust_server_code: bool
 
 
 async def main(options: Options, stop: asyncio.Event) -> None:
@@ -60,13 +62,28 @@ async def main(options: Options, stop: asyncio.Event) -> None:
         def open_bus(*, will: Publication, birth: Birth) -> MqttBus:
             return MqttBus(broker, will=will, birth=birth)
 
-        def make_link(address: str, folder: Path) -> Link:
-            from trellis.flower.link import FlowerLink  # noqa: PLC0415 - no task, no Flower client in memory
-
-            return FlowerLink(address, folder=folder, tls=settings.tls)
-
-        device = Device(settings, data, journal, make_link, Pace())
+        make_link, pace = _link_of(settings)
+        device = Device(settings, data, journal, make_link, pace)
         await DeviceAgent(device, this, open_bus).run(stop)
+
+
+def _link_of(settings: DeviceSettings) -> tuple[LinkFactory, Pace]:
+    loop = asyncio.get_running_loop()
+
+    def warm(address: str, folder: Path) -> Link:
+        from trellis.flower.link import FlowerLink  # noqa: PLC0415 - no task, no Flower client in memory
+
+        return FlowerLink(address, folder=folder, tls=settings.tls)
+
+    def supernode(address: str, folder: Path) -> Link:
+        from trellis.flower.supernode import SupernodeLink  # noqa: PLC0415 - as above
+
+        return SupernodeLink(address, folder=folder / "supernode", tls=settings.tls, loop=loop)
+
+    if settings.link == SUPERNODE:
+        # A SuperNode pulls by itself; asking what it has handed over is a wait of its own.
+        return supernode, Pace(idle_s=0.0, empty_s=0.0, recheck_s=0.0)
+    return warm, Pace()
 
 
 def settings_of(options: Options) -> DeviceSettings:
@@ -96,6 +113,8 @@ def settings_of(options: Options) -> DeviceSettings:
         state=options.state,
         backend=options.backend,
         threads=options.threads,
+        link=options.link,
+        trust_server_code=options.trust_server_code,
         topics=Topics(options.base),
     )
 

@@ -15,6 +15,8 @@ from trellis.mqtt import BrokerSettings
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
+WARM, SUPERNODE = LINKS = ("warm", "supernode")
+
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
 
 
@@ -38,6 +40,8 @@ class DeviceSettings:
         keyring: The operators whose tasks it obeys.
         state: The folder of its journal and its Flower keys.
         threads: Processor threads that training may use.
+        link: Which Flower client it is: `warm`, our own, or `supernode`, the stock `flower-supernode`.
+        trust_server_code: Whether this device may run what its server's app holds, as a SuperNode does.
 
     Raises:
         ConfigError: Anything of it cannot be used; every fault is named.
@@ -53,6 +57,8 @@ class DeviceSettings:
     state: Path
     backend: str = "torch"
     threads: int = 1
+    link: str = WARM
+    trust_server_code: bool = False
     topics: Topics = field(default_factory=Topics)
 
     def __post_init__(self) -> None:
@@ -66,6 +72,7 @@ class DeviceSettings:
             faults.append(Fault("broker", problem, "use mqtts://, or --insecure on loopback"))
         if self.threads < 1:
             faults.append(Fault("threads", f"{self.threads} came, at least 1 is due"))
+        faults += _link_faults(self.link, trusted=self.trust_server_code)
         if faults:
             raise ConfigError("device settings", faults)
 
@@ -94,6 +101,15 @@ def _name_faults(name: str, region: str) -> list[Fault]:
     except PayloadError as error:
         faults.append(Fault("region", str(error)))
     return faults
+
+
+def _link_faults(link: str, *, trusted: bool) -> list[Fault]:
+    if link not in LINKS:
+        return [Fault("link", f"{link!r} came, {' or '.join(LINKS)} is due")]
+    if link == SUPERNODE and not trusted:
+        problem = "flower-supernode runs on this device whatever code its server sends"
+        return [Fault("link", problem, "add --trust-server-code if you want that, or leave --link out")]
+    return []
 
 
 def _server_faults(address: str, *, insecure: bool) -> list[Fault]:

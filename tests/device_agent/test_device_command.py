@@ -58,6 +58,8 @@ def options(keys: Path, tmp_path: Path) -> Options:
         state=tmp_path / "state",
         base="trellis/v1",
         insecure=False,
+        link="warm",
+        trust_server_code=False,
     )
 
 
@@ -75,7 +77,7 @@ def test_help_has_an_example_and_every_option():
     assert "trellis device --name cam-7 --region eu-1" in done.stdout
     for option in ("name", "region", "keys", "broker", "server", "data", "partition", "split", "split-seed"):
         assert f"--{option} " in done.stdout
-    for option in ("backend", "threads", "state", "insecure"):
+    for option in ("backend", "threads", "state", "insecure", "link", "trust-server-code"):
         assert f"--{option}" in done.stdout
 
 

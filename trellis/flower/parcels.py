@@ -6,6 +6,9 @@ parcel). A message whose tensors are larger than `LARGEST_BYTES` stays as it is:
 so that a connection that is cut costs one chunk.
 
     {"arrays": packed, "config": …}  ⇄  {"parcel": {"head": JSON, "arrays/arrays": bytes}}
+
+Between processes of one machine, where Flower's own encoding would not be public, the same head travels as a
+line of JSON with the tensors behind it.
 """
 
 from __future__ import annotations
@@ -35,8 +38,7 @@ def wrap(content: RecordDict) -> RecordDict:
     arrays = {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
     if sum(packed_bytes(record) for record in arrays.values()) > LARGEST_BYTES:
         return content
-    head = [[key, _kind(record), _plain(record)] for key, record in content.items()]
-    parcel = ConfigRecord({_HEAD: json.dumps(head)})
+    parcel = ConfigRecord({_HEAD: _head(content)})
     for key, record in arrays.items():
         parcel[f"arrays/{key}"] = record[KEY].data
     return RecordDict({PARCEL: parcel})
@@ -73,6 +75,44 @@ def wrapped(messages: Iterable[Message]) -> list[Message]:
         _, parcel = parcels.get(id(content)) or parcels.setdefault(id(content), (content, wrap(content)))
         message.content = parcel
     return ready
+
+
+def to_bytes(content: RecordDict) -> bytes:
+    """Return `content` for another process of this machine, whatever its size.
+
+    Raises:
+        PayloadError: It holds tensors that are not packed, or bytes in a config.
+    """
+    if misfits := [key for key, record in content.items() if not _fits(record)]:
+        raise PayloadError("Flower message", f"cannot be handed on: {', '.join(misfits)} cannot be encoded")
+    blobs = {f"arrays/{key}": record[KEY].data for key, record in content.array_records.items()}
+    line = json.dumps({_HEAD: _head(content), "sizes": {name: len(blob) for name, blob in blobs.items()}})
+    return b"".join([line.encode(), b"\n", *blobs.values()])
+
+
+def from_bytes(data: bytes) -> RecordDict:
+    """Return the content that `to_bytes` made `data` of.
+
+    Raises:
+        PayloadError: It is malformed.
+    """
+    line, _, rest = data.partition(b"\n")
+    try:
+        said = json.loads(line)
+        parcel = ConfigRecord({_HEAD: said[_HEAD]})
+        start = 0
+        for name, size in said["sizes"].items():
+            parcel[name] = rest[start : start + size]
+            start += size
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise PayloadError("Flower message", f"is malformed: {error}") from None
+    if start != len(rest):
+        raise PayloadError("Flower message", f"holds {len(rest)} bytes of tensors, {start} are due")
+    return unwrap(RecordDict({PARCEL: parcel}))
+
+
+def _head(content: RecordDict) -> str:
+    return json.dumps([[key, _kind(record), _plain(record)] for key, record in content.items()])
 
 
 def _fits(record: object) -> bool:

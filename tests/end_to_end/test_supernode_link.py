@@ -1,0 +1,47 @@
+"""A device under Flower's own SuperNode beside one with the warm link, in one task."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from federation import Device, Federation
+from members import command_line
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.timeout(300)
+
+DEVICES = (
+    Device("stock", options=("--link", "supernode", "--trust-server-code")),
+    Device("warm"),
+)
+
+
+async def test_a_stock_supernode_and_a_warm_link_train_one_model(tmp_path: Path) -> None:
+    async with Federation(tmp_path / "fleet", devices=DEVICES) as fleet:
+        assert fleet.devices["stock"].descendants() == [], "no task, no Flower client"
+        await fleet.submit("mixed", evaluate={"on": ["server", "devices"], "every": 2})
+        view = await fleet.rounds_done("mixed", 1)
+        programs = {command_line(process).split()[1] for process in fleet.devices["stock"].descendants()}
+        assert {Path(program).name for program in programs} >= {"flower-supernode", "flower-superexec"}
+        assert fleet.devices["warm"].descendants() == []
+        view = await fleet.ended("mixed")
+        print("round_s", [one["duration_s"] for one in view["history"]])
+        said = [
+            {(one["device"], one["phase"], one["outcome"]) for one in record["outcomes"]}
+            for record in view["history"]
+        ]
+        trained = {("stock", "train", "replied"), ("warm", "train", "replied")}
+        assert said == [trained, trained | {("stock", "evaluate", "replied"), ("warm", "evaluate", "replied")}]
+        for device in ("stock", "warm"):
+            await fleet.mqtt.field(fleet.execution(device, "mixed"), "state", "SUCCEEDED")
+        model = load_file(await fleet.model("mixed"))
+        assert sum(array.size for array in model.values()) == 64 * 10 + 10  # softmax on 8 x 8
+        assert view["metrics"]["server_accuracy"] > 0.6  # ten classes: chance is 0.1
+        # The agent trained, as with its own link: its journal and its log know of it.
+        assert fleet.devices["stock"].said().count("trained on") == 2
+        deadline = time.monotonic() + 20
+        while left := fleet.devices["stock"].descendants():
+            assert time.monotonic() < deadline, [command_line(process) for process in left]
+            time.sleep(0.1)
