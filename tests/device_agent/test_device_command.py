@@ -111,6 +111,18 @@ def test_without_insecure_a_plain_broker_is_refused(options):
         settings_of(plain)
 
 
+def test_a_supernode_needs_a_word_of_trust(options):
+    stock = dataclasses.replace(options, link="supernode")
+    with pytest.raises(ConfigError, match=r"runs on this device whatever code its server sends") as error:
+        settings_of(stock)
+    assert (error.value.exit_code, error.value.faults[0].field) == (2, "link")
+    assert "--trust-server-code" in str(error.value)
+    assert settings_of(dataclasses.replace(stock, trust_server_code=True)).link == "supernode"
+    assert settings_of(options).link == "warm"
+    with pytest.raises(ConfigError, match=r"'cold' came, warm or supernode is due"):
+        settings_of(dataclasses.replace(options, link="cold"))
+
+
 def test_every_bad_setting_is_named_at_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         DeviceSettings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -27,13 +28,15 @@ async def test_a_stock_supernode_and_a_warm_link_train_one_model(tmp_path: Path)
         assert {Path(program).name for program in programs} >= {"flower-supernode", "flower-superexec"}
         assert fleet.devices["warm"].descendants() == []
         view = await fleet.ended("mixed")
-        print("round_s", [one["duration_s"] for one in view["history"]])
         said = [
             {(one["device"], one["phase"], one["outcome"]) for one in record["outcomes"]}
             for record in view["history"]
         ]
         trained = {("stock", "train", "replied"), ("warm", "train", "replied")}
-        assert said == [trained, trained | {("stock", "evaluate", "replied"), ("warm", "evaluate", "replied")}]
+        assert said == [
+            trained,
+            trained | {("stock", "evaluate", "replied"), ("warm", "evaluate", "replied")},
+        ]
         for device in ("stock", "warm"):
             await fleet.mqtt.field(fleet.execution(device, "mixed"), "state", "SUCCEEDED")
         model = load_file(await fleet.model("mixed"))
@@ -44,4 +47,4 @@ async def test_a_stock_supernode_and_a_warm_link_train_one_model(tmp_path: Path)
         deadline = time.monotonic() + 20
         while left := fleet.devices["stock"].descendants():
             assert time.monotonic() < deadline, [command_line(process) for process in left]
-            time.sleep(0.1)
+            await asyncio.sleep(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import psutil
 
 from trellis.errors import ConfigError
 from trellis.processes import terminate_tree
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ def free_port() -> int:
 
 
 def log_tail(log: Path) -> str:
-    """Return the end of a program's log, for an error that quotes it."""
+    """Return the end of a program's log in one line, for an error that quotes it."""
     if not log.exists():
         return "it wrote no log"
-    return "…" + log.read_text(errors="replace").strip()[-600:]
+    return "…" + " ".join(_COLOUR.sub("", log.read_text(errors="replace")).split())[-600:]

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trellis.errors import PayloadError
-from trellis.flower.parcels import LARGEST_BYTES, PARCEL, is_parcel, unwrap, wrap, wrapped
+from trellis.flower.parcels import (
+    LARGEST_BYTES,
+    PARCEL,
+    from_bytes,
+    is_parcel,
+    to_bytes,
+    unwrap,
+    wrap,
+    wrapped,
+)
 from trellis.tensors import pack_arrays, unpack_arrays
 
 names = st.text(min_size=1, max_size=10)
@@ -102,3 +111,33 @@ def test_messages_that_share_a_content_share_its_parcel(monkeypatch: pytest.Monk
 def test_a_malformed_parcel_is_refused(parcel: dict[str, str], said: str) -> None:
     with pytest.raises(PayloadError, match=said):
         unwrap(RecordDict({PARCEL: ConfigRecord(parcel)}))  # type: ignore[arg-type]
+
+
+@given(config=configs, metric=metrics)
+def test_bytes_give_back_the_content_they_were_made_of(
+    config: dict[str, object], metric: dict[str, float]
+) -> None:
+    content = RecordDict(
+        {"arrays": model(), "config": ConfigRecord(config), "metrics": MetricRecord(metric)}  # type: ignore[arg-type]
+    )
+    assert from_bytes(to_bytes(content)) == content
+    assert from_bytes(to_bytes(RecordDict({}))) == RecordDict({})
+
+
+def test_bytes_hold_a_model_that_no_parcel_holds() -> None:
+    content = RecordDict({"arrays": model(LARGEST_BYTES)})
+    assert from_bytes(to_bytes(content)) == content
+
+
+@given(data=st.binary() | st.tuples(st.integers(0, 200), st.binary(max_size=3)))
+def test_only_our_error_comes_of_bytes_that_are_malformed(data: bytes | tuple[int, bytes]) -> None:
+    if isinstance(data, tuple):  # a whole one that was cut, and goes on otherwise
+        data = to_bytes(train_message())[: data[0]] + data[1]
+    with pytest.raises(PayloadError):
+        from_bytes(data)
+
+
+def test_tensors_that_are_not_packed_are_not_handed_on() -> None:
+    plain = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+    with pytest.raises(PayloadError, match="cannot be handed on: arrays"):
+        to_bytes(RecordDict({"arrays": plain, "config": ConfigRecord({})}))

@@ -1,5 +1,5 @@
-"""No code is shipped to devices: their ClientApp is the agent's own. Flower demands that a FAB names one."""
+"""As in `central_server/flower_app`: a SuperNode's ClientApp hands messages to its agent."""
 
-from flwr.clientapp import ClientApp
+from trellis.flower import handover
 
-app = ClientApp()
+app = handover.app
