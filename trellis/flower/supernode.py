@@ -86,6 +86,11 @@ class SupernodeLink:
         self._running: _Running | None = None
         self._open: dict[str, Question] = {}
 
+    @property
+    def in_hand(self) -> frozenset[str]:
+        """The IDs of the messages that the present SuperNode handed over, and that are not answered."""
+        return frozenset(self._open)
+
     def connect(self) -> int:
         """Be an active node and return its ID; a SuperNode that is at it is waited for, not replaced."""
         if self._running is None:
