@@ -1,5 +1,8 @@
-"""No code is shipped to devices: their ClientApp is the agent's own. Flower demands that a FAB names one."""
+"""What a device with `--link supernode` runs of this FAB: it hands each message to the agent installed there.
 
-from flwr.clientapp import ClientApp
+All other devices take no code from a server.
+"""
 
-app = ClientApp()
+from trellis.flower import handover
+
+app = handover.app  # an assignment, because Flower looks for one in this file's text

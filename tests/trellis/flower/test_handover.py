@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import time
+import tomllib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -22,6 +25,7 @@ from trellis.flower.parcels import is_parcel, unwrap, wrap
 from trellis.http.server import HttpServer
 from trellis.tensors import pack_arrays
 
+ROOT = Path(__file__).parents[3]
 ANSWER = RecordDict({"metrics": MetricRecord({"num-examples": 3}), "config": ConfigRecord({"task": "t"})})
 
 
@@ -114,6 +118,14 @@ async def test_without_an_agent_the_app_says_what_is_missing(monkeypatch: pytest
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match="trellis device --link supernode"):
         await asyncio.to_thread(handover.hand_over, message(ANSWER))
+
+
+@pytest.mark.parametrize("folder", ["central_server/flower_app", "regional_gateway/flower_app"])
+def test_the_clientapp_of_each_fab_hands_over(folder: str) -> None:
+    components = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    module, _, attribute = components["components"]["clientapp"].partition(":")
+    found = runpy.run_path(str(ROOT / folder / f"{module.replace('.', '/')}.py"))
+    assert found[attribute] is handover.app
 
 
 async def test_a_call_to_the_server_is_seen_and_passed_on(desk: Desk) -> None:
