@@ -11,7 +11,7 @@ from typing import Protocol
 from device_agent.desk import TaskDesk
 from device_agent.participation import Device
 from device_agent.presence import Self
-from device_agent.reporting import TaskLog
+from device_agent.reporting import SPEAKER, TaskLog
 from trellis.errors import ConfigError, PayloadError, Unavailable
 from trellis.mqtt import Birth, Bus, BusMessage, Publication
 from trellis.payloads import Round, TaskStatus
@@ -52,6 +52,7 @@ class DeviceAgent:
         Raises:
             ConfigError: The broker is not there or not ours, or another process has this device's name.
         """
+        SPEAKER.set(self._device.settings.principal)
         async with self._open_bus(will=self._self.will, birth=self._births) as bus:
             await _require_connected(bus)
             log = self._attach_log(bus)

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from device_agent.trainer import Request, Trainer
+from device_agent.turns import Turns
 from models.backends import StepReport
 from trellis.flower.answers import Answer, AnswerKey
 from trellis.flower.questions import (
@@ -55,10 +56,11 @@ def build_client_app(
     *,
     answers: Answers,
     observer: Observer,
+    turns: Turns,
     should_stop: Callable[[], bool],
 ) -> ClientApp:
     """Return the ClientApp of one task. What it cannot do it answers with a Flower error."""
-    handlers = _Handlers(membership, trainer, answers, observer, should_stop)
+    handlers = _Handlers(membership, trainer, answers, observer, turns, should_stop)
     app = ClientApp()
 
     @app.query()
@@ -82,6 +84,7 @@ class _Handlers:
     trainer: Trainer
     answers: Answers
     observer: Observer
+    turns: Turns
     should_stop: Callable[[], bool]
 
     def query(self, config: ConfigRecord, node_id: int) -> RecordDict:
@@ -95,13 +98,14 @@ class _Handlers:
         if (known := self.answers.answer(key)) is not None:
             logger.info("round %d was trained before: answered from the journal", question.round)
             return _content(known)
-        self.observer.working(Phase.TRAINING, question.round)
-        trained = self.trainer.train(
-            unpack_arrays(question.arrays),
-            Request(question.round, question.proximal_mu, question.report_initial_loss),
-            on_step=lambda report: self.observer.step(question.round, report),
-            should_stop=self.should_stop,
-        )
+        with self.turns.turn(self.should_stop):
+            self.observer.working(Phase.TRAINING, question.round)
+            trained = self.trainer.train(
+                unpack_arrays(question.arrays),
+                Request(question.round, question.proximal_mu, question.report_initial_loss),
+                on_step=lambda report: self.observer.step(question.round, report),
+                should_stop=self.should_stop,
+            )
         answer = Answer(trained.metrics, stored(pack_arrays(trained.arrays)))
         # The journal first: a power cut from here on costs an upload, not the training.
         self.answers.write_answer(key, answer)
@@ -120,8 +124,9 @@ class _Handlers:
         if (known := self.answers.answer(key)) is not None:
             logger.info("round %d was evaluated before: answered from the journal", question.round)
             return _content(known)
-        self.observer.working(Phase.EVALUATING, question.round)
-        metrics = self.trainer.evaluate(unpack_arrays(question.arrays), should_stop=self.should_stop)
+        with self.turns.turn(self.should_stop):
+            self.observer.working(Phase.EVALUATING, question.round)
+            metrics = self.trainer.evaluate(unpack_arrays(question.arrays), should_stop=self.should_stop)
         answer = Answer(metrics)
         self.answers.write_answer(key, answer)
         logger.info(

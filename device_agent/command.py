@@ -49,6 +49,21 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
     split_seed: Annotated[int, typer.Option("--split-seed", help="The same for all parts of one cut.")] = 42,
     backend: Annotated[str, typer.Option("--backend", help="What trains: torch.")] = "torch",
     threads: Annotated[int, typer.Option("--threads", help="Processor threads that training may use.")] = 1,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            metavar="N",
+            min=1,
+            help="For load tests: N devices in this process, NAME-1 to NAME-N, that share the data out.",
+        ),
+    ] = None,
+    train_threads: Annotated[
+        int | None,
+        typer.Option(
+            "--train-threads", metavar="N", min=1, help="How many replicas train at a time [processors]."
+        ),
+    ] = None,
     state: Annotated[
         Path | None,
         typer.Option("--state", metavar="DIR", help="Its journal and Flower keys [state/REGION/NAME]."),
@@ -82,8 +97,10 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
       trellis device --name cam-7 --region eu-1 --keys keys --data mnist.npz
           --broker mqtts://10.0.0.5:8883 --server 10.0.0.5:8000
       trellis device --name d0 --region eu-1 --data digits --partition 0/3 --insecure
+      trellis device --name d --region eu-1 --data digits --replicas 20 --insecure
     """
     # What follows loads Flower's client and numpy: a second that --help must not take.
+    from device_agent.reporting import SPEAKER  # noqa: PLC0415 - as the comment says
     from device_agent.service import Options, main  # noqa: PLC0415 - as the comment says
     from trellis.service import configure_logging, run_service  # noqa: PLC0415 - as above
 
@@ -99,11 +116,17 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         split_seed=split_seed,
         backend=backend,
         threads=threads,
-        state=state or Path("state") / region / name,
+        state=state or Path("state", region, *([] if replicas else [name])),
         base=base,
         insecure=insecure,
         link=link,
         trust_server_code=trust_server_code,
+        replicas=replicas,
+        train_threads=train_threads,
     )
-    configure_logging(log_level.upper())
+    configure_logging(log_level.upper(), whose=(lambda: _prefix(SPEAKER.get())) if replicas else None)
     raise typer.Exit(run_service(lambda stop: main(options, stop)))
+
+
+def _prefix(speaker: str | None) -> str:
+    return f"{speaker.rpartition('/')[2]}: " if speaker else ""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ from device_agent.journal import Journal
 from device_agent.reporting import TaskReport
 from device_agent.settings import DeviceSettings
 from device_agent.trainer import Trainer
+from device_agent.turns import Turns
 from models.backends import StepReport
 from models.datasets import Dataset
 from trellis.errors import InvalidInput, MissingExtra, Refused, TrellisError
@@ -54,6 +56,7 @@ class Device:
     journal: Journal
     make_link: LinkFactory
     pace: Pace
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,13 @@ class Participation:
                 loop.call_soon_threadsafe(settle, error)
 
         # A daemon: a request that hangs on a dead server must not keep the process from ending.
-        threading.Thread(target=work, name=f"task {self._descriptor.task}", daemon=True).start()
+        # In this context: what it logs is this device's.
+        threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(work,),
+            name=f"task {self._descriptor.task}",
+            daemon=True,
+        ).start()
         return finished
 
     def _work(self, teller: _Teller) -> None:
@@ -187,6 +196,7 @@ class Participation:
             trainer,
             answers=self._device.journal,
             observer=teller,
+            turns=self._device.turns,
             should_stop=lambda: self._halt.called,
         )
 

@@ -7,6 +7,7 @@ import logging
 import time
 import traceback
 from collections import deque
+from contextvars import ContextVar
 
 from device_agent.journal import Journal
 from trellis.execution import ExecutionReport
@@ -16,6 +17,9 @@ from trellis.payloads import (
     Progress,
 )
 from trellis.topics import Kind, Topics
+
+SPEAKER: ContextVar[str | None] = ContextVar("speaker", default=None)
+"""The device, `<region>/devices/<device>`, whose code is running: several may share a process."""
 
 LINES_A_SECOND = 10
 _LINE_CHARS = 8000
@@ -37,7 +41,10 @@ class TaskReport(ExecutionReport):
 
 
 class TaskLog(logging.Handler):
-    """Publishes log lines of the task in hand, tracebacks included, at most ten a second."""
+    """Publishes log lines of the task in hand, tracebacks included, at most ten a second.
+
+    Not those of another device in this process; whose a line is stands in `SPEAKER`.
+    """
 
     def __init__(
         self, bus: Bus, topics: Topics, *, region: str, device: str, loop: asyncio.AbstractEventLoop
@@ -46,6 +53,7 @@ class TaskLog(logging.Handler):
         self._bus = bus
         self._topics = topics
         self._region, self._device = region, device
+        self._speaker = f"{region}/devices/{device}"
         self._loop = loop
         self._times: deque[float] = deque(maxlen=LINES_A_SECOND)
         self._left_out = 0
@@ -54,6 +62,8 @@ class TaskLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Publish `record` if it belongs to a task: its own (`extra={"task": …}`), or the one in hand."""
+        if SPEAKER.get() not in {None, self._speaker}:
+            return
         task = getattr(record, "task", None) or self.task
         if task is None or self._loop.is_closed():
             return

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_agent.agent import DeviceAgent
 from device_agent.journal import Journal
 from device_agent.participation import Device, LinkFactory
 from device_agent.presence import Self, describe
+from device_agent.replicas import (
+    allow_open_files,
+    default_train_threads,
+    own_parts,
+    require_keys,
+    run_replicas,
+    shared_out,
+)
 from device_agent.settings import SUPERNODE, DataSource, DeviceSettings
+from device_agent.turns import Turns
 from models.backends import available_backends
 from models.datasets import Dataset, load
 from models.datasets.partition import parse_partition, parse_split, partition
-from trellis.errors import DataError
+from trellis.errors import ConfigError, DataError, Fault
 from trellis.flower.link_loop import Link, Pace
+from trellis.identifiers import replica_names
 from trellis.keys.identity import Identity, find_identity, load_keyring
 from trellis.mqtt import Birth, MqttBus, Publication
 from trellis.payloads import now_ms
@@ -24,7 +34,13 @@ from trellis.topics import Topics
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed, or came from the environment or `trellis.toml`."""
+    """What was typed, or came from the environment or `trellis.toml`.
+
+    Attributes:
+        state: The device's folder; with `replicas` the one that holds a folder for each.
+        replicas: How many devices the process is, named `name-1` and so on; None is one, named `name`.
+        train_threads: How many of them train at a time; None leaves it to the number of processors.
+    """
 
     name: str
     region: str
@@ -42,17 +58,44 @@ class Options:
     insecure: bool
     link: str
     trust_server_code: bool
+    replicas: int | None = None
+    train_threads: int | None = None
 
 
 async def main(options: Options, stop: asyncio.Event) -> None:
-    """Run the device until `stop` is set.
+    """Run the device, or its replicas, until `stop` is set.
 
     Raises:
         ConfigError: The options, the keys or the journal cannot be used, or the broker is not there.
         DataError: The data cannot be read, or hold nothing.
+        TrellisError: Some of the replicas had failed.
     """
-    settings = settings_of(options)
-    data = own_data(settings.data)
+    if options.replicas is None:
+        if options.train_threads is not None:
+            problem = "is for replicas, and there are none"
+            raise ConfigError("options", [Fault("train-threads", problem, "give --replicas, or --threads")])
+        settings = settings_of(options)
+        await run_device(settings, own_data(settings.data), Turns(), stop)
+        return
+    if options.link == SUPERNODE:
+        problem = "are one process, and flower-supernode is one for each device"
+        raise ConfigError("options", [Fault("replicas", problem, "leave --link out")])
+    members = settings_of_replicas(options, options.replicas)
+    allow_open_files(len(members))
+    parts = own_parts([settings.data for settings in members])
+    turns = Turns(options.train_threads or default_train_threads(options.threads))
+    await run_replicas(
+        list(zip(members, parts, strict=True)),
+        lambda settings, data: run_device(settings, data, turns, stop),
+    )
+
+
+async def run_device(settings: DeviceSettings, data: Dataset, turns: Turns, stop: asyncio.Event) -> None:
+    """Run one device until `stop` is set.
+
+    Raises:
+        ConfigError: The journal or the broker's settings cannot be used, or the broker is not there.
+    """
     with Journal.open(settings.state / "journal.sqlite", device=settings.principal) as journal:
         info = describe(data, tuple(available_backends()))
         this = Self(settings, info, boot_id=journal.next_boot(), since=now_ms())
@@ -63,7 +106,7 @@ async def main(options: Options, stop: asyncio.Event) -> None:
             return MqttBus(broker, will=will, birth=birth)
 
         make_link, pace = _link_of(settings)
-        device = Device(settings, data, journal, make_link, pace)
+        device = Device(settings, data, journal, make_link, pace, turns)
         await DeviceAgent(device, this, open_bus).run(stop)
 
 
@@ -117,6 +160,20 @@ def settings_of(options: Options) -> DeviceSettings:
         trust_server_code=options.trust_server_code,
         topics=Topics(options.base),
     )
+
+
+def settings_of_replicas(options: Options, count: int) -> list[DeviceSettings]:
+    """Return the settings of `count` devices in one process.
+
+    Raises:
+        ConfigError: As `settings_of`; or there are no keys for some, or not so many parts of the data.
+    """
+    names = replica_names(options.name, count)
+    if not options.insecure:
+        require_keys(options.keys, options.region, options.name, names)
+    each = [settings_of(replace(options, name=name, state=options.state / name)) for name in names]
+    sources = shared_out(each[0].data, count)
+    return [replace(settings, data=source) for settings, source in zip(each, sources, strict=True)]
 
 
 def own_data(source: DataSource) -> Dataset:

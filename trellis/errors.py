@@ -18,7 +18,7 @@ A class says what the caller does next; a message says who, what came, what was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -117,3 +117,12 @@ class TrainingFailed(TrellisError):
 
 class Canceled(TrellisError):
     """The work was called off."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what was raised: a TaskGroup wraps it, in groups of groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

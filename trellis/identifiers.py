@@ -41,6 +41,11 @@ def region(value: str) -> str:
     return value
 
 
+def replica_names(name: str, count: int) -> list[str]:
+    """Return the names of `count` devices that one process is: `name-1` and so on."""
+    return [f"{name}-{number}" for number in range(1, count + 1)]
+
+
 def _not_central(value: str) -> str:
     if value == CENTRAL:
         raise ValueError("'central' is the central server's own name; choose another")

@@ -12,25 +12,43 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from trellis.errors import TrellisError
+from trellis.errors import TrellisError, leaves
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 
 
-def configure_logging(level: str = "INFO") -> None:
-    """Send log lines to stderr: with colours on a terminal, plain with a time elsewhere."""
+def configure_logging(level: str = "INFO", *, whose: Callable[[], str] | None = None) -> None:
+    """Send log lines to stderr: with colours on a terminal, plain with a time elsewhere.
+
+    Args:
+        level: Lines below it are left out.
+        whose: What a line begins with, asked where it is logged: for a process that is several.
+    """
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(logging.Formatter("%(whose)s%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(whose)s%(message)s"))
+    handler.addFilter(_Signed(whose or str))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("httpx", "httpcore", "uvicorn", "flwr"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
+
+
+class _Signed(logging.Filter):
+    """Puts on every line whose it is."""
+
+    def __init__(self, whose: Callable[[], str]) -> None:
+        super().__init__()
+        self._whose = whose
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.whose = self._whose()
+        return True
 
 
 def run_service(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
@@ -47,10 +65,11 @@ def run_service(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> i
         return _report([error])
     except BaseExceptionGroup as group:
         # A TaskGroup wraps what its tasks raise. Ours are answers; all else is a bug and keeps its traceback.
-        ours, others = group.split(TrellisError)
-        if ours is None or others is not None:
+        found = list(leaves(group))
+        ours = [error for error in found if isinstance(error, TrellisError)]
+        if len(ours) < len(found):
             raise
-        return _report(_leaves(ours))
+        return _report(ours)
 
 
 def _report(errors: list[TrellisError]) -> int:
@@ -75,10 +94,3 @@ async def _supervise(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         loop.add_signal_handler(number, on_signal, number)
     await task
     return INTERRUPTED if signal.SIGINT in received else 0
-
-
-def _leaves(group: BaseExceptionGroup[TrellisError]) -> list[TrellisError]:
-    found: list[TrellisError] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

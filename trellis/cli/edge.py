@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import click
 
 from trellis.cli.foreign_text import harmless
 from trellis.cli.root import root
-from trellis.errors import TrellisError
+from trellis.errors import TrellisError, leaves
 
 INTERRUPTED = 130
 PROGRAM = "trellis"
@@ -49,11 +49,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return INTERRUPTED
     except BaseExceptionGroup as group:
         # A TaskGroup wraps what its tasks raise. Ours are answers; all else is a bug and keeps its traceback.
-        leaves = list(_leaves(group))
-        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        found = list(leaves(group))
+        if any(isinstance(leaf, BrokenPipeError) for leaf in found):
             raise BrokenPipeError from None
-        ours = [leaf for leaf in leaves if isinstance(leaf, TrellisError)]
-        if len(ours) < len(leaves):
+        ours = [leaf for leaf in found if isinstance(leaf, TrellisError)]
+        if len(ours) < len(found):
             raise
         return max(_failed(str(error), error.exit_code) for error in ours)
     # A command says its exit code with `typer.Exit`, which arrives here as a number, or by returning it.
@@ -63,14 +63,6 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _failed(message: str, code: int) -> int:
     print(f"error: {harmless(message)}", file=sys.stderr)
     return code
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _sentence(error: click.ClickException) -> str:

@@ -13,6 +13,7 @@ reply. Everything of Flower that is not public is used in this file alone, behin
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import threading
@@ -148,7 +149,11 @@ class FlowerLink:
         if self._coming is not None and self._coming.node_id != node_id:
             self._coming = None
         if self._beats is None:
-            self._beats = threading.Thread(target=self._beat, name="flower-heartbeat", daemon=True)
+            # In this context: what it logs is its caller's.
+            beat = contextvars.copy_context().run
+            self._beats = threading.Thread(
+                target=beat, args=(self._beat,), name="flower-heartbeat", daemon=True
+            )
             self._beats.start()
         return node_id
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from trellis.identifiers import replica_names
 from trellis.keys import acl
 from trellis.keys.authority import LEAF_DAYS, create_authority, host_name, issue
 from trellis.keys.principals import BROKER, SERVER, Principal, device, gateway
@@ -110,18 +111,35 @@ def add_device(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The device's name.")],
     *,
     region: Annotated[str, typer.Option("--region", metavar="REGION", help="The region it belongs to.")],
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            metavar="N",
+            min=1,
+            help="For load tests: of N devices, NAME-1 to NAME-N; those that have one keep it.",
+        ),
+    ] = None,
     keys: _Keys = _DEFAULT_KEYS,
     days: _Days = LEAF_DAYS,
     base: _Base = DEFAULT_BASE,
     as_json: _Json = False,
 ) -> None:
-    """Make the certificate of a device.
+    """Make the certificate of a device, or those of `trellis device --replicas`.
 
     \b
-    Example:
+    Examples:
       trellis keys device cam-7 --region eu-1 --keys keys
+      trellis keys device sim --region eu-1 --replicas 50 --keys keys
     """
-    _add(device(region, name), keys, [], days, topics=Topics(base), as_json=as_json)
+    if replicas is None:
+        _add(device(region, name), keys, [], days, topics=Topics(base), as_json=as_json)
+        return
+    each = [device(region, one) for one in replica_names(name, replicas)]
+    new = [one for one in each if not (keys / one.folder / "tls.key").exists()]
+    made = [issue(keys, one, [], days) for one in new]
+    then = f"copy {shlex.quote(str(keys / each[0].folder.parent))} to their machine, below keys/devices"
+    _report(keys, made, as_json, then + _listed(keys, Topics(base)))
 
 
 @app.command("acl")
@@ -188,9 +206,14 @@ def _add(
 ) -> None:
     made = issue(keys, principal, hosts, days)
     then = f"copy {shlex.quote(str(made))} to the {principal.role}"
-    if (keys / BROKER.folder).is_dir():
-        then += f", and {shlex.quote(str(acl.write(keys, topics)))} to the broker, and reload that"
-    _report(keys, [made], as_json, then)
+    _report(keys, [made], as_json, then + _listed(keys, topics))
+
+
+def _listed(keys: Path, topics: Topics) -> str:
+    """Return what is left to do once the access list, if there is one, knows who was added."""
+    if not (keys / BROKER.folder).is_dir():
+        return ""
+    return f", and {shlex.quote(str(acl.write(keys, topics)))} to the broker, and reload that"
 
 
 def _report(root: Path, made: list[Path], as_json: bool, then: str) -> None:

@@ -36,13 +36,27 @@ def plan(
 
 def test_devices_are_shared_out_to_the_regions_and_each_has_its_own_part() -> None:
     found = plan(devices=5)
-    assert [(one.name, one.region, one.partition) for one in found.devices] == [
+    assert [(one.name, one.region) for one in found.devices] == [
+        (one.name, one.region) for one in found.processes
+    ]
+    assert [(one.name, one.region, one.partition) for one in found.processes] == [
         ("cam-1", "eu-1", "0/5"),
         ("cam-2", "eu-1", "1/5"),
         ("cam-3", "eu-1", "2/5"),
         ("cam-4", "us-1", "3/5"),
         ("cam-5", "us-1", "4/5"),
     ]
+
+
+def test_many_devices_share_a_process_for_each_region_and_have_each_their_own_part() -> None:
+    found = plan(regions=3, devices=10)
+    assert [(one.name, one.region, one.partition, one.replicas) for one in found.processes] == [
+        ("cam", "eu-1", "0/10", 4),
+        ("cam", "us-1", "4/10", 3),
+        ("cam", "ap-1", "7/10", 3),
+    ]
+    assert [one.name for one in found.devices if one.region == "us-1"] == ["cam-1", "cam-2", "cam-3"]
+    assert len(set(found.devices)) == found.task(8000).participants.minimum == 10
 
 
 @pytest.mark.parametrize(("regions", "devices"), [(1, 1), (3, 3), (7, 20), (20, 100)])

@@ -96,6 +96,18 @@ def test_the_brokers_list_follows_every_change(keys: Path) -> None:
     assert "cam-7" not in acl.read_text()
 
 
+def test_replicas_are_made_at_once_and_those_that_are_there_stay(keys: Path) -> None:
+    arguments = ("device", "sim", "--region", "eu-1", "--keys", keys, "--json", "--replicas")
+    first = json.loads(run(*arguments, 2))["made"]
+    assert first == [str(keys / "devices" / "eu-1" / name) for name in ("sim-1", "sim-2")]
+    before = (keys / "devices" / "eu-1" / "sim-1" / "tls.key").read_bytes()
+    assert json.loads(run(*arguments, 3))["made"] == [str(keys / "devices" / "eu-1" / "sim-3")]
+    assert (keys / "devices" / "eu-1" / "sim-1" / "tls.key").read_bytes() == before
+    assert Identity.load(keys / "devices" / "eu-1" / "sim-3").common_name == "eu-1/devices/sim-3"
+    acl = (keys / "broker" / "acl").read_text()
+    assert all(f"user eu-1/devices/sim-{number}\n" in acl for number in (1, 2, 3))
+
+
 def test_a_list_for_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"No such file or directory: give the folder"):
         run("acl", tmp_path / "keys")

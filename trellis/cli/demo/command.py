@@ -53,6 +53,8 @@ def demo(
 ) -> None:
     """See a whole federation work: a broker, a Flower server, gateways and devices, each a real process.
 
+    More than 8 devices share one process for each region.
+
     It makes keys, posts a signed task, shows the rounds as they happen, and loads the trained model afresh to
     measure it on data that no device had. Everything is stopped at its end, and at Ctrl-C.
 
@@ -60,6 +62,7 @@ def demo(
     Examples:
       trellis demo
       trellis demo --devices 6 --split dirichlet:0.3 --strategy fedprox
+      trellis demo --regions 4 --devices 40
       trellis demo --data mnist.npz --rounds 3 --json summary.json
     """
     if summary is not None and not summary.absolute().parent.is_dir():

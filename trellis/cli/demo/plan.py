@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.errors import ConfigError, DataError, Fault
+from trellis.identifiers import replica_names
 from trellis.tier.strategies import check_strategy
 
 TASK = "demo"
+FEW = 8
+"""Up to so many devices are each a process; more share one process for each region."""
 _REGIONS = ("eu-1", "us-1", "ap-1", "sa-1", "af-1", "oc-1")
 _DIGITS_SAMPLES = 1437
 
@@ -45,11 +49,20 @@ class DemoData:
 
 @dataclass(frozen=True)
 class DemoDevice:
-    """One device and its part of the data."""
+    """One device."""
+
+    name: str
+    region: str
+
+
+@dataclass(frozen=True)
+class DemoProcess:
+    """What one `trellis device` is started with: a device's name or its replicas', and part of the data."""
 
     name: str
     region: str
     partition: str
+    replicas: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class DemoPlan:
     data: DemoData
     regions: tuple[str, ...]
     devices: tuple[DemoDevice, ...]
+    processes: tuple[DemoProcess, ...]
     model: str
     rounds: int
     strategy: str
@@ -109,10 +123,26 @@ def plan_demo(
         raise ConfigError("demo", [Fault("devices", problem, "give every region a device")])
     names = tuple(_REGIONS[n] if n < len(_REGIONS) else f"region-{n + 1}" for n in range(regions))
     found = describe(data)
-    members = tuple(
-        DemoDevice(f"cam-{n + 1}", names[n * regions // devices], f"{n}/{devices}") for n in range(devices)
-    )
-    return DemoPlan(found, names, members, model or found.model, rounds, strategy, split)
+    homes = [names[n * regions // devices] for n in range(devices)]
+    if devices > FEW:
+        members, processes = _shared(homes)
+    else:
+        members = tuple(DemoDevice(f"cam-{n + 1}", home) for n, home in enumerate(homes))
+        processes = tuple(
+            DemoProcess(one.name, one.region, f"{n}/{devices}") for n, one in enumerate(members)
+        )
+    return DemoPlan(found, names, members, processes, model or found.model, rounds, strategy, split)
+
+
+def _shared(homes: Sequence[str]) -> tuple[tuple[DemoDevice, ...], tuple[DemoProcess, ...]]:
+    """Return the devices whose regions are `homes`, in order, and one process for each region."""
+    devices: list[DemoDevice] = []
+    processes: list[DemoProcess] = []
+    for region in dict.fromkeys(homes):
+        count = homes.count(region)
+        processes.append(DemoProcess("cam", region, f"{len(devices)}/{len(homes)}", count))
+        devices += [DemoDevice(name, region) for name in replica_names("cam", count)]
+    return tuple(devices), tuple(processes)
 
 
 def describe(source: str) -> DemoData:

@@ -116,10 +116,12 @@ class Stage:
         for index, region in enumerate(plan.regions):
             own = ("--region", region, "--api-port", str(ports.gateways[index]), "--server", ports.server_url)
             started.append(children.start(f"gateway-{region}", "gateway", *own, *shared))
-        for device in plan.devices:
-            own = ("--name", device.name, "--region", device.region, "--server", f"127.0.0.1:{ports.front}")
-            part = ("--data", plan.data.source, "--partition", device.partition, "--split", plan.split)
-            started.append(children.start(f"device-{device.name}", "device", *own, *part, *shared))
+        for one in plan.processes:
+            own = ("--name", one.name, "--region", one.region, "--server", f"127.0.0.1:{ports.front}")
+            part = ("--data", plan.data.source, "--partition", one.partition, "--split", plan.split)
+            many = () if one.replicas is None else ("--replicas", str(one.replicas))
+            name = f"device-{one.name}" if one.replicas is None else f"devices-{one.region}"
+            started.append(children.start(name, "device", *own, *part, *many, *shared))
         return started
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,34 @@
+"""Who may train now: devices that share a process share its processors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from trellis.errors import Canceled
+
+LOOK_S = 1.0
+"""How often whoever waits for a turn asks whether it is still wanted."""
+
+
+class Turns:
+    """At most `most` hold a turn at a time; a device alone in its process never waits."""
+
+    def __init__(self, most: int = 1) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    @contextmanager
+    def turn(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Hold a turn inside, which is waited for as long as need be.
+
+        Raises:
+            Canceled: `should_stop` said so before the turn came.
+        """
+        while not self._free.acquire(timeout=LOOK_S):
+            if should_stop():
+                raise Canceled("training was called off before its turn came")
+        try:
+            yield
+        finally:
+            self._free.release()
