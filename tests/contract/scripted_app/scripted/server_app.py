@@ -4,6 +4,7 @@
 {"op": "push", "node": id, "type": "train", "floats": n}   → {"id": message ID}
 {"op": "pull", "ids": [...]}                        → {"replies": [{"to", "error", "sum", "src"}]}
 {"op": "strategy", …}                               → see `run_strategy`
+{"op": "task", …}                                   → see `run_task`
 """
 
 import json
@@ -14,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from scripted.strategies import members, run_strategy
+from scripted.tasks import run_task
 from trellis.tensors import pack_arrays, unpack_arrays
 
 app = ServerApp()
@@ -45,6 +47,8 @@ def answer(grid: Grid, command: dict) -> dict:
             return members(grid, command)
         case "strategy":
             return run_strategy(grid, command)
+        case "task":
+            return run_task(grid, command)
         case other:
             raise ValueError(f"unknown op {other!r}")
 
