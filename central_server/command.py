@@ -14,6 +14,7 @@ from trellis.envelope import Envelope, Keyring, sign
 from trellis.errors import ConfigError, InvalidInput
 from trellis.keys.identity import Identity, find_identity, load_keyring, load_signing_key
 from trellis.service import configure_logging, run_service
+from trellis.service_options import BaseOption, InsecureOption, KeepHoursOption, LogLevel, LogLevelOption
 from trellis.tls import TlsFiles
 from trellis.topics import DEFAULT_BASE, Topics
 
@@ -57,18 +58,10 @@ def server(  # noqa: PLR0917 - typer takes options from parameters
             "--data", metavar="SOURCE", help="Evaluation data: digits, PATH or NAME=PATH; repeatable."
         ),
     ] = None,
-    keep_hours: Annotated[
-        float, typer.Option("--keep-hours", metavar="HOURS", help="How long topics stay after a task's end.")
-    ] = 24.0,
-    base: Annotated[
-        str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")
-    ] = DEFAULT_BASE,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="No TLS: loopback only. Tasks must be signed all the same.")
-    ] = False,
-    log_level: Annotated[
-        str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
-    ] = "INFO",
+    keep_hours: KeepHoursOption = 24.0,
+    base: BaseOption = DEFAULT_BASE,
+    insecure: InsecureOption = False,
+    log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run the central Flower server: its SuperLink, its HTTP API and its tasks.
 
@@ -78,7 +71,7 @@ def server(  # noqa: PLR0917 - typer takes options from parameters
       trellis server --keys keys/server --host 10.0.0.5 --broker mqtts://10.0.0.5:8883
       trellis server --insecure --task task.yaml --data digits
     """
-    configure_logging(log_level.upper())
+    configure_logging(log_level)
     timing = Timing.keeping(keep_hours)
     keyring, tls = trust(keys, insecure=insecure)
     settings = ServerSettings(

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from trellis.service_options import BaseOption, InsecureOption, LogLevel, LogLevelOption
+from trellis.topics import DEFAULT_BASE
+
 app = typer.Typer(name="device", help="Run a device: it takes tasks from MQTT and trains on its own data.")
 
 _KEYS = Path("keys")
@@ -68,12 +71,8 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         Path | None,
         typer.Option("--state", metavar="DIR", help="Its journal and Flower keys [state/REGION/NAME]."),
     ] = None,
-    base: Annotated[
-        str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")
-    ] = "trellis/v1",
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="No TLS, on loopback only; tasks are signed all the same.")
-    ] = False,
+    base: BaseOption = DEFAULT_BASE,
+    insecure: InsecureOption = False,
     link: Annotated[
         str,
         typer.Option(
@@ -86,9 +85,7 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
             "--trust-server-code", help="With --link supernode: run here whatever code the server sends."
         ),
     ] = False,
-    log_level: Annotated[
-        str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
-    ] = "INFO",
+    log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run a device: it takes tasks from MQTT and trains on its own data.
 
@@ -124,7 +121,7 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         replicas=replicas,
         train_threads=train_threads,
     )
-    configure_logging(log_level.upper(), whose=(lambda: _prefix(SPEAKER.get())) if replicas else None)
+    configure_logging(log_level, whose=(lambda: _prefix(SPEAKER.get())) if replicas else None)
     raise typer.Exit(run_service(lambda stop: main(options, stop)))
 
 

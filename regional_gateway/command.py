@@ -10,6 +10,7 @@ import typer
 from regional_gateway.service import serve
 from regional_gateway.settings import GatewaySettings
 from trellis.service import configure_logging, run_service
+from trellis.service_options import BaseOption, InsecureOption, KeepHoursOption, LogLevel, LogLevelOption
 from trellis.topics import DEFAULT_BASE
 
 app = typer.Typer(name="gateway", help="Run a region's gateway.")
@@ -46,16 +47,10 @@ def gateway(
         Path | None,
         typer.Option("--state", metavar="DIR", help="Folder of its store; default state/gateways/REGION."),
     ] = None,
-    keep_hours: Annotated[
-        float, typer.Option("--keep-hours", metavar="HOURS", help="How long topics stay after a task's end.")
-    ] = 24.0,
-    base: Annotated[
-        str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")
-    ] = DEFAULT_BASE,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS, and on loopback only.")] = False,
-    log_level: Annotated[
-        str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
-    ] = "INFO",
+    keep_hours: KeepHoursOption = 24.0,
+    base: BaseOption = DEFAULT_BASE,
+    insecure: InsecureOption = False,
+    log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run a region's gateway: takes signed tasks, hands them to the region's devices, copies rounds.
 

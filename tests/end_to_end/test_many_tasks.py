@@ -21,6 +21,8 @@ DEVICES = (
     Device("tiny", "us-1", partition="0/20"),
     # Its own data is 12×12 pixels.
     Device("wide", "us-1", data="digits=wide.npz", partition="0/1"),
+    # Its labels run to 11, and a sensor of its has failed.
+    Device("odd", "eu-1", data="digits=odd.npz", partition="0/1"),
 )
 FIT = ("d1", "d2", "d3")
 FOR_THREE: dict[str, Any] = {"participants": {"minimum": 3}, "data": {"min_samples": 100}}
@@ -36,6 +38,9 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Feder
         x=rng.random((200, 1, 12, 12), dtype=np.float32),
         y=rng.integers(0, 10, 200),
     )
+    x = rng.random((240, 1, 8, 8), dtype=np.float32)
+    x[5, 0, 3, 3] = np.nan
+    np.savez(made.folder / "odd.npz", x_train=x, y_train=np.arange(240) % 12)
     async with made as started:
         yield started
 
@@ -43,19 +48,22 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Feder
 async def test_a_device_whose_data_does_not_fit_says_why_and_the_others_go_on(fleet: Federation) -> None:
     await fleet.submit("picky", **FOR_THREE)
     reasons = {}
-    for device in ("tiny", "wide"):
+    for device in ("tiny", "wide", "odd"):
         await fleet.mqtt.field(fleet.execution(device, "picky"), "state", "REJECTED")
         reasons[device] = fleet.mqtt.latest[fleet.execution(device, "picky")]["reason"]
     assert "71" in reasons["tiny"]["message"] or "72" in reasons["tiny"]["message"]
     assert "100" in reasons["tiny"]["message"]
     assert "12" in reasons["wide"]["message"]
+    assert "labels run from 0 to 11, the task wants 0 to 9" in reasons["odd"]["message"]
+    assert "1 samples hold NaN or infinity, the first is number 5" in reasons["odd"]["message"]
     view = await fleet.ended("picky")
     assert {one["replied"] for one in view["history"]} == {3}
     shown = await fleet.operator("task", "show", "picky")
     assert shown.code == 0, shown
     for device, reason in reasons.items():
-        assert reason["message"] in shown.out, "the operator sees it"
-        assert reason["message"] in fleet.devices[device].said(), "and so does who stands before the device"
+        for line in reason["message"].split("\n  - "):  # one for each fault
+            assert line in shown.out, "the operator sees it"
+            assert line in fleet.devices[device].said(), "and so does who stands before the device"
 
 
 async def test_tasks_that_want_the_same_devices_queue_and_all_succeed(fleet: Federation) -> None:

@@ -28,7 +28,6 @@ ServerOption = Annotated[
 BrokerOption = Annotated[
     str, typer.Option("--broker", metavar="URL", help="MQTT broker (mqtts:// needs --keys).")
 ]
-BaseOption = Annotated[str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")]
 
 
 def print_json(value: Any) -> None:

@@ -66,6 +66,18 @@ def test_a_value_that_an_option_refuses_is_a_fault_of_the_file(asked: Asked) -> 
     assert "broker.port: 70000 is not in the range 0<=x<=65535" in said
 
 
+@pytest.mark.parametrize(
+    "command", [("server",), ("gateway", "--region", "eu-1"), ("device", "--region", "eu-1", "--name", "d")]
+)
+def test_a_log_level_that_there_is_not_is_refused_with_those_that_there_are(
+    asked: Asked, command: tuple[str, ...]
+) -> None:
+    said = asked(*command, "--log-level", "loud", code=2)
+    assert "'loud' is not one of 'debug', 'info', 'warning', 'error'" in said
+    said = asked(*command, settings=f'[{command[0]}]\nlog-level = "loud"\n', code=2)
+    assert f"{command[0]}.log-level: 'loud' is not one of 'debug', 'info', 'warning', 'error'" in said
+
+
 def test_a_misspelt_key_is_refused(asked: Asked) -> None:
     said = asked("broker", settings="[broker]\nprot = 1883\n", code=2)
     assert "broker.prot: is no option of 'trellis broker' (did you mean port?)" in said

@@ -21,6 +21,8 @@ from trellis.errors import Refused
 from trellis.http.server import HttpServer, create_app
 from trellis.keys.identity import load_keyring
 
+FAULTS = "data set 'digits': 2 faults\n  - data.shape: is (2,)\n  - data.classes: are 3"
+
 
 class Counterpart:
     """A service that takes every signed task of the pinned operator, and tells of one that has ended."""
@@ -75,7 +77,7 @@ class Counterpart:
             "elapsed_s": 199.6,
             "devices": [
                 {"region": "eu-1", "device": "cam-1", "state": "SUCCEEDED", "samples": 718},
-                {"region": "eu-1", "device": "cam-2", "state": "REJECTED"},
+                {"region": "eu-1", "device": "cam-2", "state": "REJECTED", "reason": {"message": FAULTS}},
             ],
             "descriptor": held,
         }
@@ -317,3 +319,4 @@ def test_list_and_show_are_tables(started: Started, capsys: Said) -> None:
     shown = capsys.readouterr().out
     assert "10     0.1000  97.00%    2 of 2   0" in shown
     assert "eu-1/cam-1  SUCCEEDED         718" in shown
+    assert "data set 'digits': 2 faults: data.shape: is (2,); data.classes: are 3" in shown

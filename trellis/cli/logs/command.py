@@ -16,7 +16,6 @@ from trellis.cli.logs.lines import Level, Line, rendered
 from trellis.cli.options import (
     DEFAULT_KEYS,
     DEFAULT_SERVER,
-    BaseOption,
     KeysOption,
     ServerOption,
     server_client,
@@ -24,6 +23,7 @@ from trellis.cli.options import (
 from trellis.cli.watching.command import open_bus
 from trellis.http.client import ServiceClient
 from trellis.mqtt.messages import Bus
+from trellis.service_options import BaseOption
 from trellis.topics import DEFAULT_BASE, Topics
 
 app = typer.Typer(name="logs")

@@ -15,7 +15,6 @@ from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
     DEFAULT_SERVER,
-    BaseOption,
     BrokerOption,
     JsonOption,
     KeysOption,
@@ -29,6 +28,7 @@ from trellis.cli.task.delivery import Delivered, SignedTask
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import Refused, Unavailable
 from trellis.payloads import TaskState
+from trellis.service_options import BaseOption
 from trellis.topics import DEFAULT_BASE, Topics
 
 app = typer.Typer(name="task")

@@ -59,8 +59,10 @@ def devices(found: Sequence[Row]) -> str:
 def reason_text(reason: object) -> str:
     """Return a reason's sentence, `""` if there is none."""
     if isinstance(reason, Mapping):
-        return str(reason.get("message") or reason.get("code") or "")
-    return str(reason or "")
+        reason = reason.get("message") or reason.get("code")
+    # Several faults are a list below one another elsewhere; here they share a line.
+    what, *faults = str(reason or "").split("\n  - ")
+    return f"{what}: {'; '.join(faults)}" if faults else what
 
 
 def _heading(view: Row) -> str:

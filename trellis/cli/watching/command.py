@@ -15,7 +15,6 @@ from trellis.cli.foreign_text import json_text
 from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
-    BaseOption,
     BrokerOption,
     KeysOption,
     operator_tls,
@@ -26,6 +25,7 @@ from trellis.errors import ConfigError, PayloadError, Unavailable
 from trellis.mqtt.bus import MqttBus
 from trellis.mqtt.messages import Bus, BusMessage
 from trellis.mqtt.settings import BrokerSettings
+from trellis.service_options import BaseOption
 from trellis.topics import DEFAULT_BASE, Topics
 
 CONNECT_S = 4.0
