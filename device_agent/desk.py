@@ -174,6 +174,7 @@ class TaskDesk:
         settings = self._device.settings
         await report.queued(revision, samples=len(self._device.data), backend=settings.backend)
         self._queue[task] = believed
+        self._let_pass(believed)
         ending = self._ended_centrally(task)
         if ending is not None:
             await self._end(task, ending)
@@ -187,10 +188,27 @@ class TaskDesk:
             participation.round_changed(self._rounds[name])
         logger.info("task %s: revision %d, the device takes part", name, task.descriptor.revision)
         try:
-            await participation.run()
+            ending = await participation.run()
         finally:
             self._in_hand = None
             self._log.task = None
+        if ending.state is ExecutionState.QUEUED:
+            self._queue[name] = task
+
+    def _let_pass(self, comer: Believed) -> None:
+        """Have the task in hand give way to one before it, as long as nothing of it has begun.
+
+        All devices take tasks in the same order then, whatever order they come in: two that each wait for the
+        other's would wait for ever.
+        """
+        if self._in_hand is None:
+            return
+        task, participation = self._in_hand
+        execution = self._report(task.descriptor.task).execution
+        begun = execution is None or execution.attempt > 1 or execution.round is not None
+        if not begun and _order(comer) < _order(task):
+            message = f"it gives way to {comer.descriptor.task}, which was issued before it"
+            participation.end(Ending(ExecutionState.QUEUED, Reason(code="turn", message=message)))
 
     async def _canceled(self, task: str, report: TaskReport, revision: int) -> None:
         reason = Reason(code="canceled", message=f"the operator called the task off with revision {revision}")
@@ -260,7 +278,7 @@ class TaskDesk:
     def _turn(self, task: Believed) -> tuple[bool, datetime, str]:
         execution = self._report(task.descriptor.task).execution
         first = execution is None or execution.attempt == 1
-        return (first, task.descriptor.issued_at, task.descriptor.task)
+        return (first, *_order(task))
 
     def _means(self) -> Means:
         settings = self._device.settings
@@ -271,3 +289,7 @@ class TaskDesk:
             backend=settings.backend,
             backends=tuple(available_backends()),
         )
+
+
+def _order(task: Believed) -> tuple[datetime, str]:
+    return (task.descriptor.issued_at, task.descriptor.task)

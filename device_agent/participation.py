@@ -61,7 +61,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a task ended on this device; without a state it goes on under a new revision."""
+    """How a task ended on this device.
+
+    Without a state it goes on under a new revision. `QUEUED` is no end: it gives way to another, and its turn
+    comes again.
+    """
 
     state: ExecutionState | None
     reason: Reason | None = None
@@ -77,7 +81,8 @@ class Participation:
         self._device = device
         self._report = report
         self._halt = Halt()
-        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._called: Ending | None = None
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._announced: int | None = None
         self._step: tuple[int, str] | None = None
 
@@ -90,9 +95,11 @@ class Participation:
             self._halt.wake()
 
     def end(self, ending: Ending) -> None:
-        """Stop at the next batch and end so; the first ending counts."""
+        """Stop at the next batch and end so; the first ending counts, unless it only gave way."""
+        if self._called is None or self._called.state is ExecutionState.QUEUED:
+            self._called = ending
         if not self._ending.done():
-            self._ending.set_result(ending)
+            self._ending.set_result(None)
 
     async def run(self) -> Ending:
         """Return when the task has ended here, which its execution then shows, and its thread is gone.
@@ -113,6 +120,7 @@ class Participation:
         self._halt.call(task_ended=True)
         stopped = await _stopped(finished)
         teller.hush()  # nothing follows an end
+        ending = self._called or ending  # it may have been called off while it gave way
         if ending.state is not None:
             await self._report.end(ending.state, ending.reason, revision=ending.revision)
             logger.info(
@@ -132,8 +140,8 @@ class Participation:
         expires_s = (self._descriptor.expires_at - datetime.now(UTC)).total_seconds()
         waiting: set[asyncio.Future[Any]] = {finished, self._ending}
         await asyncio.wait(waiting, timeout=max(0.0, expires_s), return_when=asyncio.FIRST_COMPLETED)
-        if self._ending.done():
-            return self._ending.result()
+        if self._called is not None:
+            return self._called
         if not finished.done():
             message = f"the task expired at {self._descriptor.expires_at.isoformat()}"
             return Ending(ExecutionState.TIMED_OUT, Reason(code="expired", message=message))

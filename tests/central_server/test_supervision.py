@@ -57,6 +57,21 @@ async def test_an_app_that_never_says_hello_counts_as_dead(launch: Launcher) -> 
         await running.reach("succeeded")
 
 
+async def test_two_apps_start_at_a_time_and_who_waits_can_be_called_off(launch: Launcher) -> None:
+    launch.script = ["silent", "silent", "works", "works", "works"]
+    async with launch(timing=replace(QUICK, hello_s=3.0)) as running:
+        for name in ("one", "two", "three", "four"):
+            await running.post(descriptor(task=name))
+        await until(lambda: len(running.superlinks[0].runs) == 2)
+        body = signed(descriptor(task="four").canceled())
+        await running.http.post("/v1/tasks/four/cancel", content=body)
+        await running.reach("canceled", "four")
+        assert len(running.superlinks[0].runs) == 2
+        for name in ("one", "two", "three"):
+            await running.reach("succeeded", name, timeout_s=30)
+        assert len(running.superlinks[0].runs) == 5
+
+
 async def test_an_app_that_lives_and_is_stuck_is_followed_by_another(launch: Launcher) -> None:
     launch.script = ["obeys", "works"]
     async with launch(timing=replace(QUICK, beat_s=3.0)) as running:

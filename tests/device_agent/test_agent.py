@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from device_agent.agent import DeviceAgent
 from device_agent.eligibility import Seen
 from device_agent.participation import Device
 from device_agent.presence import Self, describe
+from models.backends import open_backend
 from trellis.envelope import SigningKey
 from trellis.errors import ConfigError
 from trellis.mqtt import MemoryBroker
@@ -445,6 +447,65 @@ async def test_a_task_from_the_future_is_rejected_until_its_time_comes(
         await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
         assert datetime.now(UTC) >= soon
     assert [e.state for e in fleet.executions("blobs")].count(ExecutionState.REJECTED) == 1
+
+
+def issued(make_task: Any, task: str, minutes: float) -> Any:
+    """A task that was issued so many minutes ago."""
+    return make_task(task=task, issued_at=(datetime.now(UTC) - timedelta(minutes=minutes)).isoformat())
+
+
+async def test_a_task_of_which_nothing_has_begun_gives_way_to_one_issued_before_it(
+    device, fleet, flower, make_task, signed
+):
+    async with running(device, fleet.broker):
+        await fleet.post("later", signed(issued(make_task, "later", 1)))
+        await fleet.execution("later", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("earlier", signed(issued(make_task, "earlier", 2)))
+        await fleet.execution("earlier", lambda e: e.phase is Phase.WAITING)
+        waiting = fleet.executions("later")[-1]
+        assert (waiting.state, waiting.attempt, waiting.reason.code) == (ExecutionState.QUEUED, 1, "turn")
+        await fleet.post("latest", signed(issued(make_task, "latest", 0.5)))
+        await fleet.state("latest", ExecutionState.QUEUED)
+        await fleet.post("earlier", b"")
+        await fleet.state("earlier", ExecutionState.CANCELED)
+        await fleet.until(lambda: fleet.executions("later")[-1].phase is Phase.WAITING)
+        assert fleet.executions("latest")[-1].state is ExecutionState.QUEUED
+
+
+async def test_a_task_that_has_begun_gives_way_to_none(device, fleet, flower, make_task, signed):
+    initial = open_backend("torch", "softmax", shape=(4,), classes=3, seed=5).initial()
+    flower.send("train", {"task": "later", "round": 1}, initial)
+    async with running(device, fleet.broker):
+        await fleet.post("later", signed(issued(make_task, "later", 1)))
+        await fleet.execution("later", lambda e: e.phase is Phase.UPLOADED)
+        await fleet.post("earlier", signed(issued(make_task, "earlier", 2)))
+        await fleet.state("earlier", ExecutionState.QUEUED)
+        assert ExecutionState.IN_PROGRESS not in {e.state for e in fleet.executions("earlier")}
+        assert fleet.executions("later")[-1].phase is Phase.UPLOADED
+
+
+async def test_a_task_that_is_called_off_while_it_gives_way_is_canceled(
+    device, fleet, flower, make_task, signed
+):
+    pushing, go_on = threading.Event(), threading.Event()
+
+    def hold(_: str) -> None:
+        pushing.set()
+        go_on.wait(20)
+
+    flower.pushing = hold
+    async with running(device, fleet.broker):
+        await fleet.post("later", signed(issued(make_task, "later", 1)))
+        flower.send("query", {"task": "later", "nonce": "n1"})
+        await asyncio.to_thread(pushing.wait, 20)
+        await fleet.post("earlier", signed(issued(make_task, "earlier", 2)))
+        await fleet.state("earlier", ExecutionState.QUEUED)
+        await fleet.post("later", b"")
+        await fleet.post("foreign", signed(make_task(task="foreign", regions=["us-1"])))
+        await fleet.state("foreign", ExecutionState.REJECTED)  # so what came before it has been heard, too
+        go_on.set()
+        await fleet.execution("earlier", lambda e: e.phase is Phase.WAITING)
+        assert fleet.executions("later")[-1].state is ExecutionState.CANCELED
 
 
 async def test_the_same_descriptor_again_changes_nothing(device, fleet, flower, make_task, signed):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from members import Finished, Ground, Member, free_ports, listened, listening_ports
-from observer import Observer
+from observer import Observer, retained
 from slow_link import Line, SlowLink
 
 from trellis.cli.fleet_keys import make_keys
@@ -181,6 +181,8 @@ class Federation:
         ports = sorted({*self._ports, *listening_ports(self.ground.processes())})
         codes = await asyncio.gather(*(one.stop() for one in running if one not in self.brokers))
         await self._unwatch()
+        for url in (self.broker_url, *self.region_broker_urls.values()):
+            await self._assert_all_offline(url)
         codes += [await broker.stop() for broker in self.brokers if broker in running]
         assert set(codes) <= {0}, f"exit codes {codes} of {[member.name for member in running]} after SIGTERM"
         deadline = time.monotonic() + 10
@@ -188,6 +190,13 @@ class Federation:
             assert time.monotonic() < deadline, f"left behind: {left}"
             await asyncio.sleep(0.1)
         shutil.rmtree(self.folder)
+
+    async def _assert_all_offline(self, url: str) -> None:
+        if not any(broker.running and url.rpartition(":")[2] in broker.arguments for broker in self.brokers):
+            return
+        left = await retained(url)
+        here = [t for t, said in left.items() if t.endswith("/state") and said["state"] == "online"]
+        assert not here, f"said to be online after everybody has left: {here}"
 
     async def _abandon(self, error: BaseException) -> None:
         error.add_note(self.last_words())

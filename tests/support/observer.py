@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trellis.mqtt import BrokerSettings, MqttBus
+from trellis.topics import DEFAULT_BASE as BASE
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Heard:
 
 
 class Observer:
-    """An MQTT client on `trellis/v1/#`, from `__aenter__` to `__aexit__`; it outlives the broker.
+    """An MQTT client on all topics, from `__aenter__` to `__aexit__`; it outlives the broker.
 
     Args:
         guard: Called while somebody waits; raises when waiting has become pointless.
@@ -53,9 +54,9 @@ class Observer:
         await self._bus.wait_connected(timeout_s)
 
     async def _listen(self) -> None:
-        async with self._bus.subscribe("trellis/v1/#") as messages:
+        async with self._bus.subscribe(f"{BASE}/#") as messages:
             async for message in messages:
-                topic = message.topic.removeprefix("trellis/v1/")
+                topic = message.topic.removeprefix(f"{BASE}/")
                 payload = json.loads(message.payload) if message.payload else None
                 self.heard.append(Heard(topic, payload, message.retain, time.monotonic()))
                 if payload is None:
@@ -96,3 +97,20 @@ class Observer:
             if one.topic == topic and one.at >= since and value is not None and found[-1:] != [value]:
                 found.append(value)
         return found
+
+
+async def retained(url: str) -> dict[str, dict[str, Any]]:
+    """Return all that a broker retains, by topic below the base."""
+    found: dict[str, dict[str, Any]] = {}
+    async with MqttBus(BrokerSettings(url, "inventory")) as bus:
+        await bus.wait_connected(30)
+        async with bus.subscribe(f"{BASE}/#") as messages, asyncio.timeout(30):
+            # A broker sends what it retains when it is asked, and so before what comes later.
+            await bus.publish(f"{BASE}/end-of-inventory", b"{}")
+            async for message in messages:
+                topic = message.topic.removeprefix(f"{BASE}/")
+                if topic == "end-of-inventory":
+                    return found
+                if message.retain:
+                    found[topic] = json.loads(message.payload)
+    raise AssertionError(f"broker {url} went away during the inventory")

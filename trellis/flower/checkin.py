@@ -61,6 +61,7 @@ class CheckIn:
 
     Attributes:
         newcomers: Devices that work on the task and have not checked in yet.
+        queued: Devices that are here, and come once they have done the tasks before this one.
 
     Args:
         mail: Sends messages, and takes in replies.
@@ -77,7 +78,7 @@ class CheckIn:
         self._questions: dict[int, _Question] = {}  # by node: two that claim it share one
         self._members: dict[str, Member] = {}
         self._puller = Puller(mail)
-        self.newcomers = 0
+        self.newcomers = self.queued = 0
 
     def step(self, view: FleetView) -> None:
         """Ask the nodes that are newly claimed, and take in answers."""
@@ -101,6 +102,7 @@ class CheckIn:
             for device, question in answered:
                 self._take_answer(device, question)
         self.newcomers = sum(_is_coming(d) and not self._knows(d) for d in view.devices)
+        self.queued = sum(d.online and d.state is ExecutionState.QUEUED for d in view.devices)
         if unasked:
             self._ask(unasked, now)
 

@@ -95,6 +95,11 @@ class TrellisGrid(Grid):
         """How many devices are on their way: here, at work on this task, and not checked in yet."""
         return self._checkin.newcomers
 
+    @property
+    def queued(self) -> int:
+        """How many devices are here, and do another task first."""
+        return self._checkin.queued
+
     def show_only(self, members: Sequence[Member] | None) -> None:
         """Show strategies only `members`, who were selected; all others stand by. None shows everybody."""
         self._shown = None if members is None else [member.node_id for member in members]

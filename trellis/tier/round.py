@@ -139,7 +139,8 @@ class TierRounds:
         """Return who is here once the minimum is; a round never starts below it.
 
         Raises:
-            RoundFailed: It is not reached within the deadline.
+            RoundFailed: It is not reached within the deadline, which begins once no more members that do
+                another task first would make it up.
         """
         participants = self._participants
         deadline, version, said = time.monotonic() + participants.deadline_s, -1, -1
@@ -152,6 +153,8 @@ class TierRounds:
                 self._settled = self._settled or time.monotonic() + _SETTLE_S
                 if not self._grid.newcomers or time.monotonic() >= self._settled:
                     return members
+            elif self._grid.queued and len(members) + self._grid.queued >= participants.minimum:
+                deadline = time.monotonic() + participants.deadline_s  # they are late through no fault
             elif left <= 0:
                 here = ", ".join(member.name for member in members) or "none"
                 raise RoundFailed(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from trellis.tier.app_process import AppProcess
 from trellis.tier.running import SupervisedTask
 
 logger = logging.getLogger(__name__)
+
+STARTS_AT_ONCE = 2
+"""Apps that start at one time: each takes seconds of a processor, and ten at once all come too late."""
 
 MAX_FRUITLESS = 3
 """Restarts in a row without a finished round between them; then the task fails."""
@@ -122,6 +125,7 @@ class Supervisor:
 
     def __init__(self, keeper: SuperLinkKeeper, app: Path, timing: RunTiming) -> None:
         self._keeper, self._app, self._timing = keeper, app, timing
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
 
     async def drive(self, task: SupervisedTask) -> None:
         """Return when the task has ended and its ServerApp has left."""
@@ -148,23 +152,44 @@ class Supervisor:
     async def _run_once(self, task: SupervisedTask, superlink: RunningSuperLink) -> str | None:
         """Return why the run ended before the task did, or None if the task has ended."""
         await _end(task.runs.expect(None))
-        try:
-            async with asyncio.timeout(self._timing.submit_s):
-                run_id = await superlink.submit(self._app, {"task": task.name})
-        except TimeoutError:
-            return f"the SuperLink took no run within {self._timing.submit_s:g} s"
-        except (TrellisError, OSError) as error:  # OSError: no room for its log
-            await task.runs.wait_change(self._timing.watch_s)
-            return f"the SuperLink took no run: {error}"
-        logger.info("task=%s run=%d: submitted", task.name, run_id)
-        await _end(task.runs.expect(run_id))
-        # Canceled here, the service is ending, and the SuperLink takes its runs with it.
-        why = await self._watch(task, superlink)
+        async with self._turn(task, superlink) as has_come:
+            if not has_come:
+                return "its turn to start had not come"
+            try:
+                async with asyncio.timeout(self._timing.submit_s):
+                    run_id = await superlink.submit(self._app, {"task": task.name})
+            except TimeoutError:
+                return f"the SuperLink took no run within {self._timing.submit_s:g} s"
+            except (TrellisError, OSError) as error:  # OSError: no room for its log
+                await task.runs.wait_change(self._timing.watch_s)
+                return f"the SuperLink took no run: {error}"
+            logger.info("task=%s run=%d: submitted", task.name, run_id)
+            await _end(task.runs.expect(run_id))
+            # Canceled here, the service is ending, and the SuperLink takes its runs with it.
+            hello_until = time.monotonic() + self._timing.hello_s
+            while task.runs.app is None and time.monotonic() < hello_until:
+                if task.ended or task.canceled or self._keeper.current is not superlink:
+                    break
+                await task.runs.wait_change(self._timing.watch_s)
+        why = await self._watch(task, superlink, hello_until)
         await self._put_away(task, superlink, run_id, leave_s=self._timing.leave_s if why is None else 0.0)
         return why
 
-    async def _watch(self, task: SupervisedTask, superlink: RunningSuperLink) -> str | None:
-        hello_until = time.monotonic() + self._timing.hello_s
+    @contextlib.asynccontextmanager
+    async def _turn(self, task: SupervisedTask, superlink: RunningSuperLink) -> AsyncIterator[bool]:
+        """Wait for the task's turn to start an app; False: it was called off, or the SuperLink has ended."""
+        acquiring = asyncio.create_task(self._starts.acquire(), name=f"turn of {task.name}")
+        try:
+            while not acquiring.done() and not task.canceled and self._keeper.current is superlink:
+                await asyncio.wait({acquiring}, timeout=self._timing.watch_s)
+            yield acquiring.done()
+        finally:
+            if not acquiring.cancel():  # it has it
+                self._starts.release()
+
+    async def _watch(
+        self, task: SupervisedTask, superlink: RunningSuperLink, hello_until: float
+    ) -> str | None:
         canceled_at: float | None = None
         while not task.ended:
             now, app = time.monotonic(), task.runs.app
