@@ -3,7 +3,7 @@
 admit
 ├── PayloadError, DescriptorError   no envelope, or no descriptor
 ├── InvalidInput                    the model does not fit the data's shape, or the strategy its numbers
-└── Refused                         untrusted, signature, clock, expired, model, strategy, data, aggregation
+└── Refused                         untrusted, signature, clock, expired, model, strategy, data
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class Admission:
         errors: list[Refused | InvalidInput] = []
         for rule in (
             partial(_check_window, now=here),
-            _check_tiers,
             _check_model,
             check_strategy,
             self._check_data,
@@ -123,9 +122,3 @@ def _check_window(descriptor: TaskDescriptor, now: datetime) -> None:
             f"task {descriptor.task!r} expired at {descriptor.expires_at.isoformat()}, and here it is "
             f"{now.isoformat(timespec='seconds')}: issue it anew",
         )
-
-
-def _check_tiers(descriptor: TaskDescriptor) -> None:
-    # The one place to change once regions aggregate.
-    if any(descriptor.tier_of(region) == "regional" for region in descriptor.regions):
-        raise Refused("aggregation", "regional aggregation is not in this release: use tier: central")

@@ -12,12 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
 from central_server import scalars
 from central_server.admission import Admission
@@ -32,7 +30,7 @@ from central_server.tasks import Tasks
 from trellis.errors import ConfigError, Unavailable
 from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
 from trellis.flower.superlink import SuperLink
-from trellis.http.server import HttpServer
+from trellis.http.server import HttpServer, advertised
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
 from trellis.tier.backchannel_api import create_backchannel
 from trellis.tier.door import Front
@@ -127,14 +125,14 @@ class CentralServer:
         self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
         stack.push_async_callback(self._front.aclose)
         front = HttpServer(self._front, host=settings.host, port=settings.front_port, tls=settings.tls)
-        self.front_url = _reachable((await stack.enter_async_context(front)).url)
+        self.front_url = advertised((await stack.enter_async_context(front)).url)
         api = HttpServer(
             create_api(self._tasks, self._gateways, self),
             host=settings.host,
             port=settings.api_port,
             tls=settings.tls,
         )
-        self.api_url = _reachable((await stack.enter_async_context(api)).url)
+        self.api_url = advertised((await stack.enter_async_context(api)).url)
         self._publisher.api = self.api_url
         logger.info("API %s, Flower front %s, runs in %s", self.api_url, self.front_url, settings.runs)
 
@@ -219,11 +217,3 @@ class CentralServer:
 
     def _left_s(self, task: ServerTask) -> float:
         return task.record.since / 1000 + self._settings.timing.retention_s - time.time()
-
-
-def _reachable(url: str) -> str:
-    """Return `url` with a name for others where it binds every address."""
-    host = urlsplit(url).hostname or ""
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-        return url.replace(f"[{host}]" if ":" in host else host, socket.gethostname())
-    return url

@@ -8,7 +8,16 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from device_agent.eligibility import Believed, Means, Seen, believe, reason_of, require_data, require_means
+from device_agent.eligibility import (
+    Believed,
+    Means,
+    Seen,
+    believe,
+    reason_of,
+    require_data,
+    require_means,
+    require_server,
+)
 from device_agent.participation import Device, Ending, Participation
 from device_agent.reporting import TaskLog, TaskReport
 from models.backends import available_backends
@@ -16,8 +25,9 @@ from models.registry import model_names
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope
 from trellis.errors import InvalidInput, Refused, TrellisError
+from trellis.execution import central_end
 from trellis.mqtt import Bus, Publication
-from trellis.payloads import ExecutionState, Reason, Round, TaskState, TaskStatus
+from trellis.payloads import ExecutionState, Reason, Round, TaskStatus
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +36,6 @@ RESUME_S = 3.0
 
 SETTLED_S = 30.0
 """How long after a start the descriptors that stand on the broker may take to come."""
-
-_ENDED = {
-    TaskState.SUCCEEDED: ExecutionState.SUCCEEDED,
-    TaskState.FAILED: ExecutionState.FAILED,
-    TaskState.CANCELED: ExecutionState.CANCELED,
-}
 
 
 class TaskDesk:
@@ -44,7 +48,8 @@ class TaskDesk:
         self._now = now
         self._reports: dict[str, TaskReport] = {}
         self._heard: set[str] = set()  # tasks with a descriptor, believed or not
-        self._examined: dict[str, str] = {}  # task -> digest of the revision examined since the start
+        # By task: the digest of the revision examined since the start, and the front that it came with.
+        self._examined: dict[str, tuple[str, str | None]] = {}
         self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
         self._rounds: dict[str, Round] = {}
         self._statuses: dict[str, TaskStatus] = {}
@@ -101,10 +106,10 @@ class TaskDesk:
         descriptor = believed.descriptor
         # In the journal before it is acted on: from here on an older revision is refused.
         self._device.journal.believe(task, Seen(descriptor.revision, believed.digest))
-        if self._examined.get(task) == believed.digest:
+        if self._examined.get(task) == (believed.digest, believed.front):
             await report.again()  # its gateway may be new and know nothing
             return
-        self._examined[task] = believed.digest
+        self._examined[task] = (believed.digest, believed.front)
         if descriptor.desired == "canceled":
             await self._canceled(task, report, descriptor.revision)
         else:
@@ -163,8 +168,9 @@ class TaskDesk:
             await report.again()  # ended before this process began
             return
         if self._in_hand is not None and self._has_in_hand(task):
-            self._in_hand[1].end(Ending(None))  # a new revision takes its place
+            self._in_hand[1].end(Ending(None))  # a new revision, or another front, takes its place
         try:
+            require_server(believed, self._device.settings.region, self._means())
             require_means(believed.descriptor, self._means())
             require_data(believed.descriptor, self._device.data)
         except (Refused, InvalidInput) as error:
@@ -255,9 +261,7 @@ class TaskDesk:
             mine = self._in_hand[0]
         if mine is None or mine.descriptor.revision != status.revision:
             return None  # it speaks of an earlier revision
-        said = f"the server's task has {status.central.value}"
-        succeeded = status.central is TaskState.SUCCEEDED
-        return Ending(_ENDED[status.central], None if succeeded else Reason(code="server", message=said))
+        return Ending(*central_end(status.central))
 
     def _has_in_hand(self, task: str) -> bool:
         return self._in_hand is not None and self._in_hand[0].descriptor.task == task

@@ -55,11 +55,17 @@ class Means:
 
 @dataclass(frozen=True)
 class Believed:
-    """A task that a pinned operator signed, for this region, now; `digest` is its work's."""
+    """A task that a pinned operator signed, for this region, now.
+
+    Attributes:
+        digest: Of its work.
+        front: The front that a gateway hints at; nobody signed it.
+    """
 
     descriptor: TaskDescriptor
     digest: str
     keyid: str
+    front: str | None = None
 
 
 def believe(
@@ -88,23 +94,55 @@ def believe(
     if descriptor.desired == "run":
         # A cancellation is obeyed at any time: it can only end work.
         _require_window(descriptor, now)
-    return Believed(descriptor, digest, keyid)
+    return Believed(descriptor, digest, keyid, envelope.front)
+
+
+def server_of(task: Believed, region: str) -> str:
+    """Return the address that a device of `region` connects to.
+
+    It is the signed server's, unless the task averages in regions: then a gateway's hint leads to the tier
+    that the device belongs to.
+
+    Raises:
+        Refused: `server`: the device's own region averages, and no gateway says where.
+    """
+    descriptor = task.descriptor
+    if all(descriptor.tier_of(one) == "central" for one in descriptor.regions):
+        return descriptor.server.address
+    if task.front is None and descriptor.tier_of(region) == "regional":
+        raise Refused(
+            "server",
+            f"task {descriptor.task!r} averages updates in region {region!r}, and its gateway does not say "
+            "where: start the gateway with --front-port, and post the task to it again",
+        )
+    return task.front or descriptor.server.address
+
+
+def require_server(task: Believed, region: str, means: Means) -> None:
+    """Return if the device may connect to the server that it is to connect to.
+
+    Raises:
+        Refused: `server`.
+    """
+    address = server_of(task, region)
+    if address.lower() not in {known.lower() for known in means.servers}:
+        named = (
+            "names server" if address == task.descriptor.server.address else "comes with the hint at front"
+        )
+        raise Refused(
+            "server",
+            f"task {task.descriptor.task!r} {named} {address}, this device's list is "
+            f"{', '.join(means.servers)}: if it is right, start the device with --server for it",
+        )
 
 
 def require_means(descriptor: TaskDescriptor, means: Means) -> None:
-    """Return if the device knows the task's server and model and has its backend.
+    """Return if the device speaks as the task's server does, knows its model and has its backend.
 
     Raises:
         Refused: `server`, `model` or `extra`.
     """
     server = descriptor.server
-    if server.address.lower() not in {address.lower() for address in means.servers}:
-        known = ", ".join(means.servers)
-        raise Refused(
-            "server",
-            f"task {descriptor.task!r} names server {server.address}, this device's list is {known}: "
-            "if it is right, start the device with --server for it",
-        )
     if server.tls != means.tls:
         ours = "speaks TLS only" if means.tls else "was started with --insecure"
         raise Refused(

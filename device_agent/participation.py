@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Message, RecordDict
 
 from device_agent.client_app import build_client_app
-from device_agent.eligibility import Believed, reason_of
+from device_agent.eligibility import Believed, reason_of, server_of
 from device_agent.journal import Journal
 from device_agent.reporting import TaskReport
 from device_agent.settings import DeviceSettings
@@ -77,6 +77,7 @@ class Participation:
 
     def __init__(self, task: Believed, *, device: Device, report: TaskReport) -> None:
         self._descriptor = task.descriptor
+        self._server = server_of(task, device.settings.region)
         self._digest = task.digest
         self._device = device
         self._report = report
@@ -212,7 +213,7 @@ class Participation:
             run_id = message.metadata.run_id
             return app(message, Context(run_id, node_id, {}, RecordDict(), {}))
 
-        address = descriptor.server.address
+        address = self._server
         teller.connecting(f"connecting to {address}", failed=False)
         folder = settings.state / "flower" / address.replace(":", "_").strip("[]")
         link = self._device.make_link(address, folder)

@@ -35,14 +35,15 @@ class Announcer:
         self.touch(record.task)
 
     async def round(self, task: str, payload: bytes) -> None:
-        """Publish a round's copy; an empty payload removes it."""
-        await self._region.send(self.board.round_publication(task, payload))
+        """Publish a round; an empty payload removes it. The region's own stands on both brokers."""
+        publication = self.board.round_publication(task, payload)
+        await (self.everywhere if self.board.is_own(task) else self._region.send)(publication)
 
     async def cleared(self, record: TaskRecord) -> None:
         """Remove a task's topics."""
         await self._region.send(self.board.descriptor_publication(record))
         await self.round(record.task, b"")
-        await self._everywhere(self.board.status_publication(record))
+        await self.everywhere(self.board.status_publication(record))
 
     def touch(self, task: str) -> None:
         """Have the status of `task` looked at soon."""
@@ -57,10 +58,11 @@ class Announcer:
             touched, self._touched = self._touched, set()
             for record in filter(None, map(self._ledger.get, sorted(touched))):
                 if (publication := self.board.status_news(record)) is not None:
-                    await self._everywhere(publication)
+                    await self.everywhere(publication)
             await asyncio.sleep(GATHER_S)
 
-    async def _everywhere(self, publication: Publication) -> None:
+    async def everywhere(self, publication: Publication) -> None:
+        """Publish on the region's broker, and on the parent's where that is another."""
         await self._region.send(publication)
         if self._parent is not None:
             await self._parent.send(publication)

@@ -1,7 +1,7 @@
 """The gateway's HTTP API. State changes only by signed envelopes; the rest is reading.
 
 POST /v1/tasks        a signed envelope → 201 taken, 200 known already
-GET  /v1/tasks        GET /v1/tasks/{id}
+GET  /v1/tasks        GET /v1/tasks/{id}        GET /v1/tasks/{id}/round
 GET  /v1/devices      GET /healthz
 """
 
@@ -13,10 +13,12 @@ from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from regional_gateway.ledger import TaskRecord
+from regional_gateway.place import TierAbove
 from regional_gateway.roster import Device
 from trellis import __version__
 from trellis.envelope import MAX_ENVELOPE_BYTES
 from trellis.errors import Refused
+from trellis.flower.backchannel import RoundRecord
 from trellis.http.readers import require_reader
 from trellis.http.server import create_app, read_body
 from trellis.payloads import Execution, ExecutionState, Info, Phase, Presence, Reason, TaskState, now_ms
@@ -42,11 +44,15 @@ class PostedView(_View):
 
 
 class TaskView(_View):
-    """A task in this region. `elapsed_s` counts from its posting here to its end, or to now."""
+    """A task in this region. `elapsed_s` counts from its posting here to its end, or to now.
+
+    `tier` is where its devices' updates are averaged; `round` and `rounds` are the tier's above.
+    """
 
     task: str
     revision: int
     desired: Literal["run", "canceled"]
+    tier: Literal["central", "regional"]
     central: TaskState | None
     round: int
     rounds: int
@@ -63,9 +69,14 @@ class TaskDevice(_View):
 
 
 class TaskDetail(TaskView):
-    """A task with its devices and the descriptor that was signed."""
+    """A task with its devices and the descriptor that was signed.
+
+    Where the region averages, `execution` is its part in the tier above, and `history` its own rounds.
+    """
 
     devices: list[TaskDevice]
+    execution: Execution | None
+    history: tuple[RoundRecord, ...]
     descriptor: dict[str, Any]
 
 
@@ -93,7 +104,10 @@ class DeviceList(_View):
 
 
 class Health(_View):
-    """How the gateway is: `degraded` while a broker is away. `ts` is the time by its clock, ms."""
+    """How the gateway is: `degraded` while a broker is away. `ts` is the time by its clock, ms.
+
+    `front` is its Flower front, `host:port`, if it has one; `above` the regions above, the nearest first.
+    """
 
     status: Literal["ok", "degraded"]
     version: str
@@ -101,6 +115,8 @@ class Health(_View):
     region: str
     broker: Literal["connected", "away"]
     parent_broker: Literal["connected", "away"]
+    front: str | None
+    above: tuple[TierAbove, ...]
     tasks: int
     devices: int
 
@@ -129,6 +145,10 @@ def create(gateway: Gateway) -> FastAPI:
     async def show_task(task: str) -> TaskDetail:
         return _detail(gateway, task)
 
+    @app.get("/v1/tasks/{task}/round", dependencies=_READING)
+    async def show_round(task: str) -> Response:
+        return Response(_round(gateway, task), media_type="application/json")
+
     @app.get("/v1/devices", dependencies=_READING)
     async def list_devices() -> DeviceList:
         return DeviceList(devices=[_device(one) for one in gateway.fleet.roster.devices()])
@@ -146,6 +166,7 @@ def _task(gateway: Gateway, record: TaskRecord) -> TaskView:
         task=status.task,
         revision=status.revision,
         desired=status.desired,
+        tier=record.descriptor.tier_of(gateway.settings.region),
         central=status.central,
         round=gateway.board.round(record.task),
         rounds=record.descriptor.train.rounds,
@@ -155,15 +176,31 @@ def _task(gateway: Gateway, record: TaskRecord) -> TaskView:
     )
 
 
-def _detail(gateway: Gateway, task: str) -> TaskDetail:
+def _record(gateway: Gateway, task: str) -> TaskRecord:
     record = gateway.ledger.get(task)
     if record is None or record.cleared:
         raise Refused(
             "unknown", f"task {task[:80]!r} was not posted to the gateway of {gateway.settings.region!r}"
         )
+    return record
+
+
+def _round(gateway: Gateway, task: str) -> bytes:
+    record = _record(gateway, task)
+    standing = gateway.board.standing_round(record.task)
+    if standing is None:
+        raise Refused("unknown", f"task {record.task!r} has no round yet")
+    return standing
+
+
+def _detail(gateway: Gateway, task: str) -> TaskDetail:
+    record = _record(gateway, task)
+    tier = gateway.tier if gateway.place.aggregates(record.descriptor) else None
     executions = gateway.fleet.roster.executions(task)
     return TaskDetail(
         **_task(gateway, record).model_dump(),
+        execution=tier.part.execution(task) if tier is not None else None,
+        history=tier.history(task) if tier is not None else (),
         devices=[TaskDevice(device=name, execution=one) for name, one in executions.items()],
         descriptor=record.descriptor.model_dump(mode="json", exclude_none=True),
     )
@@ -190,6 +227,8 @@ def _health(gateway: Gateway) -> Health:
         region=gateway.settings.region,
         broker="connected" if region else "away",
         parent_broker="connected" if parent else "away",
+        front=gateway.place.front,
+        above=gateway.place.above,
         tasks=len(gateway.ledger.live()),
         devices=len(gateway.fleet.roster),
     )

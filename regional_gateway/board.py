@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from regional_gateway.ledger import Ledger, TaskRecord
+from regional_gateway.place import Place
 from regional_gateway.roster import Roster
+from trellis.envelope import Envelope
 from trellis.mqtt import Publication
 from trellis.payloads import Round, RoundPhase, TaskStatus
 from trellis.topics import Kind, Topics
@@ -14,10 +16,11 @@ from trellis.topics import Kind, Topics
 class Board:
     """Renders publications, and knows which statuses have been said already."""
 
-    def __init__(self, topics: Topics, region: str, ledger: Ledger, roster: Roster) -> None:
-        self._topics, self._region = topics, region
+    def __init__(self, topics: Topics, place: Place, ledger: Ledger, roster: Roster) -> None:
+        self._topics, self._place = topics, place
         self._ledger, self._roster = ledger, roster
         self._rounds: dict[str, bytes] = {}
+        self._above: dict[str, Round] = {}
         self._said: dict[str, TaskStatus] = {}
 
     def status(self, record: TaskRecord) -> TaskStatus:
@@ -33,8 +36,11 @@ class Board:
 
     def descriptor_publication(self, record: TaskRecord) -> Publication:
         """Return the signed descriptor; empty once the task's topics are cleared."""
-        payload = b"" if record.cleared else record.envelope
-        return self._retained(Kind.DESCRIPTOR, record.task, payload)
+        if record.cleared:
+            return self._retained(Kind.DESCRIPTOR, record.task, b"")
+        # Now, and not when it was posted: what it comes with is another gateway's, and fronts may move.
+        envelope = Envelope.parse(record.envelope).with_front(self._place.hint(record.descriptor))
+        return self._retained(Kind.DESCRIPTOR, record.task, envelope.to_bytes())
 
     def status_publication(self, record: TaskRecord) -> Publication:
         """Return the status; empty once the task's topics are cleared."""
@@ -53,36 +59,58 @@ class Board:
         self._said[record.task] = status
         return self._retained(Kind.TASK_STATUS, record.task, status.to_bytes())
 
+    def is_own(self, task: str) -> bool:
+        """Whether the rounds of `task` here are the region's own, and no copy."""
+        record = self._ledger.get(task)
+        return record is not None and self._place.aggregates(record.descriptor)
+
     def round_publication(self, task: str, payload: bytes) -> Publication:
-        """Return the copy of a round, and remember it for the next connect; an empty one is forgotten."""
+        """Return a round, and remember it for the next connect; an empty one is forgotten."""
         if payload:
             self._rounds[task] = payload
         else:
             self._rounds.pop(task, None)
         return self._retained(Kind.TASK_ROUND, task, payload)
 
+    def heard_above(self, task: str, last: Round | None) -> None:
+        """Remember what the tier above announced last."""
+        if last is None:
+            self._above.pop(task, None)
+        else:
+            self._above[task] = last
+
     def round(self, task: str) -> int:
-        """Return how many rounds the centre has finished, by what it announced last."""
-        payload = self._rounds.get(task)
-        if not payload:
+        """Return how many rounds the tier above has finished, by what it announced last."""
+        last = self._above.get(task)
+        if last is None:
             return 0
-        last = Round.parse(payload)
         at_work = last.phase not in {RoundPhase.GATHERING, RoundPhase.DONE}
         return last.round - 1 if at_work else last.round
+
+    def standing_round(self, task: str) -> bytes | None:
+        """Return the round that stands on the region's broker."""
+        return self._rounds.get(task)
 
     def for_region(self) -> Iterator[Publication]:
         """Yield everything that must stand on the region's broker; a restarted broker may have lost it."""
         for record in self._ledger:
             yield self.descriptor_publication(record)
             yield self.status_publication(record)
-            if record.cleared or record.task in self._rounds:
-                payload = b"" if record.cleared else self._rounds[record.task]
-                yield self._retained(Kind.TASK_ROUND, record.task, payload)
+            yield from self._standing_round(record)
 
     def for_parent(self) -> Iterator[Publication]:
         """Yield everything about tasks that must stand on the parent's broker, where that is another one."""
         for record in self._ledger:
             yield self.status_publication(record)
+            if self.is_own(record.task):
+                yield from self._standing_round(record)
+
+    def _standing_round(self, record: TaskRecord) -> Iterator[Publication]:
+        if record.cleared or record.task in self._rounds:
+            payload = b"" if record.cleared else self._rounds[record.task]
+            yield self._retained(Kind.TASK_ROUND, record.task, payload)
 
     def _retained(self, kind: Kind, task: str, payload: bytes) -> Publication:
-        return Publication(self._topics.path(kind, region=self._region, task=task), payload, retain=True)
+        return Publication(
+            self._topics.path(kind, region=self._place.region, task=task), payload, retain=True
+        )

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from regional_gateway.service import serve
 from regional_gateway.settings import GatewaySettings
+from regional_gateway.starting import serve
 from trellis.service import configure_logging, run_service
 from trellis.service_options import BaseOption, InsecureOption, KeepHoursOption, LogLevel, LogLevelOption
 from trellis.topics import DEFAULT_BASE
@@ -40,6 +40,24 @@ def gateway(
     host: Annotated[
         str, typer.Option("--host", metavar="HOST", help="Address that the HTTP API binds.")
     ] = "127.0.0.1",
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--parent", metavar="URL", help="The HTTP API of the gateway above, if it is not the server."
+        ),
+    ] = None,
+    front_port: Annotated[
+        int | None,
+        typer.Option(
+            "--front-port", metavar="PORT", help="Port of its Flower front, to average its region's updates."
+        ),
+    ] = None,
+    front_address: Annotated[
+        str | None,
+        typer.Option(
+            "--front-address", metavar="HOST:PORT", help="The front as devices reach it; default from --host."
+        ),
+    ] = None,
     api_port: Annotated[
         int, typer.Option("--api-port", metavar="PORT", help="Port of the HTTP API, 0 for a free one.")
     ] = 8081,
@@ -53,6 +71,8 @@ def gateway(
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run a region's gateway: takes signed tasks, hands them to the region's devices, copies rounds.
+
+    With --front-port it averages its region's updates itself, in tasks that say so.
 
     \b
     Example:
@@ -70,6 +90,9 @@ def gateway(
         server=server or ("http://127.0.0.1:8080" if insecure else "https://127.0.0.1:8080"),
         host=host,
         api_port=api_port,
+        front_port=front_port,
+        front_address=front_address,
+        parent=parent,
         state=state or Path("state") / "gateways" / region,
         insecure=insecure,
         keep_hours=keep_hours,

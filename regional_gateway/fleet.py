@@ -35,11 +35,20 @@ class Fleet:
         region: Its name.
         store: Where it is remembered.
         knows: Whether a task was posted here.
+        keeps: Whether the region averages a task itself: then nobody above asks for its executions.
     """
 
-    def __init__(self, topics: Topics, region: str, store: Store, knows: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        region: str,
+        store: Store,
+        knows: Callable[[str], bool],
+        keeps: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self.roster = Roster()
         self._topics, self._region, self._store, self._knows = topics, region, store, knows
+        self._keeps = keeps
         self._payloads: dict[str, bytes] = {}  # by topic: what stands on the parent's broker
         self._infos: dict[str, bytes | None] = {}
         self._executions: dict[tuple[str, str], bytes | None] = {}
@@ -66,7 +75,7 @@ class Fleet:
                     continue
                 if address.kind is Kind.EXECUTION:
                     announcer.touch(address.task)
-                if parent is not None:
+                if parent is not None and self._goes_up(address, message.payload):
                     await parent.send(Publication(message.topic, message.payload, retain=True))
                 for dropped in self._drop_pushed_out():
                     announcer.touch(dropped.task)
@@ -80,7 +89,8 @@ class Fleet:
             reconnected.clear()
             for topic, payload in list(self._payloads.items()):
                 # What has changed meanwhile was sent by `listen`, and this must not cover it.
-                if self._payloads.get(topic) == payload:
+                goes_up = self._goes_up(self._topics.parse(topic), payload)
+                if goes_up and self._payloads.get(topic) == payload:
                     await parent.send(Publication(topic, payload, retain=True))
 
     async def clear_lost(self, parent: Outlet, reconnected: asyncio.Event) -> None:
@@ -131,6 +141,10 @@ class Fleet:
             self._payloads.pop(self._topics.render(address), None)
             self._executions[address.device, address.task] = None
         return dropped
+
+    def _goes_up(self, address: Address, payload: bytes) -> bool:
+        # What is removed may stand there of a revision that the region relayed.
+        return address.kind is not Kind.EXECUTION or not payload or not self._keeps(address.task)
 
     def _execution(self, device: str, task: str) -> Address:
         return Address(Kind.EXECUTION, region=self._region, device=device, task=task)

@@ -122,6 +122,11 @@ class Ledger:
         self._store = store
         self._records = records
         self._lock = asyncio.Lock()
+        self._watchers: list[Callable[[str], None]] = []
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Have `watcher` called with the name of each task that has changed."""
+        self._watchers.append(watcher)
 
     @classmethod
     async def load(cls, store: Store) -> Self:
@@ -165,4 +170,6 @@ class Ledger:
             else:
                 await self._store.save_task(after.stored())
                 self._records[task] = after
+            for watcher in self._watchers:
+                watcher(task)
             return after, True

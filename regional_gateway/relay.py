@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from regional_gateway.ledger import Ledger, TaskRecord
+from regional_gateway.place import Place
 from trellis import descriptor as descriptors
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope, Keyring
@@ -101,11 +102,11 @@ class Relay:
         witness: Witness,
         *,
         keyring: Keyring,
-        region: str,
+        place: Place,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._ledger, self._witness = ledger, witness
-        self._keyring, self._region, self._now = keyring, region, now
+        self._keyring, self._place, self._now = keyring, place, now
         self._noted: dict[str, datetime] = {}  # when a refusal was last noted, by task
 
     async def admit(self, data: bytes) -> Admission:
@@ -128,9 +129,11 @@ class Relay:
 
     async def _admit(self, envelope: Envelope) -> Admission:
         now = self._now()
-        posted = verify(envelope, keyring=self._keyring, region=self._region, now=now)
+        region = self._place.region
+        posted = verify(envelope, keyring=self._keyring, region=region, now=now)
+        self._place.require_front(posted)
         now_ms = int(now.timestamp() * 1000)
-        relayed = envelope.with_relay({self._region: now.isoformat(timespec="milliseconds")}).to_bytes()
+        relayed = envelope.with_relay({region: now.isoformat(timespec="milliseconds")}).to_bytes()
 
         changed = False
 

@@ -1,8 +1,10 @@
 """A region's gateway at work: its brokers, its HTTP API, and the tasks between them.
 
 HTTP  POST /v1/tasks ──▶ relay ──▶ ledger (SQLite) ──▶ announcer ──▶ region's broker
+parent's broker  <parent>/tasks/…/descriptor ──▶ relay, where a gateway stands above
 parent's broker  central/…/round, state ──▶ centre ──▶ announcer (and by HTTP while it is away)
 region's broker  devices/… ──▶ fleet ──▶ roster ──▶ status;  and up to the parent's, where it is another
+ledger ──▶ tier ──▶ SuperLink and apps, for the tasks that the region averages itself
 """
 
 from __future__ import annotations
@@ -11,35 +13,33 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 
-from regional_gateway import api
 from regional_gateway.announcer import Announcer
 from regional_gateway.board import Board
-from regional_gateway.brokers import Connect, are_one, mqtt
+from regional_gateway.brokers import Connect, are_one
 from regional_gateway.centre import Centre
 from regional_gateway.fleet import Fleet
+from regional_gateway.handed_down import take_over
 from regional_gateway.ledger import Ledger
 from regional_gateway.outlet import Outlet
-from regional_gateway.presence import OwnPresence
+from regional_gateway.parent import Parent, ParentMoved
+from regional_gateway.place import Place
+from regional_gateway.presence import OwnPresence, say_farewell, watch_own
 from regional_gateway.relay import Admission, Relay
 from regional_gateway.settings import BROKER_WAIT_S, GatewaySettings
 from regional_gateway.store import Store
 from regional_gateway.sweeper import sweep
+from regional_gateway.tier import RegionalTier
 from trellis.envelope import Keyring
-from trellis.errors import ConfigError, PayloadError, Unavailable
+from trellis.errors import ConfigError, Unavailable
 from trellis.http.client import ServiceClient
-from trellis.http.server import HttpServer
-from trellis.keys.identity import Identity, find_identity, load_keyring
 from trellis.mqtt import Bus, Publication
-from trellis.payloads import State
 from trellis.tls import TlsFiles
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
-
-FAREWELL_S = 2.0
 
 
 class _Stopped(Exception):
@@ -55,6 +55,10 @@ class Gateway:
         keyring: The operators whose tasks it passes on.
         tls: Its certificate, or `None` on loopback.
         connect: Makes the bus to a broker.
+        tier: Runs the region's own rounds; None where it only relays.
+
+    Attributes:
+        place: What is above the region.
     """
 
     def __init__(
@@ -65,9 +69,12 @@ class Gateway:
         keyring: Keyring,
         tls: TlsFiles | None,
         connect: Connect,
+        tier: RegionalTier | None = None,
     ) -> None:
         self.settings, self.topics = settings, Topics(settings.base)
         self._store, self._keyring, self._tls, self._connect = store, keyring, tls, connect
+        self.tier = tier
+        self.place = Place(settings.region, front=tier.front if tier is not None else None)
         self._region_connects, self._parent_connects = asyncio.Event(), asyncio.Event()
         self._announcer: Announcer | None = None
         self._centre: Centre | None = None
@@ -76,13 +83,22 @@ class Gateway:
     async def load(self) -> None:
         """Take up what the store holds."""
         self.ledger = await Ledger.load(self._store)
-        ledger = self.ledger
+        ledger, place = self.ledger, self.place
         self.fleet = Fleet(
-            self.topics, self.settings.region, self._store, lambda task: ledger.get(task) is not None
+            self.topics,
+            self.settings.region,
+            self._store,
+            lambda task: ledger.get(task) is not None,
+            self._is_own,
         )
         await self.fleet.load()
-        self.board = Board(self.topics, self.settings.region, self.ledger, self.fleet.roster)
-        self._relay = Relay(self.ledger, self, keyring=self._keyring, region=self.settings.region)
+        self.board = Board(self.topics, place, ledger, self.fleet.roster)
+        self._relay = Relay(ledger, self, keyring=self._keyring, place=place)
+        if self.tier is not None:
+            self.tier.load(ledger, place)
+
+    def _is_own(self, task: str) -> bool:
+        return self.board.is_own(task)
 
     def has_begun(self, task: str, revision: int) -> bool:
         """Whether a device of the region is at work on this revision."""
@@ -128,17 +144,48 @@ class Gateway:
         Raises:
             ConfigError: The region's broker does not answer, or a younger gateway has taken over.
         """
-        own = OwnPresence(self.topics.path(Kind.GATEWAY_STATE, region=self.settings.region), api_url)
+        topic = self.topics.path(Kind.GATEWAY_STATE, region=self.settings.region)
+        async with AsyncExitStack() as stack:
+            parent = await self._parent(stack)
+            while not stop.is_set():
+                if parent is not None and not await self._learn(parent, stop):
+                    return
+                own = OwnPresence(topic, api_url, self.place.parent)
+                try:
+                    await self._run_once(own, parent, stop)
+                except* ParentMoved:
+                    logger.info("the tiers above are others than before: the gateway begins anew")
+
+    async def _parent(self, stack: AsyncExitStack) -> Parent | None:
+        if self.settings.parent is None:
+            return None
+        client = ServiceClient(self.settings.parent, tls=self._tls)
+        await stack.enter_async_context(client)
+        return Parent(client, region=self.settings.region, memory=self.settings.state / "parent.json")
+
+    async def _learn(self, parent: Parent, stop: asyncio.Event) -> bool:
+        """Return once it is known what is above; False if the gateway is to end."""
+        learning, ending = asyncio.create_task(parent.learn()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({learning, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if learning.done():
+                self.place.above = learning.result()
+            return learning.done()
+        finally:
+            learning.cancel()
+            ending.cancel()
+
+    async def _run_once(self, own: OwnPresence, above: Parent | None, stop: asyncio.Event) -> None:
         async with self._open(own) as (region, parent):
             self._buses = (region, parent)
             await _wait_for(region)
             if parent is not region and not parent.connected:
                 logger.info("parent's broker is not connected yet broker=%s", self.settings.parent_broker)
             try:
-                await self._serve(own, region, parent, stop)
+                await self._serve(own, region, parent, above, stop)
             finally:
                 self._announcer = self._centre = None
-                await _say_farewell(own, [region] if region is parent else [region, parent])
+                await say_farewell(own, [region] if region is parent else [region, parent])
                 await self.fleet.save()
 
     @contextlib.asynccontextmanager
@@ -153,7 +200,7 @@ class Gateway:
             # What it retains comes again now, or else the devices themselves do.
             self.fleet.roster.forget_presence()
             self._region_connects.set()
-            return [own.birth(), *self.board.for_region()]
+            return [own.birth(), *self.board.for_region(), *self._standing()]
 
         async with contextlib.AsyncExitStack() as stack:
             bus = self._connect(settings.broker, client_id, will=own.will(), birth=region_birth)
@@ -164,7 +211,7 @@ class Gateway:
 
             def parent_birth() -> Sequence[Publication]:
                 self._parent_connects.set()
-                return [own.birth(), *self.board.for_parent()]
+                return [own.birth(), *self.board.for_parent(), *self._standing()]
 
             bus = self._connect(
                 settings.parent_broker, f"{client_id}/up", will=own.will(), birth=parent_birth
@@ -172,41 +219,40 @@ class Gateway:
             parent = await stack.enter_async_context(bus)
             yield region, parent
 
-    async def _serve(self, own: OwnPresence, region: Bus, parent: Bus, stop: asyncio.Event) -> None:
+    def _standing(self) -> Sequence[Publication]:
+        return [] if self.tier is None else list(self.tier.standing())
+
+    async def _serve(
+        self, own: OwnPresence, region: Bus, parent: Bus, above: Parent | None, stop: asyncio.Event
+    ) -> None:
         settings = self.settings
         is_two = parent is not region
         async with ServiceClient(settings.server, tls=self._tls) as client, _group() as group:
             down = Outlet(region, group)
             up = Outlet(parent, group) if is_two else None
             announcer = Announcer(self.board, self.ledger, down, up)
-            centre = Centre(self.topics, self.ledger, announcer)
+            centre = Centre(self.topics, self.ledger, announcer, self.place, self.tier)
             start = group.create_task
             start(announcer.run(), name="statuses")
             start(centre.copy_rounds(parent), name="copy rounds")
             start(centre.mirror_states(parent), name="mirror states")
             start(self.fleet.listen(region, announcer, up), name="devices")
             start(self.fleet.keep_saving(), name="save observations")
-            start(self._watch_own(own, region, down), name="own state")
+            start(watch_own(own, region, down), name="own state")
             start(sweep(self.ledger, announcer, keep_s=settings.keep_hours * 3600), name="sweep")
             if up is not None:
                 start(self.fleet.repeat(up, self._parent_connects), name="repeat to parent")
                 start(self.fleet.clear_lost(up, self._region_connects), name="clear lost devices")
-                start(self._watch_own(own, parent, up), name="own state at parent")
+                start(watch_own(own, parent, up), name="own state at parent")
                 start(centre.poll(client, lambda: region.connected and not parent.connected), name="poll")
             self._announcer, self._centre = announcer, centre
+            if self.tier is not None:
+                start(self.tier.run(region, announcer), name="own rounds")
+            if above is not None:
+                start(above.follow(self.place.above), name="follow parent")
+                start(take_over(parent, self.topics, self.place, self.ledger, self.post), name="take over")
             logger.info("gateway serves region=%s tasks=%d", settings.region, len(self.ledger.live()))
             start(_until(stop), name="stop")
-
-    async def _watch_own(self, own: OwnPresence, bus: Bus, outlet: Outlet) -> None:
-        async with bus.subscribe(own.topic) as messages:
-            async for message in messages:
-                try:
-                    heard = State.parse(message.payload) if message.payload else None
-                except PayloadError as error:
-                    logger.warning("dropped what came on topic=%s: %s", message.topic, error)
-                    continue
-                if heard is None or own.must_be_repeated(heard):
-                    await outlet.send(own.birth())
 
 
 @contextlib.asynccontextmanager
@@ -229,39 +275,3 @@ async def _wait_for(bus: Bus) -> None:
         await bus.wait_connected(BROKER_WAIT_S)
     except Unavailable as error:
         raise ConfigError("gateway", str(error)) from error
-
-
-async def _say_farewell(own: OwnPresence, buses: Sequence[Bus]) -> None:
-    farewell = own.farewell()
-    for bus in buses:
-        with contextlib.suppress(TimeoutError, Unavailable):
-            async with asyncio.timeout(FAREWELL_S):
-                await bus.publish(farewell.topic, farewell.payload, qos=1, retain=True)
-
-
-async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Run a gateway with real brokers and its HTTP API until `stop` is set."""
-    tls, keyring = _credentials(settings)
-    async with Store(settings.state / "gateway.sqlite") as store:
-        gateway = Gateway(settings, store, keyring=keyring, tls=tls, connect=mqtt(tls))
-        await gateway.load()
-        app = api.create(gateway)
-        async with HttpServer(app, host=settings.host, port=settings.api_port, tls=tls) as server:
-            url = advertised(server.url)
-            logger.info("gateway listens api=%s", url)
-            await gateway.run(url, stop)
-
-
-def advertised(url: str) -> str:
-    """Return an API's URL as others reach it: an address that means «every one» names no machine."""
-    for unspecified in ("//0.0.0.0:", "//[::]:"):
-        url = url.replace(unspecified, f"//{socket.gethostname()}:")
-    return url
-
-
-def _credentials(settings: GatewaySettings) -> tuple[TlsFiles | None, Keyring]:
-    if settings.insecure:
-        return None, load_keyring(settings.keys)
-    identity = Identity.load(find_identity(settings.keys, "gateways", settings.region))
-    identity.require(f"{settings.region}/gateway")
-    return identity.tls, identity.keyring

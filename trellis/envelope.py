@@ -2,7 +2,9 @@
 
 Source: DSSE 1.0.2 (github.com/secure-systems-lab/dsse, protocol.md), with two changes: `payload` is the JSON
 text itself and not base64, so that a watcher can read it, and beside the signatures stands `relay`, an
-unsigned object in which gateways note where the envelope has been. Nobody may act on `relay`.
+unsigned object in which gateways note where the envelope has been. Nobody may act on `relay`, but for its
+`front`: the Flower front that a region's gateway has devices connect to. A device follows it only to a server
+that is on its own list, so that whoever writes it can send nobody astray.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ PAYLOAD_TYPE: Final = "application/vnd.trellis.task+json"
 MAX_ENVELOPE_BYTES = 256 * 1024
 MAX_SIGNATURES = 8
 _MAX_FAULTS = 20
+_FRONT = "front"
 _PEM_PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -155,6 +158,16 @@ class Envelope(BaseModel):
             PayloadError: It would be larger than a reader accepts.
         """
         return _small(self.model_dump_json(by_alias=True).encode())
+
+    @property
+    def front(self) -> str | None:
+        """The front, `host:port`, that devices are to connect to; unsigned, as all of `relay`."""
+        return self.relay.get(_FRONT)
+
+    def with_front(self, front: str | None) -> Self:
+        """Return the same signed payload with that front in its relay object, and no earlier one."""
+        others = {key: note for key, note in self.relay.items() if key != _FRONT}
+        return self.model_copy(update={"relay": others if front is None else {**others, _FRONT: front}})
 
     def with_relay(self, notes: Mapping[str, str]) -> Self:
         """Return the same signed payload with `notes` added to its unsigned relay object."""

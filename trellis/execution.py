@@ -5,8 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from trellis.mqtt import Bus, Publication
-from trellis.payloads import Execution, ExecutionState, FlowerLinkage, Phase, Reason, now_ms
+from trellis.mqtt import Publication
+from trellis.payloads import Execution, ExecutionState, FlowerLinkage, Phase, Reason, TaskState, now_ms
+
+ENDED = {
+    TaskState.SUCCEEDED: ExecutionState.SUCCEEDED,
+    TaskState.FAILED: ExecutionState.FAILED,
+    TaskState.CANCELED: ExecutionState.CANCELED,
+}
+"""How a task's end at the server ends it for a member."""
+
+
+def central_end(state: TaskState) -> tuple[ExecutionState, Reason | None]:
+    """Return how a member's execution ends with the server's task, and why."""
+    said = Reason(code="server", message=f"the server's task has {state.value}")
+    return ENDED[state], None if state is TaskState.SUCCEEDED else said
+
+
+class Outlet(Protocol):
+    """What is used of a `trellis.mqtt.Bus`; a gateway with two brokers says its part on both."""
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None: ...
 
 
 class ExecutionJournal(Protocol):
@@ -35,14 +54,14 @@ class ExecutionReport:
     Its methods run on the event loop. They return when the broker has the change, or has it queued.
     """
 
-    def __init__(self, bus: Bus, journal: ExecutionJournal, *, task: str, topic: str) -> None:
+    def __init__(self, bus: Outlet, journal: ExecutionJournal, *, task: str, topic: str) -> None:
         self._bus = bus
         self._journal = journal
         self.task = task
         self._topic = topic
         self.execution = journal.execution(task)
 
-    async def queued(self, revision: int, *, samples: int, backend: str) -> None:
+    async def queued(self, revision: int, *, samples: int | None = None, backend: str | None = None) -> None:
         """The task waits for its turn; an attempt that a crash or a mended fault ended is counted."""
         last = self.execution
         never_begun = {ExecutionState.QUEUED, ExecutionState.REJECTED}

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from process_superlink import ProcessSuperLink
 
 from central_server.service import CentralServer
 from central_server.settings import ServerSettings, Timing
 from central_server.store import Store
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.envelope import Keyring, SigningKey, sign
-from trellis.errors import Unavailable
 from trellis.mqtt import MemoryBroker
-from trellis.processes import terminate_tree
 
 APPS = Path(__file__).parent / "stand_in_app.py"
 OPERATOR = SigningKey.generate()
@@ -57,53 +54,6 @@ async def until(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {condition}")
         await asyncio.sleep(0.02)
-
-
-_RUN_IDS = itertools.count(1000)
-
-
-@dataclass
-class ProcessSuperLink:
-    """Stands in for a SuperLink: each run is a real process that speaks the backchannel."""
-
-    environment: Mapping[str, str]
-    script: list[str]
-    address: str = "127.0.0.1:9"
-    runs: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
-    stopped: list[int] = field(default_factory=list)
-    died: asyncio.Event = field(default_factory=asyncio.Event)
-    clearing_up_s: float = 0.0
-
-    async def submit(self, app: Path, run_config: Mapping[str, str | int | float | bool]) -> int:
-        if self.died.is_set():
-            raise Unavailable("the SuperLink does not answer")
-        run_id = next(_RUN_IDS)
-        part = self.script.pop(0) if self.script else "silent"
-        self.runs[run_id] = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(APPS),
-            part,
-            str(run_config["task"]),
-            str(run_id),
-            env={**self.environment, "PATH": ""},
-        )
-        return run_id
-
-    async def stop_run(self, run_id: int) -> None:
-        self.stopped.append(run_id)
-        await asyncio.to_thread(terminate_tree, self.runs[run_id].pid, grace_s=0.5)
-
-    async def wait_ended(self) -> int:
-        await self.died.wait()
-        return -9
-
-    async def end(self) -> None:
-        await asyncio.sleep(self.clearing_up_s)
-        for process in self.runs.values():
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            await process.wait()
 
 
 @dataclass
@@ -187,7 +137,7 @@ class Launcher:
 
     @contextlib.asynccontextmanager
     async def _superlink(self, environment: dict[str, str]) -> AsyncIterator[ProcessSuperLink]:
-        superlink = ProcessSuperLink(environment, self.script)
+        superlink = ProcessSuperLink(APPS, environment, self.script)
         self.superlinks.append(superlink)
         try:
             yield superlink

@@ -69,8 +69,6 @@ NOW = datetime.now(UTC)
         ({"model": {"name": "resnet9000"}}, 403, "model", "resnet9000"),
         ({"strategy": {"name": "fedavgg"}}, 400, "invalid", "fedavg"),
         ({"evaluate": {"on": ["server"]}}, 403, "data", "--data digits=PATH"),
-        ({"aggregation": {"tier": "regional"}}, 403, "aggregation", "use tier: central"),
-        ({"aggregation": {"regions": {"us-1": {"tier": "regional"}}}}, 403, "aggregation", "tier: central"),
         ({"model": {"name": "lenet5"}}, 400, "invalid", "lenet5"),
     ],
 )

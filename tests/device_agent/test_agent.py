@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from device_agent.eligibility import Seen
 from device_agent.participation import Device
 from device_agent.presence import Self, describe
 from models.backends import open_backend
-from trellis.envelope import SigningKey
+from trellis.envelope import Envelope, SigningKey
 from trellis.errors import ConfigError
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import (
@@ -216,6 +217,32 @@ async def test_a_status_of_an_earlier_revision_ends_nothing(device, fleet, flowe
         await fleet.status("blobs", TaskState.FAILED, revision=2)
         execution = await fleet.state("blobs", ExecutionState.FAILED)
         assert execution.reason.message == "the server's task has failed"
+
+
+async def test_a_front_that_a_gateway_hints_at_is_followed_also_when_it_moves(
+    device, fleet, flower, make_task, signed
+):
+    made: list[str] = []
+
+    def make_link(address: str, folder: Path) -> Any:
+        made.append(address)
+        return device.make_link(device.settings.servers[0], folder)
+
+    fronts = ("127.0.0.1:8100", "127.0.0.1:8200")
+    settings = replace(device.settings, servers=(*device.settings.servers, *fronts))
+    envelope = Envelope.parse(signed(make_task(aggregation={"tier": "regional"})))
+    async with running(replace(device, settings=settings, make_link=make_link), fleet.broker):
+        await fleet.post("blobs", envelope.to_bytes())
+        rejected = await fleet.state("blobs", ExecutionState.REJECTED)
+        assert "does not say where" in rejected.reason.message
+        for front in fronts:
+            await fleet.post("blobs", envelope.with_front(front).to_bytes())
+            await fleet.until(lambda front=front: made[-1:] == [front])
+            await fleet.until(lambda: fleet.executions("blobs")[-1].phase is Phase.WAITING)
+        await fleet.post("blobs", envelope.with_front("10.9.9.9:1").to_bytes())
+        await fleet.execution("blobs", lambda e: e.reason and "hint at front 10.9.9.9:1" in e.reason.message)
+    assert made == list(fronts)
+    assert fleet.executions("blobs")[-1].state is ExecutionState.REJECTED
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,17 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from device_agent.eligibility import Believed, Means, Seen, believe, reason_of, require_data, require_means
+from device_agent.eligibility import (
+    Believed,
+    Means,
+    Seen,
+    believe,
+    reason_of,
+    require_data,
+    require_means,
+    require_server,
+    server_of,
+)
 from models.datasets import Dataset
 from trellis.descriptor import Model, TaskDescriptor
 from trellis.envelope import Envelope, Keyring, SigningKey, sign
@@ -152,7 +162,42 @@ def test_a_server_off_the_list_is_refused(make_task):
     with pytest.raises(
         Refused, match=r"names server 10.9.9.9:8000, this device's list is 127.0.0.1:8000"
     ) as e:
-        require_means(task, MEANS)
+        require_server(Believed(task, "d", "k"), "eu-1", MEANS)
+    assert e.value.code == "server"
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "front", "due"),
+    [
+        (
+            {"tier": "central"},
+            "10.1.0.2:8000",
+            "127.0.0.1:8000",
+        ),  # nobody averages in a region: no hint counts
+        ({"tier": "regional"}, "10.1.0.2:8000", "10.1.0.2:8000"),
+        # A region that relays may stand below one that averages.
+        ({"tier": "regional", "regions": {"eu-1": {"tier": "central"}}}, "10.1.0.2:8000", "10.1.0.2:8000"),
+        ({"tier": "regional", "regions": {"eu-1": {"tier": "central"}}}, None, "127.0.0.1:8000"),
+    ],
+)
+def test_a_hint_at_a_front_is_followed_where_a_region_averages(make_task, aggregation, front, due):
+    task = make_task(regions=["eu-1", "us-1"], aggregation=aggregation)
+    assert server_of(Believed(task, "d", "k", front), "eu-1") == due
+
+
+def test_a_hint_at_a_front_off_the_list_is_refused(make_task):
+    task = Believed(make_task(aggregation={"tier": "regional"}), "d", "k", "10.9.9.9:8000")
+    with pytest.raises(Refused, match=r"comes with the hint at front 10.9.9.9:8000, .* --server for it") as e:
+        require_server(task, "eu-1", MEANS)
+    assert e.value.code == "server"
+
+
+def test_a_region_that_averages_must_say_where(make_task):
+    task = Believed(make_task(aggregation={"tier": "regional"}), "d", "k")
+    with pytest.raises(
+        Refused, match=r"region 'eu-1', and its gateway does not say where: .*--front-port"
+    ) as e:
+        require_server(task, "eu-1", MEANS)
     assert e.value.code == "server"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+from process_superlink import ProcessSuperLink
 
 from regional_gateway import api
 from regional_gateway.service import Gateway
 from regional_gateway.settings import GatewaySettings
 from regional_gateway.store import Store
+from regional_gateway.tier import RegionalTier
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.envelope import Keyring, SigningKey, sign
 from trellis.http.server import HttpServer
@@ -33,9 +35,12 @@ from trellis.payloads import (
     TaskState,
     TaskStatus,
 )
+from trellis.tier.supervision import RunTiming
 
 REGION_URL, PARENT_URL = "mqtt://127.0.0.1:11", "mqtt://127.0.0.1:12"
 BASE = "trellis/v1"
+REGION_APP = Path(__file__).parent / "stand_in_region.py"
+QUICK = RunTiming(hello_s=5.0, watch_s=0.05, cancel_s=1.0, leave_s=2.0)
 DEADLINE_S = 5.0
 
 
@@ -122,29 +127,54 @@ class World:
         broker = self.region if url == REGION_URL else self.upper
         return broker.bus(client_id, will=will, birth=birth)
 
+    script: list[str] = field(default_factory=list)
+    superlinks: list[ProcessSuperLink] = field(default_factory=list)
+
     @contextlib.asynccontextmanager
-    async def gateway(self) -> AsyncIterator[Running]:
+    async def superlink(self, environment: Mapping[str, str]) -> AsyncIterator[ProcessSuperLink]:
+        superlink = ProcessSuperLink(REGION_APP, environment, self.script)
+        self.superlinks.append(superlink)
+        try:
+            yield superlink
+        finally:
+            superlink.died.set()
+            await superlink.end()
+
+    @contextlib.asynccontextmanager
+    async def gateway(
+        self, region: str = "eu-1", *, front: bool = False, parent: str | None = None
+    ) -> AsyncIterator[Running]:
+        state = self.folder / region
         settings = GatewaySettings(
-            region="eu-1",
+            region=region,
             keys=self.folder,
             broker=REGION_URL,
             parent_broker=PARENT_URL if self.two else REGION_URL,
             server=self.server,
-            state=self.folder,
+            parent=parent,
+            front_port=0 if front else None,
+            state=state,
+            timing=QUICK,
             insecure=True,
             keep_hours=self.keep_hours,
         )
         stop = asyncio.Event()
-        async with Store(self.folder / "gateway.sqlite") as store:
-            gateway = Gateway(settings, store, keyring=self.operator.keyring, tls=None, connect=self.connect)
+        async with Store(state / "gateway.sqlite") as store, contextlib.AsyncExitStack() as stack:
+            tier = None
+            if front:
+                tier = await stack.enter_async_context(RegionalTier(settings, None, self.superlink))
+            keyring = self.operator.keyring
+            gateway = Gateway(settings, store, keyring=keyring, tls=None, connect=self.connect, tier=tier)
             await gateway.load()
             async with HttpServer(api.create(gateway), host="127.0.0.1", port=0, tls=None) as server:
                 task = asyncio.create_task(gateway.run(server.url, stop))
                 async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
-                    await eventually(lambda: gateway.serving or task.done())
-                    yield Running(gateway, http, task)
-                    stop.set()
-                    await asyncio.wait_for(task, DEADLINE_S)
+                    try:
+                        await eventually(lambda: gateway.serving or task.done())
+                        yield Running(gateway, http, task)
+                    finally:
+                        stop.set()
+                        await asyncio.wait_for(task, DEADLINE_S)
 
     @contextlib.asynccontextmanager
     async def watcher(self, broker: MemoryBroker, name: str = "watcher") -> AsyncIterator[Watcher]:

@@ -91,7 +91,7 @@ async def test_a_round_that_came_before_the_task_is_copied_with_it(
     async with world.gateway() as running, watching(world.region) as seen:
         await seen.publish(CENTRAL_ROUND, say.round(1))
         await seen.publish(CENTRAL_STATE, say.central(TaskState.GATHERING))
-        await wait_until(lambda: running.gateway._centre._rounds.state("digits"))
+        await wait_until(lambda: running.gateway.central_revision("digits"))
         assert ROUND not in seen.retained  # no business of this region yet
         await running.post(operator.envelope())
         await wait_until(lambda: seen.retained.get(ROUND) == round_copy(seen))

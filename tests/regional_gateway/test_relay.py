@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from regional_gateway.ledger import Ledger, TaskRecord
+from regional_gateway.place import Place
 from regional_gateway.relay import Relay
 from regional_gateway.store import Store, StoredTask
 from trellis.envelope import Envelope, SigningKey, sign
@@ -51,7 +52,7 @@ async def desk(tmp_path: Path, operator: Any) -> AsyncIterator[Desk]:
     async with Store(tmp_path / "gateway.sqlite") as store:
         ledger = await Ledger.load(store)
         elsewhere = Elsewhere()
-        relay = Relay(ledger, elsewhere, keyring=operator.keyring, region="eu-1")
+        relay = Relay(ledger, elsewhere, keyring=operator.keyring, place=Place("eu-1"))
         yield Desk(store, ledger, relay, elsewhere)
 
 
@@ -190,7 +191,9 @@ async def test_refusals_are_noted_once_a_second_and_equal_ones_not_at_all(
     desk: Desk, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [datetime.now(UTC)]
-    relay = Relay(desk.ledger, desk.elsewhere, keyring=operator.keyring, region="eu-1", now=lambda: clock[0])
+    relay = Relay(
+        desk.ledger, desk.elsewhere, keyring=operator.keyring, place=Place("eu-1"), now=lambda: clock[0]
+    )
     desk.relay = relay
     await relay.admit(operator.envelope(revision=2))
     saved: list[str | None] = []
@@ -215,7 +218,7 @@ async def test_refusals_are_noted_once_a_second_and_equal_ones_not_at_all(
 async def test_a_task_that_cannot_be_stored_is_not_taken(tmp_path: Path, operator: Any) -> None:
     async with Store(tmp_path / "gateway.sqlite") as store:
         ledger = await Ledger.load(store)
-    relay = Relay(ledger, Elsewhere(), keyring=operator.keyring, region="eu-1")
+    relay = Relay(ledger, Elsewhere(), keyring=operator.keyring, place=Place("eu-1"))
     with pytest.raises(Unavailable):
         await relay.admit(operator.envelope())
     assert ledger.get("digits") is None

@@ -190,6 +190,13 @@ class HttpServer:
         }
 
 
+def advertised(url: str) -> str:
+    """Return a service's URL as others reach it: an address that means «every one» names no machine."""
+    for unspecified in ("//0.0.0.0:", "//[::]:"):
+        url = url.replace(unspecified, f"//{socket.gethostname()}:")
+    return url
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a bound socket.
 

@@ -18,11 +18,11 @@ class Front:
         self._front: FleetFront | None = None
         self._earlier: list[FleetFront] = []
 
-    def point_to(self, address: str) -> None:
-        """Stand before the SuperLink at `address` from now on."""
+    def point_to(self, address: str | None) -> None:
+        """Stand before the SuperLink at `address` from now on; before none, if that is None."""
         if self._front is not None:
             self._earlier.append(self._front)
-        self._front = FleetFront(address)
+        self._front = None if address is None else FleetFront(address)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         while self._earlier:

@@ -1,0 +1,266 @@
+"""One task of a region that aggregates: its rounds here, and its part in the tier above.
+
+To the region's devices it is what a task is to them at the centre; to the tier above it is a member, as a
+device is, and says so on one execution.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from trellis.descriptor import TaskDescriptor
+from trellis.errors import PayloadError, Refused, Unavailable
+from trellis.execution import ENDED, ExecutionReport, central_end
+from trellis.flower.backchannel import Above, Brief, Hello, RoundRecord, StateReport, Uplink
+from trellis.payloads import ExecutionState, Phase, Reason, Round, TaskState
+from trellis.tier.disk import RETRY_S, Disk
+from trellis.tier.fleet import TaskFleet
+from trellis.tier.history import append_round, read_rounds
+from trellis.tier.running import RunWatch
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = "rounds.jsonl"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the task ended for this region."""
+
+    state: ExecutionState
+    reason: Reason | None = None
+    revision: int | None = None
+
+
+class RegionTask:
+    """A task from its posting to its end in this region, and the app that runs its rounds.
+
+    Args:
+        descriptor: Of the revision that runs.
+        region: This region.
+        folder: Where the run's checkpoints and history lie.
+        report: Says its execution.
+        above: How its app reaches the tier above.
+        say: Publishes a round of the region's own.
+
+    Attributes:
+        runs: The run of its app, and the process behind it.
+        fleet: Its members.
+        stood: What its app last said of the region's own state.
+    """
+
+    def __init__(
+        self,
+        descriptor: TaskDescriptor,
+        *,
+        region: str,
+        folder: Path,
+        report: ExecutionReport,
+        above: Callable[[], Above],
+        say: Callable[[Round], Awaitable[None]],
+    ) -> None:
+        self.descriptor, self._region, self._folder = descriptor, region, folder
+        self._report, self._above, self._say = report, above, say
+        regional = [one for one in descriptor.regions if descriptor.tier_of(one) == "regional"]
+        self.fleet = TaskFleet(descriptor.task, descriptor.regions, regional=regional, here=region)
+        self.runs = RunWatch(descriptor.task)
+        self.stood: StateReport | None = None
+        self._disk = Disk(descriptor.task, folder)
+        self._history = {record.round: record for record in read_rounds(folder / ROUNDS)}
+        self._writing = asyncio.Lock()
+        self._canceled_by: int | None = None
+        self._closed = False
+        self._over = asyncio.Event()
+        self._ending = self._ended_before()
+        if self._ending is not None:
+            self._over.set()
+
+    @property
+    def name(self) -> str:
+        """The task's identifier."""
+        return self.descriptor.task
+
+    @property
+    def revision(self) -> int:
+        """The revision that runs."""
+        return self.descriptor.revision
+
+    @property
+    def history(self) -> tuple[RoundRecord, ...]:
+        """The region's finished rounds in order."""
+        return tuple(self._history[number] for number in sorted(self._history))
+
+    @property
+    def rounds_done(self) -> int:
+        """The last finished round."""
+        return max(self._history, default=0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more follows."""
+        return self._ending is not None
+
+    @property
+    def canceled(self) -> bool:
+        """Whether the operator called it off."""
+        return self._canceled_by is not None
+
+    async def wait_ended(self) -> None:
+        """Return once nothing more follows."""
+        await self._over.wait()
+
+    async def begin(self) -> None:
+        """Say that the task waits for its app, as soon as the disk takes that."""
+        while not self.ended:
+            try:
+                await self._disk.write(lambda: self._folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+                await self._report.queued(self.revision)
+                await self._report.phase(Phase.CONNECTING)
+            except Unavailable as error:
+                logger.error("task=%s: does not begin: %s", self.name, error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    async def trouble(self, problem: str) -> None:
+        """Say why its app does not run."""
+        if not self.ended:
+            await self._report.phase(Phase.CONNECTING, reason=Reason(code="superlink", message=problem))
+
+    def cancel(self, revision: int) -> None:
+        """Let the app know that the operator called the task off."""
+        self._canceled_by = revision
+        self.fleet.cancel()
+        self.runs.notify()
+
+    def expire(self) -> None:
+        """End it, as its time is over."""
+        message = f"the task expired at {self.descriptor.expires_at.isoformat()}"
+        self._end(Ending(ExecutionState.TIMED_OUT, Reason(code="expired", message=message)))
+
+    def end_centrally(self, state: TaskState) -> None:
+        """End it with the server's task."""
+        self._end(Ending(*central_end(state)))
+
+    async def end(self, state: TaskState, code: str, message: str) -> None:
+        """End it for a reason that its app could not give."""
+        if state is TaskState.CANCELED and self._canceled_by is not None:
+            message = f"the operator called the task off with revision {self._canceled_by}"
+        self._end(Ending(ENDED[state], Reason(code=code, message=message), self._canceled_by))
+
+    async def was_disk_full(self) -> bool:
+        """Whether a full disk kept the app from working; returns once there is room."""
+        return await self._disk.wait_writable()
+
+    async def settle(self) -> None:
+        """Say its end, once nothing of its app follows; what has not begun here has no end either."""
+        ending, said = self._ending, self._report.execution
+        while ending is not None and said is not None and not said.state.ended:
+            try:
+                await self._report.end(ending.state, ending.reason, revision=ending.revision)
+            except Unavailable as error:
+                logger.error("task=%s: its end is not said: %s", self.name, error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            why = f": {ending.reason.message}" if ending.reason else ""
+            logger.info("task=%s: %s%s", self.name, ending.state.value, why)
+            return
+
+    def close(self) -> None:
+        """Let go whoever waits for its fleet; the gateway is ending, the task goes on at the next start."""
+        self._closed = True
+        self.fleet.close()
+
+    def meet(self, hello: Hello) -> Brief:
+        """Take an app's first word, and tell it what to do.
+
+        Raises:
+            Refused: Another run is due, the task has ended, or there is no such process.
+        """
+        if self.ended:
+            raise Refused("run", f"task {self.name!r} has ended in region {self._region!r}: nothing is left")
+        self.runs.meet(hello)
+        return Brief(
+            descriptor=self.descriptor.to_json(),
+            folder=str(self._folder),
+            region=self._region,
+            above=self._above(),
+        )
+
+    async def announce(self, round: Round) -> None:
+        """Publish where the region's own rounds stand, at once: devices wait for it."""
+        await self._say(round)
+
+    async def finish_round(self, finished: RoundRecord) -> None:
+        """Keep a finished round; one that is kept already, as a resumed app reports it, changes nothing."""
+        if self._history.get(finished.round) == finished:
+            return
+        async with self._writing:
+            await self._disk.write(lambda: append_round(self._folder / ROUNDS, finished))
+            self._history[finished.round] = finished
+        logger.info(
+            "task=%s regional round=%d replied=%d/%d failed=%d in %.2f s",
+            self.name, finished.round, finished.replied, finished.selected, finished.failed,
+            finished.duration_s,
+        )  # fmt: skip
+
+    async def report(self, report: StateReport) -> None:
+        """Take in what the app says of the region's state; its end is the region's, not the task's."""
+        if self.ended or self._closed:
+            return
+        self.stood = report
+        if report.state.ended:
+            revision = self._canceled_by if report.state is TaskState.CANCELED else None
+            self._end(Ending(ENDED[report.state], report.reason, revision))
+
+    async def uplink(self, news: Uplink) -> None:
+        """Say what the app has done as a member of the tier above; returns once it is said, or queued."""
+        report = self._report
+        if self.ended:
+            return  # nothing follows an end
+        match news.event:
+            case "connecting":
+                await report.phase(Phase.CONNECTING, reason=news.reason)
+            case "connected":
+                await report.connected(_due(news, news.node_id, "node_id"), news.in_hand)
+            case "checked-in":
+                await report.checked_in(_due(news, news.node_id, "node_id"), _due(news, news.nonce, "nonce"))
+            case "training" | "evaluating":
+                await report.phase(Phase(news.event), round_number=news.round)
+            case "replying":
+                report.replying(_due(news, news.message_id, "message_id"))
+            case "replied":
+                phase = Phase.WAITING if news.kind == "query" else Phase.UPLOADED
+                await report.uploaded(_due(news, news.message_id, "message_id"), phase, news.reason)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it expires."""
+        return (self.descriptor.expires_at - datetime.now(UTC)).total_seconds()
+
+    def _end(self, ending: Ending) -> None:
+        if self._ending is None:
+            self._ending = ending
+            self.fleet.end()
+            self.runs.notify()
+            self._over.set()
+
+    def _ended_before(self) -> Ending | None:
+        said = self._report.execution
+        if said is None or not said.state.ended or said.revision < self.revision:
+            return None
+        return Ending(said.state, said.reason, said.revision)
+
+
+def _due(news: Uplink, value: T | None, field: str) -> T:
+    if value is None:
+        raise PayloadError(f"uplink {news.event!r}", f"comes without {field}")
+    return value

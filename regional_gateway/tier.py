@@ -1,0 +1,280 @@
+"""What a gateway runs where its region aggregates: a front, and while a task needs them a SuperLink and apps.
+
+RegionalTier.__aenter__
+└── ConfigError   the front's port is taken
+
+A SuperLink costs 265 MB: it runs while a task of the region needs it, and no longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from regional_gateway.announcer import Announcer
+from regional_gateway.ledger import Ledger, TaskRecord
+from regional_gateway.own_part import OwnPart
+from regional_gateway.place import Place
+from regional_gateway.region_task import RegionTask
+from regional_gateway.settings import GatewaySettings
+from trellis.descriptor import TaskDescriptor
+from trellis.errors import Refused, Unavailable
+from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE, Above, RoundRecord
+from trellis.flower.superlink import SuperLink
+from trellis.http.server import HttpServer, advertised
+from trellis.mqtt import Bus, Publication
+from trellis.payloads import Round, TaskState
+from trellis.tier.backchannel_api import create_backchannel
+from trellis.tier.disk import RETRY_S
+from trellis.tier.door import Front
+from trellis.tier.following import follow_fleet
+from trellis.tier.on_demand import OnDemand
+from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
+from trellis.tls import TlsFiles
+from trellis.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+OpenSuperLink = Callable[[Mapping[str, str]], AbstractAsyncContextManager[RunningSuperLink]]
+
+
+class RegionalTier:
+    """A region's own rounds, from `__aenter__` to `__aexit__`; `run` drives its tasks in between.
+
+    Args:
+        settings: The gateway's; it names the front's port.
+        tls: The gateway's certificate, or None on loopback.
+        open_superlink: Starts a SuperLink whose apps inherit an environment; another in trials.
+
+    Attributes:
+        front: Where devices reach the front, `host:port`.
+        part: What the region says of its part.
+    """
+
+    def __init__(
+        self, settings: GatewaySettings, tls: TlsFiles | None, open_superlink: OpenSuperLink | None = None
+    ) -> None:
+        self._settings, self._tls = settings, tls
+        self._topics = Topics(settings.base)
+        self.part = OwnPart(self._topics, settings.region, settings.state / "tasks")
+        self._token = secrets.token_urlsafe(32)
+        self._environment: dict[str, str] = {}
+        opens = open_superlink or self._open_superlink
+        self._door = Front()
+        self._keeper = SuperLinkKeeper(lambda: opens(self._environment), self._door.point_to)
+        self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
+        self._stack = AsyncExitStack()
+        self._tasks: dict[str, RegionTask] = {}
+        self._driving: dict[str, asyncio.Task[None]] = {}
+        self._superlink = OnDemand(
+            self._keeper, on_ended=lambda: self._door.point_to(None), on_trouble=self._tell
+        )
+        self._touched: asyncio.Queue[str] = asyncio.Queue()
+        self._rounds_above: dict[str, int] = {}
+        self.front = ""
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            settings = self._settings
+            backchannel = create_backchannel(
+                self.find, token=self._token, outlives=self._keeper.outlives, find_member=self.find
+            )
+            inner = HttpServer(backchannel, host="127.0.0.1", port=0, tls=None)
+            inner = await stack.enter_async_context(inner)
+            self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
+            stack.push_async_callback(self._door.aclose)
+            door = HttpServer(self._door, host=settings.host, port=settings.front_port or 0, tls=self._tls)
+            door = await stack.enter_async_context(door)
+            self.front = settings.front_address or urlsplit(advertised(door.url)).netloc
+            self._stack = stack.pop_all()
+        logger.info("Flower front of the region: devices reach it at %s", self.front)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def load(self, ledger: Ledger, place: Place) -> None:
+        """Take the region's tasks from `ledger`, and what is above from `place`."""
+        self._ledger, self._place = ledger, place
+        ledger.watch(self.touch)
+
+    def find(self, task: str) -> RegionTask:
+        """Return the task of a name.
+
+        Raises:
+            Refused: The region aggregates no such task.
+        """
+        if task not in self._tasks:
+            raise Refused("unknown", f"task {task[:80]!r} is not averaged in region {self._place.region!r}")
+        return self._tasks[task]
+
+    def history(self, task: str) -> tuple[RoundRecord, ...]:
+        """Return the region's own finished rounds of a task."""
+        return self._tasks[task].history if task in self._tasks else ()
+
+    def standing(self) -> Iterator[Publication]:
+        """Yield the region's executions as they must stand on its brokers."""
+        for record in self._ledger:
+            yield from self.part.standing(record)
+
+    def touch(self, task: str) -> None:
+        """Have a task looked at: the ledger has changed."""
+        self._touched.put_nowait(task)
+
+    def heard_round(self, task: str, above: Round) -> None:
+        """Take in what the tier above has announced."""
+        self._rounds_above[task] = above.announced
+        if task in self._tasks:
+            self._tasks[task].fleet.announced(above.announced)
+
+    async def run(self, bus: Bus, announcer: Announcer) -> None:
+        """Drive the region's tasks until cancelled; they go on at the next start.
+
+        Args:
+            bus: The region's broker, where its members are.
+            announcer: Says what the region does.
+        """
+        self.part.announcer = announcer
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._superlink.run(), name="superlink")
+                for record in self._ledger:
+                    self.touch(record.task)
+                try:
+                    while True:
+                        await self._look_soon(await self._touched.get(), bus, group)
+                finally:
+                    for task in self._tasks.values():
+                        task.close()
+        finally:
+            self._tasks, self._driving = {}, {}
+            self.part.announcer = None
+
+    async def _look_soon(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
+        try:
+            await self._look(name, bus, group)
+        except Unavailable as error:
+            logger.error("task=%s: is looked at again in a moment: %s", name, error)
+            asyncio.get_running_loop().call_later(RETRY_S, self.touch, name)
+
+    async def _look(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
+        record, task = self._ledger.get(name), self._tasks.get(name)
+        if record is None or record.cleared or not self._place.aggregates(record.descriptor):
+            await self._forget(name, whole=record is None)
+            return
+        runs = record.descriptor.desired == "run"
+        if task is not None and runs and task.revision != record.descriptor.revision:
+            await self._retire(task)
+            task = None
+        task = task or self._make(record)
+        await self._bring_up_to_date(task, record)
+        if name not in self._driving:
+            if task.ended:
+                await task.settle()
+            else:
+                self._driving[name] = group.create_task(self._drive(task, bus), name=f"task {name}")
+
+    def _make(self, record: TaskRecord) -> RegionTask:
+        name, revision = record.task, record.descriptor.revision
+        canceled = record.descriptor.desired == "canceled"
+        folder = (self.part.folders.latest_run if canceled else self.part.folders.run)(name, revision)
+        task = self._tasks[name] = RegionTask(
+            record.descriptor,
+            region=self._place.region,
+            folder=folder,
+            report=self.part.report(name),
+            above=lambda: self._above(record.descriptor),
+            say=lambda round_: self.part.round(name, round_),
+        )
+        task.fleet.announced(self._rounds_above.get(name, 0))
+        return task
+
+    async def _bring_up_to_date(self, task: RegionTask, record: TaskRecord) -> None:
+        if record.descriptor.desired == "canceled":
+            task.cancel(record.descriptor.revision)
+            if task.name not in self._driving or self._keeper.current is None:
+                await task.end(TaskState.CANCELED, "canceled", "")  # no app is there to do it
+        elif record.central is not None and record.central.ended:
+            task.end_centrally(record.central)
+        elif task.left_s <= 0:
+            task.expire()
+
+    async def _drive(self, task: RegionTask, bus: Bus) -> None:
+        """See a task to its end in this region."""
+        try:
+            with self._superlink.needed():
+                await task.begin()
+                async with asyncio.TaskGroup() as group:
+                    workers = [
+                        group.create_task(
+                            follow_fleet(bus, self._topics, task.fleet), name=f"fleet {task.name}"
+                        ),
+                        group.create_task(_expire(task), name=f"expiry {task.name}"),
+                    ]
+                    driver = group.create_task(self._supervisor.drive(task), name=f"app {task.name}")
+                    await task.wait_ended()
+                    await asyncio.wait({driver}, timeout=self._leave_s)
+                    for worker in (driver, *workers):
+                        worker.cancel()
+            await task.settle()
+        finally:
+            self._driving.pop(task.name, None)
+
+    @property
+    def _leave_s(self) -> float:
+        """How long an app may take to leave; without a SuperLink there is none."""
+        timing = self._settings.timing
+        return timing.leave_s + 2 * timing.cancel_s if self._keeper.current is not None else 0.0
+
+    async def _retire(self, task: RegionTask) -> None:
+        """Be rid of a run: another, or none, takes its place."""
+        task.close()
+        self._tasks.pop(task.name, None)
+        if (driver := self._driving.get(task.name)) is not None:
+            if task.ended:
+                await asyncio.wait({driver}, timeout=self._leave_s)  # its app is leaving
+            driver.cancel()
+            await asyncio.wait({driver})
+        if (app := task.runs.app) is not None:
+            await asyncio.to_thread(app.end)
+
+    async def _forget(self, name: str, *, whole: bool) -> None:
+        if name in self._tasks:
+            await self._retire(self._tasks[name])
+        self._rounds_above.pop(name, None)
+        await self.part.forget(name, whole=whole)
+
+    async def _tell(self, problem: str) -> None:
+        for name in list(self._driving):
+            with contextlib.suppress(Unavailable):
+                await self._tasks[name].trouble(problem)
+
+    def _open_superlink(
+        self, environment: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[RunningSuperLink]:
+        return SuperLink(folder=self._settings.state.resolve() / "superlink", environment=environment)
+
+    def _above(self, descriptor: TaskDescriptor) -> Above:
+        address = self._place.server(descriptor)
+        # A node of its own for each task: several may run at once, and each reads only its own messages.
+        folder = self.part.folders.of(descriptor.task) / "flower" / address.replace(":", "_").strip("[]")
+        plain = Above(address=address, folder=str(folder))
+        if self._tls is None:
+            return plain
+        files = {"ca": self._tls.ca, "cert": self._tls.cert, "key": self._tls.key}
+        return plain.model_copy(update={name: str(path.resolve()) for name, path in files.items()})
+
+
+async def _expire(task: RegionTask) -> None:
+    while task.left_s > 0:  # noqa: ASYNC110 - a clock, and no event
+        await asyncio.sleep(min(task.left_s, 3600.0))
+    task.expire()
