@@ -55,7 +55,8 @@ IN_EU = {topic for topic in WRITTEN if topic.startswith("eu-1/")}
 READS = {
     SERVER: WRITTEN,
     OPERATOR: WRITTEN,
-    EU: IN_EU | WRITES[SERVER],
+    # Gateways may stand below one another: each reads what others are, and have to do, and not their infos.
+    EU: IN_EU | WRITES[SERVER] | WRITES[US] | WRITES[NAMESAKE],
     CAM: WRITES[EU] | WRITES[CAM],
     NAMESAKE: WRITES[US] | WRITES[NAMESAKE],
 }
