@@ -11,7 +11,7 @@ from federation import Device, Federation
 
 from trellis.cli.task.delivery import post_to_gateways, post_to_server, read_signed
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 TASKS = tuple(f"crowd-{number}" for number in range(10))
 DEADLINE_S = 15.0
