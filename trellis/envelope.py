@@ -147,7 +147,10 @@ class Envelope(BaseModel):
             PayloadError: It is too large, not UTF-8, not JSON, nested too deeply, or not an envelope.
         """
         try:
-            return cls.model_validate(_enveloped(_json(_small(data))))
+            value = _json(_small(data))
+            if isinstance(value, dict) and "task" in value and "payload" not in value:
+                raise PayloadError("envelope", "is an unsigned task descriptor: `trellis task post` signs it")
+            return cls.model_validate(value)
         except ValidationError as error:
             raise PayloadError("envelope", _faults(error)) from error
 
@@ -284,14 +287,6 @@ def _json(data: bytes) -> Any:
         raise PayloadError("envelope", "is nested too deeply") from error
     except ValueError as error:
         raise PayloadError("envelope", f"is not JSON: {error}") from error
-
-
-def _enveloped(value: Any) -> Any:
-    # Nine faults of one envelope would not say what is wrong: somebody has posted the task file itself.
-    if isinstance(value, dict) and "task" in value and not {"payload", "signatures"} & value.keys():
-        remedy = "`trellis task post` signs it, and `trellis task sign` writes it signed"
-        raise PayloadError("envelope", [Fault("", "this is an unsigned task descriptor", remedy)])
-    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

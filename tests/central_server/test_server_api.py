@@ -115,7 +115,7 @@ async def test_only_pinned_operators_command(launch: Launcher) -> None:
         plain = await running.http.post("/v1/tasks", content=descriptor().to_json())
         assert error(plain)[:2] == (400, "invalid")
         assert error(plain)[2].startswith(
-            "envelope: this is an unsigned task descriptor (`trellis task post`"
+            "envelope: is an unsigned task descriptor: `trellis task post` signs it"
         )
         huge = await running.http.post("/v1/tasks", content=b"x" * 300_000)
         assert error(huge)[:2] == (400, "invalid")

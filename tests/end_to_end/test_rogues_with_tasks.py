@@ -111,7 +111,7 @@ def test_an_unsigned_task_is_refused_with_a_word(fleet: SecureFleet, service: st
     assert "unsigned tasks are never accepted" in message
     status, code, message = post(fleet, service, json.dumps(task).encode())
     assert (status, code) == (400, "invalid")
-    assert "this is an unsigned task descriptor (`trellis task post` signs it" in message
+    assert "is an unsigned task descriptor: `trellis task post` signs it" in message
     fleet.running[service].says(
         r"WARNING .*POST /v1/tasks from \S+ refused: .*unsigned tasks are never accepted"
     )
