@@ -56,7 +56,7 @@ class Span:
 def role(argv: list[str]) -> str:
     """Return what a process is to the federation."""
     program, *rest = argv
-    if program.endswith("flwr-serverapp"):
+    if program.endswith(("flwr-serverapp", "app_start.py")):
         return "ServerApp"
     if program.endswith("flower-superlink"):
         return "SuperLink"

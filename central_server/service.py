@@ -59,7 +59,11 @@ async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         return MqttBus(broker, will=will, birth=birth, limits=Limits(incoming=_INCOMING))
 
     def open_superlink(environment: dict[str, str]) -> AbstractAsyncContextManager[RunningSuperLink]:
-        return SuperLink(folder=settings.runs.resolve() / ".superlink", environment=environment)
+        return SuperLink(
+            folder=settings.runs.resolve() / ".superlink",
+            environment=environment,
+            preload=("central_server.rounds.app",),
+        )
 
     with Store(settings.runs) as store:
         await CentralServer(settings, store, open_bus, open_superlink).run(stop)

@@ -261,7 +261,11 @@ class RegionalTier:
     def _open_superlink(
         self, environment: Mapping[str, str]
     ) -> AbstractAsyncContextManager[RunningSuperLink]:
-        return SuperLink(folder=self._settings.state.resolve() / "superlink", environment=environment)
+        return SuperLink(
+            folder=self._settings.state.resolve() / "superlink",
+            environment=environment,
+            preload=("regional_gateway.region_app.app",),
+        )
 
     def _above(self, descriptor: TaskDescriptor) -> Above:
         address = self._place.server(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from central_server.logbook import APP_LOG, BookHandler, Logbook
 from central_server.rounds.evaluation import server_data
 from central_server.rounds.loop import RoundLoop
-from models.backends import open_backend
+from models.backends import Backend, open_backend
 from trellis.descriptor import parse_json
 from trellis.errors import Canceled, TrellisError, Unavailable
 from trellis.flower.backchannel import Brief, StateReport
@@ -91,6 +92,18 @@ def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
         fold=entry.sums,
         due=entry.due,
     )
+
+    @cache
+    def backend() -> Backend:
+        # A run that goes on after a crash, and does not evaluate here, is seconds sooner without torch.
+        return open_backend(
+            "torch",
+            descriptor.model.name,
+            shape=descriptor.data.shape,
+            classes=descriptor.data.classes,
+            seed=descriptor.train.seed,
+        )
+
     return RoundLoop(
         descriptor=descriptor,
         strategy=cast(Strategy, strategy),
@@ -98,13 +111,7 @@ def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
         grid=wrapped,
         channel=channel,
         folder=Path(brief.folder),
-        backend=open_backend(
-            "torch",
-            descriptor.model.name,
-            shape=descriptor.data.shape,
-            classes=descriptor.data.classes,
-            seed=descriptor.train.seed,
-        ),
+        backend=backend,
         data=server_data(descriptor, brief.data),
     )
 

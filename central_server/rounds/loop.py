@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class RoundLoop:
         grid: TrellisGrid,
         channel: ServiceChannel,
         folder: Path,
-        backend: Backend,
+        backend: Callable[[], Backend],
         data: ServerData | None,
     ) -> None:
         self._task, self._strategy, self._entry = descriptor, strategy, entry
@@ -80,7 +81,7 @@ class RoundLoop:
         """Run what is left of the task."""
         checkpoint = self._checkpoints.latest()
         if checkpoint is None:
-            checkpoint = Checkpoint(0, self._backend.initial())
+            checkpoint = Checkpoint(0, self._backend().initial())
         else:
             restore_strategy(self._strategy, checkpoint.strategy, self._entry.state)
             logger.info("going on after round %d", checkpoint.round)
@@ -133,7 +134,7 @@ class RoundLoop:
         if "devices" in self._task.evaluate.on:
             metrics, standing = self._tier.evaluate(number, arrays)
         if self._data is not None:
-            metrics |= evaluate(self._backend, arrays, self._data)
+            metrics |= evaluate(self._backend(), arrays, self._data)
         return metrics, standing
 
     def _finish(self, last: Checkpoint) -> Finished:
@@ -148,7 +149,7 @@ class RoundLoop:
             metrics |= found
         elif self._data is not None:
             # The round's evaluation was of these very arrays; what may differ is only the file.
-            metrics |= evaluate(self._backend, saved, self._data)
+            metrics |= evaluate(self._backend(), saved, self._data)
         return Finished(metrics, last.progress.reason)
 
     def _await_devices(self, number: int) -> None:

@@ -27,7 +27,7 @@ class ScriptedApp:
         self.writer.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
         await self.writer.drain()
         line = await asyncio.wait_for(self.reader.readline(), 90)
-        assert line, "the ServerApp ended: see superlink.log"
+        assert line, "the ServerApp ended: see apps.log"
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from flower_parts import scripted_app
+from flower_parts import APP, scripted_app
 
+from trellis.errors import Unavailable
 from trellis.flower.front import FleetFront
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
@@ -26,6 +27,17 @@ SERVICE = Path(__file__).parent / "superlink_service.py"
 
 def alive(pids: list[int]) -> list[int]:
     return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+
+
+def app_pids(folder: Path) -> list[int]:
+    """Return the processes of apps, by the home that they inherit."""
+    home = str((folder / "flower").resolve())
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if (process.info["environ"] or {}).get("FLWR_HOME") == home
+        and "trellis.flower.app_start" in (process.info["cmdline"] or [])
+    ]
 
 
 async def until_gone(pids: list[int], within_s: float) -> None:
@@ -52,10 +64,12 @@ async def test_the_front_lets_only_the_fleet_api_through(tmp_path: Path) -> None
 
 
 async def test_leaving_ends_the_superlink_and_its_apps(tmp_path: Path) -> None:
-    async with SuperLink(folder=tmp_path) as superlink, scripted_app(superlink, tmp_path):
-        tree = [superlink.pid, *(p.pid for p in psutil.Process(superlink.pid).children(recursive=True))]
-        assert len(tree) >= 3, "SuperLink, SuperExec and the ServerApp"
-    assert alive(tree) == []
+    async with SuperLink(folder=tmp_path) as superlink, scripted_app(superlink, tmp_path) as app:
+        assert await app("nodes") == {"nodes": []}
+        ours = [superlink.pid, *app_pids(tmp_path)]
+        assert len(ours) == 2, "SuperLink and the ServerApp"
+        assert alive(ours) == ours
+    assert alive(ours) == []
     assert not (tmp_path / "superlink.pid").exists()
 
 
@@ -67,8 +81,8 @@ async def test_after_sigkill_of_the_service_nothing_is_left_once_it_has_been_sta
     )
     assert service.stdout is not None
     superlink_pid = int(await asyncio.to_thread(service.stdout.readline))
-    left = [superlink_pid, *(p.pid for p in psutil.Process(superlink_pid).children(recursive=True))]
-    assert len(left) >= 3
+    left = [superlink_pid, *app_pids(tmp_path)]
+    assert len(left) == 2
     # The worst case: the SuperLink dies with its service and can't end its children.
     os.kill(superlink_pid, signal.SIGKILL)
     os.kill(service.pid, signal.SIGKILL)
@@ -83,7 +97,7 @@ async def test_the_superlink_ends_with_its_service(tmp_path: Path) -> None:
     )
     assert service.stdout is not None
     superlink_pid = int(await asyncio.to_thread(service.stdout.readline))
-    left = [superlink_pid, *(p.pid for p in psutil.Process(superlink_pid).children(recursive=True))]
+    left = [superlink_pid, *app_pids(tmp_path)]
     os.kill(service.pid, signal.SIGKILL)
     service.wait()
     await until_gone([superlink_pid], within_s=10)
@@ -96,3 +110,26 @@ async def test_the_death_of_the_superlink_is_noticed(tmp_path: Path) -> None:
         os.kill(superlink.pid, signal.SIGKILL)
         assert await asyncio.wait_for(superlink.wait_ended(), 5) == -signal.SIGKILL
         assert not superlink.alive
+
+
+async def test_an_app_is_imported_before_there_is_a_run_for_it(tmp_path: Path) -> None:
+    async with SuperLink(folder=tmp_path, preload=("json",)) as superlink:
+        (waiting,) = app_pids(tmp_path)
+        async with scripted_app(superlink, tmp_path) as app:
+            assert await app("nodes") == {"nodes": []}
+            assert app_pids(tmp_path) == [waiting]
+            # Runs that are submitted at once each get a process of their own.
+            other = await superlink.submit(APP, {"socket": str(tmp_path / "nobody")})
+            assert other != app.run_id
+            assert len(app_pids(tmp_path)) == 2
+    assert app_pids(tmp_path) == []
+
+
+async def test_what_cannot_be_started_is_said_with_flowers_reason(tmp_path: Path) -> None:
+    (tmp_path / "no-app").mkdir()
+    async with SuperLink(folder=tmp_path) as superlink:
+        with pytest.raises(Unavailable, match=r"took no run: .*pyproject"):
+            await superlink.submit(tmp_path / "no-app", {})
+    async with SuperLink(folder=tmp_path, preload=("no_such_module",)) as superlink:
+        with pytest.raises(Unavailable, match=r"(?s)its process ended: .*No module named 'no_such_module'"):
+            await superlink.submit(APP, {})

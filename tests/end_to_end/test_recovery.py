@@ -79,7 +79,7 @@ def processes_of(fleet: Federation, part: str) -> list[psutil.Process]:
 def runs_of(fleet: Federation, task: str) -> list[str]:
     """Return the lines in which the server says that a ServerApp has come."""
     lines = fleet.server.said().splitlines()
-    return [line for line in lines if f"task={task} run=" in line and "the ServerApp is there" in line]
+    return [line for line in lines if f"task={task} run=" in line and "the app is there" in line]
 
 
 async def until_runs(fleet: Federation, task: str, count: int, within_s: float) -> None:

@@ -218,9 +218,10 @@ class Federation:
     def last_words(self) -> str:
         """Return the ends of all logs."""
         logs = [member.last_words() for member in self.members if member.log.exists()]
-        superlink = self.folder / "runs" / ".superlink" / "superlink.log"
-        if superlink.exists():
-            logs.append("--- superlink\n" + "\n".join(superlink.read_text().splitlines()[-25:]))
+        for name in ("superlink", "apps"):
+            log = self.folder / "runs" / ".superlink" / f"{name}.log"
+            if log.exists():
+                logs.append(f"--- {name}\n" + "\n".join(log.read_text().splitlines()[-25:]))
         return "\n".join(logs)
 
     async def cut_broker(self) -> None:

@@ -60,7 +60,7 @@ class Pace:
         empty_s: Between two pulls that find nothing; one right after a message is free.
         recheck_s: After an announcement that found nothing: it may have overtaken its message; and after a
             reply, for an announcement that was lost.
-        retry_s: First wait after a failure; it doubles.
+        retry_s: First wait after a failure; it doubles. An announcement ends all of it but the first.
         retry_most_s: Longest wait after failures.
     """
 
@@ -201,7 +201,11 @@ class LinkLoop:
         logger.warning("link: %s", reason)
         self._events.connecting(reason)
         most_s = min(self._pace.retry_most_s, self._pace.retry_s * 2.0 ** min(self._failures - 1, 20))
-        self._halt.wait_called(most_s * random.uniform(0.5, 1.0))  # noqa: S311 - as above
+        share = random.uniform(0.5, 1.0)  # noqa: S311 - as above
+        # What was announced before says nothing; what is announced from now on, that somebody is there again.
+        self._halt.take_news()
+        self._halt.wait_called(min(most_s, self._pace.retry_s) * share)
+        self._halt.wait_news((most_s - self._pace.retry_s) * share)
 
     def _close(self) -> None:
         try:

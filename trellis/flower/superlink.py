@@ -5,7 +5,7 @@ everybody. So the SuperLink binds loopback and devices reach it through `trellis
 
     SuperLink.__aenter__ / submit
     ├── MissingExtra   flower-superlink is not beside this Python
-    └── Unavailable    it did not start, or `flwr run` failed: the message quotes what Flower said
+    └── Unavailable    it did not start, or took no run: the message quotes what Flower said
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Self
 import httpx
 
 from trellis.errors import Unavailable
+from trellis.flower.orders import Order, Scalar, Started
 from trellis.flower.programs import end_orphans, environment, free_port, log_tail, program
 from trellis.processes import PidFile, die_with_parent, terminate_tree
 
@@ -34,8 +36,6 @@ _COMMAND_TIMEOUT_S = 60.0
 _GRACE_S = 4.0
 """After SIGTERM a SuperLink and its apps are gone in 2.3 s."""
 
-Scalar = str | int | float | bool
-
 
 class SuperLink:
     """A running SuperLink from `__aenter__` to `__aexit__`.
@@ -44,15 +44,27 @@ class SuperLink:
         folder: State folder of its own: Flower's home, the log, the file with pid and start time.
         port: Loopback port, 0 for a free one.
         environment: What ServerApps inherit, beside this process's environment.
+        preload: Modules that an app's process imports before there is a run for it.
     """
 
-    def __init__(self, *, folder: Path, port: int = 0, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        port: int = 0,
+        environment: Mapping[str, str] | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
         self._folder = folder
         self._wanted_port = port
         self._environment = dict(environment or {})
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
         self._pid_file = PidFile(folder / "superlink.pid")
+        self._preload = preload
+        self._spare: asyncio.subprocess.Process | None = None
+        self._apps: list[asyncio.subprocess.Process] = []
+        self._submitting = asyncio.Lock()
 
     @property
     def address(self) -> str:
@@ -95,14 +107,23 @@ class SuperLink:
 
         Keys of `run_config` must stand in the app's `pyproject.toml`.
         """
-        overrides = [
-            part for key, value in run_config.items() for part in ("-c", f"{key}={json.dumps(value)}")
-        ]
-        answer = await self._flwr("run", str(app), _NAME, "--format", "json", *overrides)
-        run_id = answer.get("run-id")
-        if answer.get("success") is not True or run_id is None:
-            raise Unavailable(f"flwr run: the SuperLink took no run: {json.dumps(answer)[:500]}")
-        return int(run_id)
+        # One at a time: a process takes the oldest run that nobody has taken.
+        async with self._submitting:
+            spare, self._spare = self._spare, None
+            process = spare or await self._start_app()
+            order = Order(address=self.address, superlink_pid=self.pid, app=str(app), config=dict(run_config))
+            try:
+                started = await asyncio.wait_for(_ordered(process, order), _COMMAND_TIMEOUT_S)
+            except TimeoutError:
+                problem: str | None = f"no answer in {_COMMAND_TIMEOUT_S:.0f} s"
+            except (OSError, ValueError):
+                problem = f"its process ended: {log_tail(self._apps_log)}"
+            else:
+                problem = started.problem
+            if problem is not None or started.run_id is None:
+                await asyncio.to_thread(terminate_tree, process.pid, grace_s=0.5)
+                raise Unavailable(f"the SuperLink took no run: {problem}")
+        return started.run_id
 
     async def stop_run(self, run_id: int) -> None:
         """Ask the SuperLink to stop a run; its process may take 20 s to end."""
@@ -115,6 +136,10 @@ class SuperLink:
     @property
     def _home(self) -> Path:
         return (self._folder / "flower").resolve()
+
+    @property
+    def _apps_log(self) -> Path:
+        return self._folder / "apps.log"
 
     @property
     def _log(self) -> Path:
@@ -133,6 +158,8 @@ class SuperLink:
             "127.0.0.1",
             "--port",
             str(self._port),
+            "--isolation",
+            "process",  # apps are our own children
             "--disable-runtime-dependency-installation",
         ]
         with self._log.open("ab") as log:
@@ -145,8 +172,24 @@ class SuperLink:
                 preexec_fn=die_with_parent,
             )
         self._pid_file.write(self._process.pid)
+        # It imports what an app needs while the SuperLink does.
+        self._spare = await self._start_app()
         await self._wait_answering()
         logger.info("SuperLink pid=%d address=%s", self._process.pid, self.address)
+
+    async def _start_app(self) -> asyncio.subprocess.Process:
+        """Return the process of an app that waits for its order."""
+        with self._apps_log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "trellis.flower.app_start", *self._preload),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=environment(self._home, self._environment),
+                preexec_fn=die_with_parent,
+            )
+        self._apps = [app for app in self._apps if app.returncode is None] + [process]
+        return process
 
     async def _wait_answering(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -191,12 +234,32 @@ class SuperLink:
     async def _end(self) -> None:
         if self._process is None:
             return
-        # SuperExec has a session of its own, so a process-group kill would miss it: the tree is walked.
-        await asyncio.shield(asyncio.to_thread(terminate_tree, self._process.pid, grace_s=_GRACE_S))
-        await self._process.wait()
-        # Apps of a SuperLink that was killed have lost their parent: the tree no longer shows them.
+        children = [self._process, *self._apps]
+        ends = [
+            asyncio.to_thread(terminate_tree, child.pid, grace_s=_GRACE_S)
+            for child in children
+            if child.returncode is None
+        ]
+        await asyncio.shield(asyncio.gather(*ends))
+        for child in children:
+            await child.wait()
         await asyncio.shield(asyncio.to_thread(end_orphans, self._home))
         self._pid_file.clear()
+
+
+async def _ordered(process: asyncio.subprocess.Process, order: Order) -> Started:
+    """Return what a waiting process makes of `order`.
+
+    Raises:
+        OSError: It has ended.
+        ValueError: It ended without an answer.
+    """
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the app's process has no pipes")
+    process.stdin.write(order.to_line())
+    await process.stdin.drain()
+    process.stdin.close()
+    return Started.model_validate_json(await process.stdout.readline())
 
 
 def _last_json(text: str) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ class AppProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs. Finished ServerApps stay zombies under SuperExec: those don't."""
+        """Whether it runs: a zombie does not."""
         try:
             return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:

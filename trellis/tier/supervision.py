@@ -201,7 +201,7 @@ class Supervisor:
                     return "it did not end when called off"
             if app is None:
                 if now >= hello_until:
-                    return f"it said nothing for {self._timing.hello_s:g} s (see superlink.log)"
+                    return f"it said nothing for {self._timing.hello_s:g} s (see apps.log)"
             elif not app.alive:
                 return f"its process {app.pid} ended"
             elif task.runs.silent_s >= self._timing.beat_s:
