@@ -56,11 +56,13 @@ class Federation:
         server_options: More options of `trellis server`.
         gateway_options: More options of every gateway.
         own_broker: The regions that have a broker of their own, beside the server's.
+        parents: The gateways that stand below another's: each region's parent.
         line: What lies between devices and the rest: a bad link to the front, and another to the broker.
 
     Attributes:
         links: The two bad links, by what they lead to: `front` and `broker`; empty without `line`.
         region_brokers: The regions' own brokers.
+        fronts: The gateways' own Flower fronts, `host:port`.
     """
 
     def __init__(
@@ -71,20 +73,25 @@ class Federation:
         server_options: tuple[str, ...] = (),
         gateway_options: tuple[str, ...] = (),
         own_broker: tuple[str, ...] = (),
+        parents: Mapping[str, str] | None = None,
         line: Line | None = None,
     ) -> None:
         self.ground = Ground(folder)
         self.folder, self.keys = folder, folder / "keys"
         self.specs = {device.name: device for device in devices}
-        self.regions = tuple(dict.fromkeys(device.region for device in devices))
+        self._parents = dict(parents or {})
+        regions = (*(device.region for device in devices), *self._parents, *self._parents.values())
+        self.regions = tuple(dict.fromkeys(regions))
         count = len(self.regions)
-        self._ports = free_ports(5 + count + len(own_broker))
+        self._ports = free_ports(5 + 2 * count + len(own_broker))
         broker, self.front_port, api, bad_front, bad_broker, *more = self._ports
         self.broker_url, self.server_url = _mqtt(broker), f"http://127.0.0.1:{api}"
         self.gateway_urls = {
             region: f"http://127.0.0.1:{port}"
             for region, port in zip(self.regions, more[:count], strict=True)
         }
+        fronts, more[count:] = more[count : 2 * count], more[2 * count :]
+        self.fronts = {region: f"127.0.0.1:{port}" for region, port in zip(self.regions, fronts, strict=True)}
         self.region_broker_urls = dict(zip(own_broker, map(_mqtt, more[count:]), strict=True))
         self.links: dict[str, SlowLink] = {}
         self.task_port, self._device_broker_url = self.front_port, self.broker_url
@@ -123,14 +130,37 @@ class Federation:
     def _gateway(self, region: str, port: int) -> tuple[str, ...]:
         where = ("--api-port", str(port), "--server", self.server_url)
         brokers = ("--broker", self.region_broker_urls.get(region, self.broker_url))
-        return ("gateway", "--region", region, *where, *brokers, "--parent-broker", self.broker_url)
+        above = self._parents.get(region)
+        parent = ("--parent", self.gateway_urls[above]) if above else ()
+        front = ("--front-port", self.fronts[region].rpartition(":")[2])
+        return (
+            "gateway",
+            "--region",
+            region,
+            *where,
+            *front,
+            *parent,
+            *brokers,
+            "--parent-broker",
+            self.broker_url,
+        )
 
     def _device(self, index: int, device: Device) -> tuple[str, ...]:
         partition = device.partition or f"{index}/{len(self.specs)}"
-        who = ("--name", device.name, "--region", device.region, "--server", f"127.0.0.1:{self.task_port}")
+        who = ("--name", device.name, "--region", device.region)
+        servers = (
+            f"127.0.0.1:{self.task_port}",
+            *(self.fronts[region] for region in self.upward(device.region)),
+        )
+        where = tuple(part for server in servers for part in ("--server", server))
         broker = self.region_broker_urls.get(device.region, self._device_broker_url)
         data = ("--data", device.data, "--partition", partition)
-        return ("device", *who, "--broker", broker, *data, *device.options)
+        return ("device", *who, *where, "--broker", broker, *data, *device.options)
+
+    def upward(self, region: str) -> tuple[str, ...]:
+        """Return a region and those above it."""
+        above = self._parents.get(region)
+        return (region, *(self.upward(above) if above else ()))
 
     @property
     def members(self) -> list[Member]:

@@ -1,0 +1,104 @@
+"""Regions that average: each gateway is one client of the tier above, and a server to its own devices."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from federation import Device, Federation
+
+from trellis.http.client import ServiceClient
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+
+DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"), Device("d4", "us-1"))
+PARTICIPANTS = {"minimum": 2, "quorum": 1.0, "deadline_s": 60.0}
+REGIONAL: dict[str, Any] = {
+    "aggregation": {"tier": "regional", "participants": {**PARTICIPANTS, "deadline_s": 120.0}},
+    "participants": PARTICIPANTS,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
+    async with Federation(tmp_path_factory.mktemp("regions") / "fleet", devices=DEVICES) as started:
+        yield started
+
+
+async def at_gateway(fleet: Federation, region: str, task: str) -> dict[str, Any]:
+    async with ServiceClient(fleet.gateway_urls[region], tls=None) as client:
+        return await client.get(f"/v1/tasks/{task}")
+
+
+async def test_two_regions_of_two_devices_train_as_two_members(fleet: Federation) -> None:
+    task = await fleet.submit("regions", **REGIONAL)
+    view = await fleet.ended(task)
+    assert {device["device"] for device in view["devices"]} == {"gateway"}
+    for record in view["history"]:
+        outcomes = {f"{one['region']}/{one['device']}": one for one in record["outcomes"]}
+        assert set(outcomes) == {"eu-1/gateway", "us-1/gateway"}
+        for one in outcomes.values():
+            assert one["outcome"] == "replied", one
+            assert (one["tally"]["selected"], one["tally"]["replied"]) == (2, 2)
+    assert len(view["history"]) == 2
+    assert view["metrics"]["accuracy"] > 0.5
+    for region in fleet.regions:
+        here = await at_gateway(fleet, region, task)
+        assert here["tier"] == "regional"
+        assert [record["round"] for record in here["history"]] == [1, 2]
+        assert {one["device"] for record in here["history"] for one in record["outcomes"]} <= set(fleet.specs)
+        await fleet.mqtt.field(f"{region}/gateway/tasks/{task}/execution", "state", "SUCCEEDED")
+    for name in fleet.specs:
+        await fleet.mqtt.field(fleet.execution(name, task), "state", "SUCCEEDED")
+    assert Path(await fleet.model(task)).is_file()
+
+
+async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fleet: Federation) -> None:
+    task = await fleet.submit("killed", train={"rounds": 3, "local_epochs": 30}, **REGIONAL)
+    gateway = fleet.gateways["eu-1"]
+    await fleet.mqtt.field(f"eu-1/gateway/tasks/{task}/execution", "phase", "training", within_s=90)
+    gateway.kill()
+    gateway.start()
+    view = await fleet.ended(task)
+    assert len(view["history"]) == 3
+    for record in view["history"]:
+        replied = {one["region"] for one in record["outcomes"] if one["outcome"] == "replied"}
+        assert replied == {"eu-1", "us-1"}, record
+    here = await at_gateway(fleet, "eu-1", task)
+    assert here["execution"]["attempt"] == 2
+    assert [record["round"] for record in here["history"]] == [1, 2, 3]
+
+
+async def test_regions_below_regions_and_devices_of_regions_that_relay(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Centre → eu → eu-1 with two devices; eu-2 relays its device to eu, us-1 relays its own to the centre."""
+    devices = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "eu-2"), Device("d4", "us-1"))
+    folder = tmp_path_factory.mktemp("nested") / "fleet"
+    async with Federation(folder, devices=devices, parents={"eu-1": "eu", "eu-2": "eu"}) as fleet:
+        apart = {region: {"tier": "central"} for region in ("eu-2", "us-1")}
+        aggregation = REGIONAL["aggregation"] | {"regions": apart}
+        participants = PARTICIPANTS | {"deadline_s": 100.0}
+        # Posted to the country's gateway, it reaches the sites below.
+        file = fleet.task("nested", aggregation=aggregation, participants=participants)
+        urls = [f"{region}={fleet.gateway_urls[region]}" for region in ("eu", "us-1")]
+        gateways = [part for url in urls for part in ("--gateway", url)]
+        done = await fleet.operator("task", "run", file, *gateways)
+        assert done.code == 0, done
+        for record in (await fleet.view("nested"))["history"]:
+            assert members(record) == {"eu/gateway": True, "us-1/d4": True}
+        country = await at_gateway(fleet, "eu", "nested")
+        for record in country["history"]:
+            assert members(record) == {"eu-1/gateway": True, "eu-2/d3": True}
+        for record in (await at_gateway(fleet, "eu-1", "nested"))["history"]:
+            assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
+        state = await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
+        assert state["parent"] == "eu"
+
+
+def members(record: dict[str, Any]) -> dict[str, bool]:
+    """Return whose part in a round counts."""
+    return {f"{one['region']}/{one['device']}": one["outcome"] == "replied" for one in record["outcomes"]}
