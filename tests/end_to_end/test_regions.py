@@ -68,14 +68,14 @@ async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fle
         replied = {one["region"] for one in record["outcomes"] if one["outcome"] == "replied"}
         assert replied == {"eu-1", "us-1"}, record
     here = await at_gateway(fleet, "eu-1", task)
-    assert here["execution"]["attempt"] == 2
+    assert here["execution"]["attempt"] == 2, here["execution"]
     assert [record["round"] for record in here["history"]] == [1, 2, 3]
 
 
 async def test_regions_below_regions_and_devices_of_regions_that_relay(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Centre → eu → eu-1 with two devices; eu-2 relays its device to eu, us-1 relays its own to the centre."""
+    """Centre → eu → eu-1 with two devices; eu-2 relays its device to eu, us-1 its own to the centre."""
     devices = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "eu-2"), Device("d4", "us-1"))
     folder = tmp_path_factory.mktemp("nested") / "fleet"
     async with Federation(folder, devices=devices, parents={"eu-1": "eu", "eu-2": "eu"}) as fleet:
@@ -95,8 +95,7 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
             assert members(record) == {"eu-1/gateway": True, "eu-2/d3": True}
         for record in (await at_gateway(fleet, "eu-1", "nested"))["history"]:
             assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
-        state = await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
-        assert state["parent"] == "eu"
+        await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
 
 
 def members(record: dict[str, Any]) -> dict[str, bool]:
