@@ -1,0 +1,75 @@
+"""Where a region stands: whose rounds it follows, which front it and its devices connect to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from regional_gateway.parent import Parent, ParentMoved
+from regional_gateway.place import Place, TierAbove
+from trellis.errors import ConfigError, Refused
+from trellis.http.client import ServiceClient
+from trellis.http.server import HttpServer
+
+COUNTRY, CONTINENT = TierAbove(region="de", front="de:8000"), TierAbove(region="eu", front="eu:8000")
+SIGNED = "127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("regional", "server", "hint", "source"),
+    [
+        ({"eu", "de", "site"}, "de:8000", "site:8000", "de"),
+        ({"eu", "site"}, "eu:8000", "site:8000", "de"),  # the country passes the continent's rounds on
+        ({"site"}, SIGNED, "site:8000", "de"),
+        ({"eu"}, "eu:8000", "eu:8000", "de"),
+        (set(), SIGNED, None, "de"),
+    ],
+)
+def test_the_nearest_region_above_that_averages_is_the_tier_above(
+    operator: Any, regional: set[str], server: str, hint: str | None, source: str
+) -> None:
+    regions = ["eu", "de", "site"]
+    tiers = {one: {"tier": "regional" if one in regional else "central"} for one in regions}
+    task = operator.descriptor(regions=regions, aggregation={"regions": tiers})
+    place = Place("site", front="site:8000", above=(COUNTRY, CONTINENT))
+    assert (place.server(task), place.hint(task), place.source(task)) == (server, hint, source)
+    assert place.aggregates(task) == ("site" in regional)
+    assert place.parent == "de"
+
+
+def test_a_parent_that_the_task_does_not_name_is_passed_over(operator: Any) -> None:
+    task = operator.descriptor(regions=["site"], aggregation={"tier": "regional"})
+    place = Place("site", front="site:8000", above=(COUNTRY,))
+    assert (place.server(task), place.source(task)) == (SIGNED, "central")
+    with pytest.raises(Refused, match="--front-port PORT"):
+        Place("site").require_front(task)
+
+
+async def test_what_is_above_is_remembered_and_a_move_is_seen(tmp_path: Path) -> None:
+    app, said = FastAPI(), {"region": "de", "front": "de:8000"}
+
+    @app.get("/healthz")
+    async def health() -> dict[str, Any]:
+        return {**said, "above": [CONTINENT.model_dump()], "status": "ok"}
+
+    async with (
+        HttpServer(app, host="127.0.0.1", port=0, tls=None) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        client = await stack.enter_async_context(ServiceClient(server.url, tls=None))
+        parent = Parent(client, region="site", memory=tmp_path / "parent.json")
+        assert await parent.learn() == (COUNTRY, CONTINENT)
+        said["front"] = "elsewhere:8000"
+        assert await parent.learn() == (COUNTRY, CONTINENT)  # as remembered
+        async with asyncio.timeout(5):
+            with pytest.raises(ParentMoved):
+                await parent.follow((COUNTRY, CONTINENT))
+        assert (await parent.learn())[0].front == "elsewhere:8000"
+        said["region"] = "site"
+        with pytest.raises(ConfigError, match="stands below region 'site' itself"):
+            await parent.follow((COUNTRY, CONTINENT))
