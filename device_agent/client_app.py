@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from device_agent.trainer import Request, Trainer
 from device_agent.turns import Turns
 from models.backends import StepReport
+from trellis.errors import DiskFailed
 from trellis.flower.answers import Answer, AnswerKey
 from trellis.flower.questions import (
     Membership,
@@ -107,8 +108,7 @@ class _Handlers:
                 should_stop=self.should_stop,
             )
         answer = Answer(trained.metrics, stored(pack_arrays(trained.arrays)))
-        # The journal first: a power cut from here on costs an upload, not the training.
-        self.answers.write_answer(key, answer)
+        self._keep(key, answer)
         logger.info(
             "round %d: trained on %d samples in %.1f s, loss %.4f",
             question.round,
@@ -128,7 +128,7 @@ class _Handlers:
             self.observer.working(Phase.EVALUATING, question.round)
             metrics = self.trainer.evaluate(unpack_arrays(question.arrays), should_stop=self.should_stop)
         answer = Answer(metrics)
-        self.answers.write_answer(key, answer)
+        self._keep(key, answer)
         logger.info(
             "round %d: evaluated, loss %.4f, accuracy %.4f",
             question.round,
@@ -136,6 +136,14 @@ class _Handlers:
             metrics["eval_accuracy"],
         )
         return _content(answer)
+
+    def _keep(self, key: AnswerKey, answer: Answer) -> None:
+        """Journal an answer before it is given: a power cut from here on costs an upload, not the work."""
+        try:
+            self.answers.write_answer(key, answer)
+        except DiskFailed as error:
+            # The same question gives the same answer again: what is lost is time, and only after a crash.
+            logger.warning("round %d: its answer goes out unjournaled: %s", key.round, error)
 
     def _key(self, kind: str, question: Question) -> AnswerKey:
         arrays, config = question.digests

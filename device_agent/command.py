@@ -67,6 +67,14 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
             "--train-threads", metavar="N", min=1, help="How many replicas train at a time [processors]."
         ),
     ] = None,
+    keepalive: Annotated[
+        int,
+        typer.Option(
+            "--keepalive",
+            metavar="SECONDS",
+            help="Of silence before it says that it is there; lost after 1.5 times as long.",
+        ),
+    ] = 20,
     state: Annotated[
         Path | None,
         typer.Option("--state", metavar="DIR", help="Its journal and Flower keys [state/REGION/NAME]."),
@@ -113,6 +121,7 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         split_seed=split_seed,
         backend=backend,
         threads=threads,
+        keepalive=keepalive,
         state=state or Path("state", region, *([] if replicas else [name])),
         base=base,
         insecure=insecure,

@@ -23,8 +23,9 @@ from device_agent.reporting import TaskLog, TaskReport
 from models.backends import available_backends
 from models.registry import model_names
 from trellis.descriptor import parse_json
+from trellis.disk import has_room
 from trellis.envelope import Envelope
-from trellis.errors import InvalidInput, Refused, TrellisError
+from trellis.errors import DiskFailed, InvalidInput, Refused, TrellisError
 from trellis.execution import central_end
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import ExecutionState, Reason, Round, TaskStatus
@@ -51,6 +52,7 @@ class TaskDesk:
         # By task: the digest of the revision examined since the start, and the front that it came with.
         self._examined: dict[str, tuple[str, str | None]] = {}
         self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
+        self._starved: dict[str, Believed] = {}  # tasks that found the disk full
         self._rounds: dict[str, Round] = {}
         self._statuses: dict[str, TaskStatus] = {}
         self._unfinished = device.journal.unfinished()
@@ -103,9 +105,21 @@ class TaskDesk:
                 self._early[task] = payload
             await self._refuse_stranger(report, error)
             return
-        descriptor = believed.descriptor
-        # In the journal before it is acted on: from here on an older revision is refused.
-        self._device.journal.believe(task, Seen(descriptor.revision, believed.digest))
+        await self._accept(believed, report)
+
+    async def _accept(self, believed: Believed, report: TaskReport) -> None:
+        descriptor, task = believed.descriptor, believed.descriptor.task
+        seen = Seen(descriptor.revision, believed.digest)
+        self._starved.pop(task, None)
+        try:
+            if self._device.journal.seen(task) != seen:
+                # In the journal before it is acted on: from here on an older revision is refused.
+                self._device.journal.believe(task, seen)
+        except DiskFailed as error:
+            # A cancellation can only end work, and stands on the broker for the next start.
+            if descriptor.desired == "run":
+                await self._starve(believed, report, error)
+                return
         if self._examined.get(task) == (believed.digest, believed.front):
             await report.again()  # its gateway may be new and know nothing
             return
@@ -119,7 +133,7 @@ class TaskDesk:
 
     async def removed(self, task: str) -> None:
         """The task's descriptor was cleared: as if it was canceled, and where it had ended, forgotten."""
-        for known in (self._early, self._examined, self._rounds, self._statuses):
+        for known in (self._early, self._starved, self._examined, self._rounds, self._statuses):
             known.pop(task, None)
         self._heard.discard(task)
         if task in self._queue or self._has_in_hand(task):
@@ -155,10 +169,20 @@ class TaskDesk:
             await self._end(task, ending)
 
     async def look_again(self) -> None:
-        """Look again at the tasks that came before this device's clock."""
+        """Look again at the tasks that came before this device's clock, or found its disk full."""
         for task, payload in list(self._early.items()):
             if parse_json(Envelope.parse(payload).payload).issued_at <= self._now():
                 await self.descriptor(task, payload)
+        room = bool(self._starved) and await asyncio.to_thread(has_room, self._device.settings.state)
+        for task, believed in list(self._starved.items()) if room else ():
+            await self._accept(believed, self._report(task))
+
+    async def _starve(self, believed: Believed, report: TaskReport, error: DiskFailed) -> None:
+        task = believed.descriptor.task
+        self._starved[task] = believed
+        self._examined.pop(task, None)
+        if task not in self._queue and not self._has_in_hand(task):
+            await self._reject(report, error, believed.descriptor.revision)
 
     async def _examine(self, believed: Believed, report: TaskReport) -> None:
         task, revision = believed.descriptor.task, believed.descriptor.revision
@@ -200,6 +224,9 @@ class TaskDesk:
             self._log.task = None
         if ending.state is ExecutionState.QUEUED:
             self._queue[name] = task
+        if ending.reason is not None and ending.reason.code == "disk":
+            self._starved[name] = task
+            self._examined.pop(name, None)
 
     def _let_pass(self, comer: Believed) -> None:
         """Have the task in hand give way to one before it, as long as nothing of it has begun.

@@ -16,6 +16,7 @@ from trellis.envelope import Envelope, Keyring
 from trellis.errors import (
     DataError,
     DescriptorError,
+    DiskFailed,
     InvalidInput,
     MissingExtra,
     PayloadError,
@@ -198,6 +199,8 @@ def reason_of(error: TrellisError) -> Reason:
             code = "envelope"
         case MissingExtra():
             code = "extra"
+        case DiskFailed():
+            code = "disk"
         case InvalidInput():
             code = "input"
         case _:

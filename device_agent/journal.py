@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Self
 
 from device_agent.eligibility import Seen
-from trellis.errors import ConfigError, PayloadError
+from trellis.errors import ConfigError, DiskFailed, PayloadError, TrellisError
 from trellis.flower.answers import Answer, AnswerKey
 from trellis.payloads import Execution, ExecutionState
 
 SCHEMA = 1
 ANSWERS_BYTES = 256 * 1024 * 1024
 """What the answers may take on disk; the newest stays whatever its size."""
+
+_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
 
 _TABLES = """
 CREATE TABLE device (
@@ -54,7 +56,8 @@ _KEY = "task = ? AND tier = ? AND kind = ? AND round = ? AND arrays = ? AND conf
 class Journal:
     """A device's journal; safe to use from several threads, and from one process only.
 
-    Every method raises ConfigError, naming the file, where the disk or the file fails.
+    Every method raises DiskFailed where the disk is full or fails, and ConfigError where the file does. Both
+    name it, and leave what was written before as it was.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, answers_bytes: int) -> None:
@@ -69,6 +72,7 @@ class Journal:
 
         Raises:
             ConfigError: It is damaged, another device's, a later version's, or another process has it.
+            DiskFailed: The disk is full.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ class Journal:
         try:
             with _named(path):
                 _prepare(connection, path, device)
-        except ConfigError:
+        except TrellisError:
             connection.close()
             raise
         return cls(path, connection, answers_bytes)
@@ -203,10 +207,12 @@ class Journal:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                # On a full disk it is this that fails, and leaves the transaction open, or has ended it.
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _parsed(self, task: str, data: bytes) -> Execution:
         try:
@@ -261,6 +267,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in _DISK:  # the upper bits say what exactly was tried
+            raise DiskFailed(f"journal {path} cannot be written: {error}; free space there") from error
         if "locked" in str(error):
             raise ConfigError(
                 f"journal {path}", "is in use: another device runs with this state folder"

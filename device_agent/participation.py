@@ -30,7 +30,7 @@ from device_agent.trainer import Trainer
 from device_agent.turns import Turns
 from models.backends import StepReport
 from models.datasets import Dataset
-from trellis.errors import InvalidInput, MissingExtra, Refused, TrellisError
+from trellis.errors import DiskFailed, InvalidInput, MissingExtra, Refused, TrellisError
 from trellis.flower.link_loop import Halt, Link, LinkLoop, Pace
 from trellis.flower.questions import Membership
 from trellis.payloads import ExecutionState, Phase, Progress, Reason, Round
@@ -147,7 +147,7 @@ class Participation:
             message = f"the task expired at {self._descriptor.expires_at.isoformat()}"
             return Ending(ExecutionState.TIMED_OUT, Reason(code="expired", message=message))
         error = finished.exception()
-        if isinstance(error, Refused | InvalidInput | MissingExtra):
+        if isinstance(error, Refused | InvalidInput | MissingExtra | DiskFailed):
             logger.error("task %s is rejected: %s", self._descriptor.task, error)
             return Ending(ExecutionState.REJECTED, reason_of(error))
         logger.error("task %s: its thread broke", self._descriptor.task, exc_info=error)

@@ -53,6 +53,7 @@ class Options:
     split_seed: int
     backend: str
     threads: int
+    keepalive: int
     state: Path
     base: str
     insecure: bool
@@ -158,6 +159,7 @@ def settings_of(options: Options) -> DeviceSettings:
         threads=options.threads,
         link=options.link,
         trust_server_code=options.trust_server_code,
+        keepalive_s=options.keepalive,
         topics=Topics(options.base),
     )
 

@@ -42,6 +42,8 @@ class DeviceSettings:
         threads: Processor threads that training may use.
         link: Which Flower client it is: `warm`, our own, or `supernode`, the stock `flower-supernode`.
         trust_server_code: Whether this device may run what its server's app holds, as a SuperNode does.
+        keepalive_s: Of silence after which it says to the broker that it is there; after half as much again
+            the broker takes it for lost.
 
     Raises:
         ConfigError: Anything of it cannot be used; every fault is named.
@@ -59,6 +61,7 @@ class DeviceSettings:
     threads: int = 1
     link: str = WARM
     trust_server_code: bool = False
+    keepalive_s: int = 20
     topics: Topics = field(default_factory=Topics)
 
     def __post_init__(self) -> None:
@@ -87,7 +90,8 @@ class DeviceSettings:
         Two processes with one client id would displace each other without end: with ids of their own both
         see the other's birth, and the elder ends. Whoever knows a client id may take it over.
         """
-        return BrokerSettings(self.broker, client_id=f"{self.principal}/{secrets.token_hex(8)}", tls=self.tls)
+        client_id = f"{self.principal}/{secrets.token_hex(8)}"
+        return BrokerSettings(self.broker, client_id, keepalive_s=self.keepalive_s, tls=self.tls)
 
 
 def _name_faults(name: str, region: str) -> list[Fault]:

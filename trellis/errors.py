@@ -10,6 +10,7 @@ A class says what the caller does next; a message says who, what came, what was 
     │   ├── ConfigError           options, environment, trellis.toml, key files
     │   └── DataError             a data set, or a device's data against a task
     ├── Refused                   a rule said no: don't retry; `code` says which rule
+    ├── DiskFailed                this machine's disk did not take it: free space, then try again
     ├── Unavailable               nobody answered (broker, server, SuperLink): try again, or start it
     ├── MissingExtra              exit code 2: install the named extra
     ├── TrainingFailed            local training or evaluation failed; the update is dropped
@@ -95,6 +96,10 @@ class Refused(TrellisError):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         super().__init__(message)
+
+
+class DiskFailed(TrellisError):
+    """What must be kept could not be written: the disk is full, read-only or broken."""
 
 
 class Unavailable(TrellisError):

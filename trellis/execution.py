@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+from trellis.errors import DiskFailed
 from trellis.mqtt import Publication
 from trellis.payloads import Execution, ExecutionState, FlowerLinkage, Phase, Reason, TaskState, now_ms
 
@@ -26,6 +28,9 @@ class Outlet(Protocol):
     """What is used of a `trellis.mqtt.Bus`; a gateway with two brokers says its part on both."""
 
     async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None: ...
+
+
+logger = logging.getLogger(__name__)
 
 
 class ExecutionJournal(Protocol):
@@ -51,7 +56,8 @@ class ExecutionReport:
     """The execution of one task by one member of a tier, a device or a region.
 
     Every change is journaled, then published, with a version of its own.
-    Its methods run on the event loop. They return when the broker has the change, or has it queued.
+    Its methods run on the event loop. They return when the broker has the change, or has it queued. A full
+    disk does not silence it: after a crash the next start then goes on from what was journaled last.
     """
 
     def __init__(self, bus: Outlet, journal: ExecutionJournal, *, task: str, topic: str) -> None:
@@ -60,6 +66,7 @@ class ExecutionReport:
         self.task = task
         self._topic = topic
         self.execution = journal.execution(task)
+        self._unkept = False
 
     async def queued(self, revision: int, *, samples: int | None = None, backend: str | None = None) -> None:
         """The task waits for its turn; an attempt that a crash or a mended fault ended is counted."""
@@ -111,7 +118,7 @@ class ExecutionReport:
 
     def replying(self, message_id: str) -> None:
         """A reply is about to be uploaded: a crash from here on is mended at the next start."""
-        self._journal.write_pushing(self.task, message_id)
+        self._keep(lambda: self._journal.write_pushing(self.task, message_id))
 
     async def uploaded(self, message_id: str, phase: Phase, reason: Reason | None) -> None:
         """A reply is at the server, and may be pulled there."""
@@ -126,7 +133,7 @@ class ExecutionReport:
         if revision is not None:
             changes["revision"] = revision
         await self._change(changes)
-        self._journal.forget_answers(self.task)
+        self._keep(lambda: self._journal.forget_answers(self.task))
 
     def standing(self) -> Publication | None:
         """Return the last execution as it stands on the broker."""
@@ -158,6 +165,16 @@ class ExecutionReport:
     async def _publish(self, execution: Execution) -> None:
         # No await between counting and handing over: versions leave in their order.
         version = self.execution.version + 1 if self.execution else 1
-        self.execution = execution.model_copy(update={"version": version, "ts": now_ms()})
-        self._journal.write_execution(self.task, self.execution)
-        await self._bus.publish(self._topic, self.execution.to_bytes(), retain=True)
+        new = self.execution = execution.model_copy(update={"version": version, "ts": now_ms()})
+        self._keep(lambda: self._journal.write_execution(self.task, new))
+        await self._bus.publish(self._topic, new.to_bytes(), retain=True)
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except DiskFailed as error:
+            if not self._unkept:
+                logger.error("task %s: %s", self.task, error, extra={"task": self.task})
+            self._unkept = True
+        else:
+            self._unkept = False

@@ -65,7 +65,7 @@ class RoundLoop:
         self._checkpoints = Checkpoints(folder)
         self._model_file = folder / "model.safetensors"
         self._rounds = descriptor.train.rounds
-        self._reported: TaskState | None = None
+        self._reported: StateReport | None = None
         self._tier = TierRounds(
             task=descriptor.task,
             seed=descriptor.train.seed,
@@ -139,7 +139,7 @@ class RoundLoop:
 
     def _finish(self, last: Checkpoint) -> Finished:
         """Write the model, and return the metrics of the file as it was saved."""
-        self._report(TaskState.FINISHING)
+        self._report(StateReport(state=TaskState.FINISHING))
         write_model(self._model_file, last.arrays, self._task, last.round)
         saved = read_model(self._model_file)
         metrics = dict(last.record.metrics) if last.record is not None else {}
@@ -160,10 +160,10 @@ class RoundLoop:
             except RoundFailed as error:
                 logger.warning("the final evaluation goes without: %s", error)
 
-    def _report(self, state: TaskState) -> None:
-        if state is not self._reported:
-            self._channel.report(StateReport(state=state))
-            self._reported = state
+    def _report(self, report: StateReport) -> None:
+        if report != self._reported:
+            self._channel.report(report)
+            self._reported = report
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._task.evaluate.every

@@ -16,7 +16,7 @@ from regional_gateway.region_app.herald import Herald
 from regional_gateway.region_app.member import RegionMember
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.errors import ConfigError
-from trellis.flower.backchannel import GATEWAY, Above, Brief, StateReport
+from trellis.flower.backchannel import GATEWAY, Above, Brief
 from trellis.flower.channel import ServiceChannel
 from trellis.flower.grid import TrellisGrid
 from trellis.flower.link import FlowerLink
@@ -98,7 +98,7 @@ def _member(grid: Grid, channel: ServiceChannel, brief: Brief) -> RegionMember:
             strategy=strategy,
             entry=entry,
             grid=wrapped,
-            report=lambda state: channel.report(StateReport(state=state)),
+            report=channel.report,
         ),
         grid=wrapped,
         channel=channel,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gate import Gate
 from members import Finished, Ground, Member, free_ports, listened, listening_ports
 from observer import Observer, retained
 from slow_link import Line, SlowLink
@@ -57,6 +58,7 @@ class Federation:
         gateway_options: More options of every gateway.
         own_broker: The regions that have a broker of their own, beside the server's.
         parents: The gateways that stand below another's: each region's parent.
+        gated: Put a `Gate` between the devices and the front.
         line: What lies between devices and the rest: a bad link to the front, and another to the broker.
 
     Attributes:
@@ -75,6 +77,7 @@ class Federation:
         own_broker: tuple[str, ...] = (),
         parents: Mapping[str, str] | None = None,
         line: Line | None = None,
+        gated: bool = False,
     ) -> None:
         self.ground = Ground(folder)
         self.folder, self.keys = folder, folder / "keys"
@@ -95,6 +98,9 @@ class Federation:
         self.region_broker_urls = dict(zip(own_broker, map(_mqtt, more[count:]), strict=True))
         self.links: dict[str, SlowLink] = {}
         self.task_port, self._device_broker_url = self.front_port, self.broker_url
+        self._gate = Gate(bad_front, self.front_port) if gated else None
+        if gated:
+            self.task_port = bad_front
         if line is not None:
             self.links = {
                 "front": SlowLink(bad_front, self.front_port, line),
@@ -163,6 +169,12 @@ class Federation:
         return (region, *(self.upward(above) if above else ()))
 
     @property
+    def gate(self) -> Gate:
+        """What stands between the devices and the front."""
+        assert self._gate is not None, "a federation has a gate if it is asked for one: gated=True"
+        return self._gate
+
+    @property
     def members(self) -> list[Member]:
         """All processes that belong to it, the brokers first."""
         return [*self.brokers, self.server, *self.gateways.values(), *self.devices.values()]
@@ -198,6 +210,8 @@ class Federation:
             await link.__aenter__()
         await self.mqtt.__aenter__()
         await self.mqtt.connected(START_S)
+        if self._gate is not None:
+            await self._gate.__aenter__()
         self.server.start()
         for gateway in self.gateways.values():
             gateway.start()
@@ -239,6 +253,8 @@ class Federation:
         await self.mqtt.__aexit__()
         for link in self.links.values():
             await link.__aexit__()
+        if self._gate is not None:
+            await self._gate.__aexit__()
 
     def check_alive(self) -> None:
         """Fail if a process has ended by itself."""

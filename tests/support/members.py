@@ -151,6 +151,7 @@ class Member:
         self.wanted = False
         if self.running:
             os.kill(self.pid, number)
+            self.resume()  # a process that is held hears no signal
         return await self.ended(within_s=within_s)
 
     async def ended(self, *, within_s: float) -> int:

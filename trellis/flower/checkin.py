@@ -79,6 +79,12 @@ class CheckIn:
         self._members: dict[str, Member] = {}
         self._puller = Puller(mail)
         self.newcomers = self.queued = 0
+        self._deserted_at: float | None = None
+
+    @property
+    def deserted_s(self) -> float:
+        """For how long no member has been here; 0 while one is, or none ever was."""
+        return 0.0 if self._deserted_at is None else time.monotonic() - self._deserted_at
 
     def step(self, view: FleetView) -> None:
         """Ask the nodes that are newly claimed, and take in answers."""
@@ -101,6 +107,10 @@ class CheckIn:
             self._pull_answers([question for _, question in answered])
             for device, question in answered:
                 self._take_answer(device, question)
+        if not self._members or self.members(view):
+            self._deserted_at = None
+        elif self._deserted_at is None:
+            self._deserted_at = now
         self.newcomers = sum(_is_coming(d) and not self._knows(d) for d in view.devices)
         self.queued = sum(d.online and d.state is ExecutionState.QUEUED for d in view.devices)
         if unasked:

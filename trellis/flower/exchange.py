@@ -111,6 +111,15 @@ class Exchange:
             slot.flights[message_id].outcome = "failed"
             slot.flights[message_id].reason = reason
 
+    def give_up(self, view: FleetView) -> None:
+        """Note as failed what devices that have ended the task on their own will not answer any more."""
+        ended = {d.node_id: d for d in view.devices if d.online and d.state is not None and d.state.ended}
+        for slot in self.slots:
+            for message_id, flight in slot.open_flights.items():
+                device = ended.get(flight.node_id)
+                if device is not None and device.message_id != message_id:  # that one has come before the end
+                    self.fail(message_id, device.reason.message if device.reason else f"it is {device.state}")
+
     def vacant(self, view: FleetView) -> list[Slot]:
         """Return the slots that nobody present works on: their message may go to one that stands by."""
         return [slot for slot in self.slots if slot.filled_by is None and not self._worked_on(slot, view)]
@@ -157,6 +166,17 @@ class Exchange:
     def quorum_reached(self) -> bool:
         """Whether the replies are at least the quorum's share of the slots, rounded up."""
         return bool(self.slots) and self.replied >= quorum_count(self._quorum, len(self.slots))
+
+    def lost(self, view: FleetView) -> int:
+        """Return how many devices that were asked are away, their messages open."""
+        present = _present(view)
+        awaited = (flight for slot in self.slots for flight in slot.open_flights.values())
+        return sum(flight.node_id not in present for flight in awaited)
+
+    def is_deserted(self, view: FleetView) -> bool:
+        """Whether replies are wanted, and whoever could give one is away."""
+        open_slots = [slot for slot in self.slots if slot.filled_by is None and slot.open_flights]
+        return bool(open_slots) and not any(self._worked_on(slot, view) for slot in open_slots)
 
     def close(self, view: FleetView) -> Standing:
         """Return how the phase stands.

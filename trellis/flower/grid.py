@@ -12,7 +12,7 @@ strategy sees it. For strategies that are functions of sums it folds the updates
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,10 @@ class TrellisGrid(Grid):
         fold: Hand a strategy one synthetic reply, the weighted mean of all updates with their summed
             examples, instead of the list. Only for strategies that are functions of those sums.
         due: Metrics that a strategy reads of every update, none negative; one without them is dropped.
+
+    Attributes:
+        on_waiting: Told in a sentence for people when a phase waits for devices that are gone, and None once
+            it does so no more.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class TrellisGrid(Grid):
         self._task, self._revision = task, revision
         self._policy = policy or Policy()
         self._fold, self._due = fold, tuple(due)
+        self.on_waiting: Callable[[str | None], None] = lambda _: None
         self._announcer = Announcer(fleet, rounds)
         self._checkin = CheckIn(self._mail, task, self._announcer.sent, revision=revision)
         self._stale: set[str] = set()
@@ -99,6 +104,11 @@ class TrellisGrid(Grid):
     def queued(self) -> int:
         """How many devices are here, and do another task first."""
         return self._checkin.queued
+
+    @property
+    def deserted_s(self) -> float:
+        """For how long no device has been here; 0 while one is, or none ever was."""
+        return self._checkin.deserted_s
 
     def show_only(self, members: Sequence[Member] | None) -> None:
         """Show strategies only `members`, who were selected; all others stand by. None shows everybody."""
@@ -175,6 +185,7 @@ class TrellisGrid(Grid):
             fold=self._fold,
             due=self._due,
             stale=self._stale,
+            on_waiting=self.on_waiting,
         )
         replies, self.last = phase.run()
         return replies

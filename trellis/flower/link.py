@@ -6,7 +6,7 @@ reply. Everything of Flower that is not public is used in this file alone, behin
 
     FlowerLink.connect / pull / push
     ├── Unavailable         the server does not answer, or does not know this node any more: connect again
-    ├── TrellisError        a message cannot be kept: the disk is full
+    ├── DiskFailed          a message, or who we are, cannot be kept: the disk is full
     ├── Refused "reply"     the SuperLink did not take a reply (the run is over, or it took an error instead)
     └── Refused "link"      the server refuses this device
 """
@@ -14,6 +14,7 @@ reply. Everything of Flower that is not public is used in this file alone, behin
 from __future__ import annotations
 
 import contextvars
+import errno
 import json
 import logging
 import threading
@@ -60,7 +61,7 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from trellis.errors import ConfigError, PayloadError, Refused, TrellisError, Unavailable
+from trellis.errors import ConfigError, DiskFailed, PayloadError, Refused, Unavailable
 from trellis.files import write_atomically
 from trellis.flower.inbox import Inbox, Letter
 from trellis.flower.inline import OFFER, identify, objects_of, posted, whole
@@ -74,6 +75,7 @@ logger = logging.getLogger(__name__)
 _BEAT_SHARE = 0.75
 """A heartbeat is sent after this share of its interval; Flower forgives two intervals."""
 _PULL_OBJECT_S = 120.0
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 _REFUSED = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
 
 
@@ -139,8 +141,8 @@ class FlowerLink:
 
         Never deactivates what it finds: that would destroy a pending message or an uncollected reply.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._answers(connecting=True):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             node_id = self._resume() or self._activate()
         self._node = Node(node_id=node_id)
         letters = [letter for letter in self._inbox.letters() if letter.node_id == node_id]
@@ -332,7 +334,9 @@ class FlowerLink:
         try:
             self._inbox.keep(letter)
         except OSError as error:
-            raise TrellisError(f"{self._inbox.folder}: a message cannot be kept: {error.strerror}") from error
+            raise DiskFailed(
+                f"{self._inbox.folder}: a message cannot be kept: {error.strerror}; free space there"
+            ) from error
 
     @property
     def _id_file(self) -> Path:
@@ -439,6 +443,9 @@ class FlowerLink:
                 raise Refused("link", f"{self.address} refuses this device: {said}") from error
             raise Unavailable(f"{self.address} does not serve this node: {said}") from error
         except (httpx.TransportError, OSError, ObjectPullError, ObjectPushError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                problem = f"{self._folder} cannot be written: {error.strerror}; free space there"
+                raise DiskFailed(problem) from error
             raise Unavailable(f"{self.address} does not answer: {error or type(error).__name__}") from error
 
 

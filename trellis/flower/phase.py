@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from flwr.app import Message
 
@@ -91,6 +93,7 @@ class Phase:
         fold: Fold training updates into their weighted mean.
         due: Metrics that every training update must have.
         stale: Messages of closed phases whose replies may still come; shared by all phases of a task.
+        on_waiting: Told when the phase waits for devices that are gone, and None once it does so no more.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Phase:
         fold: bool,
         due: tuple[str, ...],
         stale: set[str],
+        on_waiting: Callable[[str | None], None],
     ) -> None:
         self._mail, self._fleet, self._checkin, self._announcer = mail, fleet, checkin, announcer
         self._started = time.monotonic()
@@ -116,6 +120,9 @@ class Phase:
         self._puller = Puller(mail)
         self._stale = stale
         self._counts_said = 0.0
+        self._on_waiting = on_waiting
+        self._lost = 0
+        self._waits_for = 0
         self._closed: Standing | None = None
         self._round = _round_of(outgoing[0])
         view = fleet.wait(-1, 0.0)
@@ -137,11 +144,26 @@ class Phase:
             self._take_in(_TAKE_S)
             if remaining <= 0:
                 return self._close(view)
+            self._exchange.give_up(view)
             if self._replace(view) or self._send_again(view):
                 continue
             if self._exchange.is_complete(view):
                 return self._close(view)
+            self._lost = self._exchange.lost(view)
+            self._say_deserted(view)
             self._say()
+
+    def _say_deserted(self, view: FleetView) -> None:
+        waits_for = self._lost if self._exchange.is_deserted(view) else 0
+        if waits_for == self._waits_for:
+            return
+        self._waits_for = waits_for
+        if not waits_for:
+            self._on_waiting(None)
+            return
+        until = datetime.now(UTC) + timedelta(seconds=self._deadline - time.monotonic())
+        gone = f"{waits_for} of {len(self._exchange.slots)} devices are gone, and nobody stands by"
+        self._on_waiting(f"round {self._round}: {gone}; it waits for them until {until:%H:%M:%S} UTC")
 
     def _uploaded(self, view: FleetView) -> list[str]:
         # What came too late for its phase is pulled as well, and dropped: the SuperLink keeps it until then.
@@ -237,7 +259,8 @@ class Phase:
     def _say(self, *, now: bool = False) -> None:
         """Announce the counts: at once, or when they have changed, a few times a second."""
         time_s = time.monotonic()
-        changed = self._exchange.replied != self._announcer.standing.replied
+        said = self._announcer.standing
+        changed = (self._exchange.replied, self._lost) != (said.replied, said.lost)
         if not now and (not changed or time_s - self._counts_said < _COUNTS_EVERY_S):
             return
         self._counts_said = time_s
@@ -249,7 +272,7 @@ class Phase:
                 selected=len(self._exchange.slots),
                 replied=self._exchange.replied,
                 failed=self._closed.failed if self._closed else 0,
-                lost=self._closed.lost if self._closed else 0,
+                lost=self._closed.lost if self._closed else self._lost,
                 duration_s=time_s - self._started,
                 bytes_up=self._announcer.bytes_up,
                 bytes_down=self._announcer.bytes_down,

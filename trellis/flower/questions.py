@@ -75,7 +75,8 @@ def answered(
         logger.info("%s", error)
         return _error(CANCELED, error, message)
     except TrellisError as error:
-        logger.error("%s failed: %s", kind, error)
+        # What a user's model raised stands behind it, and where.
+        logger.error("%s failed: %s", kind, error, exc_info=error.__cause__ is not None)
         return _error(TRAINING_FAILED, error, message)
     except Exception as error:  # a user's model or a runtime may raise anything: the server must hear it
         logger.exception("%s failed", kind)

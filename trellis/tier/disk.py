@@ -8,14 +8,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from trellis.disk import probe
 from trellis.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-_PROBE = ".probe"
-_PROBE_BYTES = 1 << 20
-"""A state alone may still fit where a round's lines and a report do not."""
 
 
 class Disk:
@@ -57,13 +55,5 @@ class Disk:
                 refused = True
                 await asyncio.sleep(RETRY_S)
             with contextlib.suppress(Unavailable):
-                await self.write(self._probe)
+                await self.write(lambda: probe(self._folder))
                 return refused
-
-    def _probe(self) -> None:
-        path = self._folder / _PROBE
-        try:
-            path.write_bytes(bytes(_PROBE_BYTES))
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)

@@ -23,14 +23,16 @@ from flwr.serverapp.strategy import Strategy
 
 from trellis.descriptor_tiers import Participants
 from trellis.errors import TrellisError
+from trellis.flower.backchannel import StateReport
 from trellis.flower.checkin import Member
 from trellis.flower.exchange import Standing
 from trellis.flower.grid import TrellisGrid
-from trellis.payloads import Round, RoundPhase, TaskState
+from trellis.payloads import Round, RoundPhase
 from trellis.tensors import Arrays
 from trellis.tier.selection import select
 from trellis.tier.strategy_state import restore_strategy, strategy_state
 from trellis.tier.strategy_table import Entry
+from trellis.tier.waiting import counted, gathering, running
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class TierRounds:
         strategy: Flower's strategy.
         entry: The table's word on it.
         grid: Reaches the members.
-        report: Is told whether the tier gathers or runs.
+        report: Is told whether the tier gathers or runs, and for whom it waits.
     """
 
     def __init__(
@@ -78,13 +80,14 @@ class TierRounds:
         strategy: Strategy,
         entry: Entry,
         grid: TrellisGrid,
-        report: Callable[[TaskState], None],
+        report: Callable[[StateReport], None],
     ) -> None:
         self._task, self._seed, self._rounds = task, seed, rounds
         self._participants = participants
         self._strategy, self._entry = strategy, entry
         self._grid, self._report = grid, report
         self._settled: float | None = None
+        grid.on_waiting = lambda message: report(running(message))
 
     def train(self, number: int, arrays: Arrays, asks: Mapping[str, bool] | None = None) -> Trained:
         """Return what the members make of `arrays` in round `number`.
@@ -103,7 +106,7 @@ class TierRounds:
         problem = ""
         for attempt in range(1, _ATTEMPTS + 1):
             members = self.gather(number)
-            self._report(TaskState.RUNNING)
+            self._report(running(None))
             participants = self._participants
             chosen = select(members, participants, seed=self._seed, round_number=number)
             self._grid.show_only(chosen)
@@ -139,13 +142,15 @@ class TierRounds:
         """Return who is here once the minimum is; a round never starts below it.
 
         Raises:
-            RoundFailed: It is not reached within the deadline, which begins once no more members that do
-                another task first would make it up.
+            RoundFailed: It is not reached within the deadline, which runs from when the last one went, and
+                begins anew once no more members that do another task first would make it up.
         """
         participants = self._participants
-        deadline, version, said = time.monotonic() + participants.deadline_s, -1, -1
+        started, excused, version, said = time.monotonic(), float("-inf"), -1, -1
         while True:
-            left = deadline - time.monotonic()
+            now = time.monotonic()
+            began = max(excused, min(started, now - self._grid.deserted_s))
+            left = participants.deadline_s - (now - began)
             version, members = self._grid.wait_members(version, max(0.0, min(left, 1.0)))
             if len(members) >= participants.minimum:
                 # Whoever is on the way is waited for, once: who is in the first round is no matter of
@@ -154,17 +159,14 @@ class TierRounds:
                 if not self._grid.newcomers or time.monotonic() >= self._settled:
                     return members
             elif self._grid.queued and len(members) + self._grid.queued >= participants.minimum:
-                deadline = time.monotonic() + participants.deadline_s  # they are late through no fault
+                excused = time.monotonic()  # they are late through no fault
             elif left <= 0:
-                here = ", ".join(member.name for member in members) or "none"
-                raise RoundFailed(
-                    f"round {number}: waited {participants.deadline_s:g} s for {participants.minimum} "
-                    f"members, {len(members)} are here ({here})"
-                )
+                due = counted(participants.minimum, members)
+                raise RoundFailed(f"round {number}: waited {participants.deadline_s:g} s for {due}")
             if len(members) != said:
                 said = len(members)
-                if said == 0 or number == 1:
-                    self._report(TaskState.GATHERING)
+                if said < participants.minimum or number == 1:
+                    self._report(gathering(number, participants.minimum, members, left))
                 self._grid.say(
                     Round(round=number - 1, rounds=self._rounds, phase=RoundPhase.GATHERING, standby=said)
                 )

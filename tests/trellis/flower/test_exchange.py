@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 from trellis.flower.backchannel import FleetDevice, FleetView
 from trellis.flower.exchange import Exchange, Flight, Slot
 from trellis.flower.updates import Update
-from trellis.payloads import ExecutionState
+from trellis.payloads import ExecutionState, Reason
 
 
 def view(*present: int, away: tuple[int, ...] = (), uploaded: dict[int, str] | None = None) -> FleetView:
@@ -155,3 +155,46 @@ def test_a_stranger_changes_nothing() -> None:
     phase.fail("nobody asked", "?")
     assert phase.replied == 0
     assert not Exchange("train", 0.8).quorum_reached
+
+
+def rejected(node: int, reason: Reason | None, *, uploaded: str | None = None) -> FleetDevice:
+    return FleetDevice(
+        region="eu-1",
+        device=f"d{node}",
+        online=True,
+        state=ExecutionState.REJECTED,
+        node_id=node,
+        message_id=uploaded,
+        reason=reason,
+    )
+
+
+def test_a_device_that_ended_the_task_by_itself_is_not_waited_for() -> None:
+    phase = exchange(2, quorum=1.0)
+    phase.fill("m1", update())
+    full = rejected(2, Reason(code="disk", message="its disk is full"))
+    seen = FleetView(version=1, devices=(*view(1).devices, full))
+    assert not phase.is_complete(seen)
+    phase.give_up(seen)
+    assert phase.is_complete(seen)
+    (_, second) = phase.close(seen).outcomes
+    assert (second.outcome, second.reason) == ("failed", "its disk is full")
+
+
+def test_what_was_uploaded_before_the_device_ended_still_counts() -> None:
+    phase = exchange(1)
+    seen = FleetView(version=1, devices=(rejected(1, None, uploaded="m1"),))
+    phase.give_up(seen)
+    assert phase.uploaded(seen) == ["m1"]
+    assert phase.fill("m1", update())
+
+
+def test_a_phase_is_deserted_while_all_that_could_reply_are_away() -> None:
+    phase = exchange(3)
+    assert not phase.is_deserted(view(1, 2, away=(3,)))
+    assert phase.lost(view(1, 2, away=(3,))) == 1
+    phase.fill("m1", update())
+    assert phase.is_deserted(view(1, away=(2, 3)))
+    phase.fail("m2", "broke")
+    phase.fail("m3", "broke")
+    assert not phase.is_deserted(view(1, away=(2, 3))), "nothing is waited for"

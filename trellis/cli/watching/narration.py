@@ -72,8 +72,9 @@ def _task(name: str, before: TaskPicture, after: TaskPicture) -> Iterator[str]:
         reason = tier.execution.reason if tier.execution else None
         if reason and (known.execution is None or known.execution.reason != reason):
             yield f"{name}: {region}: {reason.message}"
-    was = before.central.state if before.central else None
-    if after.central and after.central.state is not was:
+    was = (before.central.state, before.central.reason) if before.central else (None, None)
+    now = (after.central.state, after.central.reason) if after.central else was
+    if after.central and now != was and (now[0] is not was[0] or now[1] is not None):
         why = f": {after.central.reason.message}" if after.central.reason else ""
         yield f"{name}: {after.central.state}{why}"
     for region, status in after.statuses.items():
