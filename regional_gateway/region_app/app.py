@@ -84,6 +84,7 @@ def _member(grid: Grid, channel: ServiceChannel, brief: Brief) -> RegionMember:
         policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
         rounds=rounds,
         fold=entry.sums,
+        due=entry.due,
     )
     return RegionMember(
         membership=_membership(descriptor, region),
