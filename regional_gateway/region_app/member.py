@@ -131,6 +131,8 @@ class RegionMember:
         )
         state = strategy_state(self._strategy, self._entry.state)
         after = Checkpoint(number, trained.arrays, state, record, question=before.question)
+        # Of a round that is checkpointed the one before must have been heard.
+        self._channel.flush()
         # Written before it is acted on: what is reported below has happened.
         self._checkpoints.write(after)
         self._channel.record(record)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(300)
 
 WITHIN_S = 150.0
 DEVICE_KEYS = {"device", "region", "state", "samples"}
-ROUND_KEYS = {"round", "loss", "accuracy", "replied", "failed", "duration_s"}
+ROUND_KEYS = {"round", "loss", "accuracy", "replied", "devices", "failed", "duration_s"}
 
 
 @pytest.fixture
@@ -90,10 +90,11 @@ async def test_the_demo_ends_with_a_model_and_its_summary_and_leaves_nothing(gro
     # 1797 digits, of which 20 % are the test split that no device holds.
     assert sum(one["samples"] for one in summary["devices"]) == 1437
     assert [set(one) for one in summary["history"]] == [ROUND_KEYS] * 3
-    assert [(one["round"], one["replied"], one["failed"]) for one in summary["history"]] == [
-        (1, 4, 0),
-        (2, 4, 0),
-        (3, 4, 0),
+    # Two regions reply, each for two devices.
+    assert [(one["round"], one["replied"], one["devices"], one["failed"]) for one in summary["history"]] == [
+        (1, 2, 4, 0),
+        (2, 2, 4, 0),
+        (3, 2, 4, 0),
     ]
     command = ("model", "evaluate", summary["model"], "--data", "digits", "--json")
     measured = await ground.command(*command)

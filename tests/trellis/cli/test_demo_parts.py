@@ -16,6 +16,7 @@ import pytest
 import trellis
 from trellis.cli.demo.children import Children, free_ports
 from trellis.cli.demo.plan import DemoPlan, describe, plan_demo
+from trellis.descriptor_tiers import Tier
 from trellis.errors import ConfigError, DataError, DescriptorError, TrellisError, Unavailable
 
 ROOT = Path(trellis.__file__).parent.parent
@@ -28,9 +29,17 @@ def plan(
     data: str = "digits",
     model: str | None = None,
     strategy: str = "fedavg",
+    tier: Tier = "regional",
 ) -> DemoPlan:
     return plan_demo(
-        regions=regions, devices=devices, rounds=10, data=data, model=model, strategy=strategy, split="iid"
+        regions=regions,
+        devices=devices,
+        rounds=10,
+        data=data,
+        model=model,
+        strategy=strategy,
+        split="iid",
+        tier=tier,
     )
 
 
@@ -77,6 +86,19 @@ def test_the_task_waits_for_all_devices() -> None:
     assert (task.model.name, task.data.shape, task.data.classes) == ("mlp", (1, 8, 8), 10)
 
 
+def test_each_region_averages_all_of_its_devices_unless_the_centre_is_to() -> None:
+    task = plan(devices=5).task(8000)
+    assert {region: task.tier_of(region) for region in task.regions} == {
+        "eu-1": "regional",
+        "us-1": "regional",
+    }
+    counts = [task.participants_at(tier).minimum for tier in ("central", "eu-1", "us-1")]
+    assert counts == [2, 3, 2]
+    flat = plan(devices=5, tier="central").task(8000)
+    assert not flat.has_regions
+    assert flat.participants_at("central").minimum == 5
+
+
 def test_a_strategy_that_is_no_name_is_a_fault_of_the_task() -> None:
     with pytest.raises(DescriptorError, match=r"strategy\.name"):
         plan(strategy="Fed Avg").task(8000)
@@ -84,8 +106,8 @@ def test_a_strategy_that_is_no_name_is_a_fault_of_the_task() -> None:
 
 def test_a_strategy_that_needs_more_devices_is_refused_before_anything_starts() -> None:
     with pytest.raises(DescriptorError, match=r"'krum' .* needs 5 updates in a round .* at least 6"):
-        plan(strategy="krum").task(8000)
-    assert plan(strategy="krum", devices=6).task(8000).strategy.name == "krum"
+        plan(strategy="krum", tier="central").task(8000)
+    assert plan(strategy="krum", devices=6, tier="central").task(8000).strategy.name == "krum"
 
 
 def test_pictures_of_28_by_28_get_lenet5_unless_another_model_is_asked_for(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,10 @@ def demo(
     split: Annotated[
         str, typer.Option("--split", help="How devices share the data: iid, classes or dirichlet:ALPHA.")
     ] = "iid",
+    tier: Annotated[
+        Literal["regional", "central"],
+        typer.Option("--tier", help="Where updates are averaged: in each region first, or at the centre."),
+    ] = "regional",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with logs, keys and states.")] = False,
     summary: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there, as JSON.")
@@ -53,7 +57,8 @@ def demo(
 ) -> None:
     """See a whole federation work: a broker, a Flower server, gateways and devices, each a real process.
 
-    More than 8 devices share one process for each region.
+    Each region averages its devices' updates, and the centre those of the regions: two tiers, of the same
+    result as one (--tier central). More than 8 devices share one process for each region.
 
     It makes keys, posts a signed task, shows the rounds as they happen, and loads the trained model afresh to
     measure it on data that no device had. Everything is stopped at its end, and at Ctrl-C.
@@ -61,6 +66,7 @@ def demo(
     \b
     Examples:
       trellis demo
+      trellis demo --tier central
       trellis demo --devices 6 --split dirichlet:0.3 --strategy fedprox
       trellis demo --regions 4 --devices 40
       trellis demo --data mnist.npz --rounds 3 --json summary.json
@@ -75,6 +81,7 @@ def demo(
         model=model,
         strategy=strategy,
         split=split,
+        tier=tier,
     )
     received: list[signal.Signals] = []
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trellis.descriptor import TaskDescriptor, parse_mapping
+from trellis.descriptor_tiers import Tier
 from trellis.errors import ConfigError, DataError, Fault
 from trellis.identifiers import replica_names
 from trellis.tier.strategies import check_strategy
@@ -77,6 +78,11 @@ class DemoPlan:
     rounds: int
     strategy: str
     split: str
+    tier: Tier
+
+    def devices_of(self, region: str) -> int:
+        """Return how many devices a region has."""
+        return sum(device.region == region for device in self.devices)
 
     def task(self, front_port: int) -> TaskDescriptor:
         """Return the task, for a server whose Flower front listens on `front_port` of this machine.
@@ -101,16 +107,38 @@ class DemoPlan:
                 "seed": 42,
             },
             "strategy": {"name": self.strategy},
-            "participants": {"minimum": len(self.devices), "maximum": max(100, len(self.devices))},
+            "participants": _everybody(len(self.devices)),
+            "aggregation": self._aggregation(),
             "evaluate": {"on": ["server", "devices"], "every": 1},
         }
         task = parse_mapping(value)
         check_strategy(task)
         return task
 
+    def _aggregation(self) -> dict[str, Any]:
+        if self.tier == "central":
+            return {"tier": "central"}
+        regions = {
+            region: {"tier": "regional", "participants": _everybody(self.devices_of(region))}
+            for region in self.regions
+        }
+        return {"tier": "regional", "participants": _everybody(len(self.regions)), "regions": regions}
+
+
+def _everybody(count: int) -> dict[str, int]:
+    return {"minimum": count, "maximum": max(100, count)}
+
 
 def plan_demo(
-    *, regions: int, devices: int, rounds: int, data: str, model: str | None, strategy: str, split: str
+    *,
+    regions: int,
+    devices: int,
+    rounds: int,
+    data: str,
+    model: str | None,
+    strategy: str,
+    split: str,
+    tier: Tier = "regional",
 ) -> DemoPlan:
     """Return the plan that these options make.
 
@@ -131,7 +159,7 @@ def plan_demo(
         processes = tuple(
             DemoProcess(one.name, one.region, f"{n}/{devices}") for n, one in enumerate(members)
         )
-    return DemoPlan(found, names, members, processes, model or found.model, rounds, strategy, split)
+    return DemoPlan(found, names, members, processes, model or found.model, rounds, strategy, split, tier)
 
 
 def _shared(homes: Sequence[str]) -> tuple[tuple[DemoDevice, ...], tuple[DemoProcess, ...]]:

@@ -45,12 +45,13 @@ class Ports:
     front: int
     api: int
     gateways: tuple[int, ...]
+    fronts: tuple[int, ...]
 
     @classmethod
     def choose(cls, regions: int) -> Ports:
         """Return ports that are free now."""
-        broker, front, api, *gateways = free_ports(3 + regions)
-        return cls(broker, front, api, tuple(gateways))
+        broker, front, api, *more = free_ports(3 + 2 * regions)
+        return cls(broker, front, api, tuple(more[:regions]), tuple(more[regions:]))
 
     @property
     def broker_url(self) -> str:
@@ -115,14 +116,21 @@ class Stage:
         started = [children.start("server", "server", *server, *shared)]
         for index, region in enumerate(plan.regions):
             own = ("--region", region, "--api-port", str(ports.gateways[index]), "--server", ports.server_url)
-            started.append(children.start(f"gateway-{region}", "gateway", *own, *shared))
+            front = ("--front-port", str(ports.fronts[index])) if plan.tier == "regional" else ()
+            started.append(children.start(f"gateway-{region}", "gateway", *own, *front, *shared))
         for one in plan.processes:
-            own = ("--name", one.name, "--region", one.region, "--server", f"127.0.0.1:{ports.front}")
+            own = ("--name", one.name, "--region", one.region, "--server", self._front_of(one.region))
             part = ("--data", plan.data.source, "--partition", one.partition, "--split", plan.split)
             many = () if one.replicas is None else ("--replicas", str(one.replicas))
             name = f"device-{one.name}" if one.replicas is None else f"devices-{one.region}"
             started.append(children.start(name, "device", *own, *part, *many, *shared))
         return started
+
+    def _front_of(self, region: str) -> str:
+        """Return where the devices of a region train: at its gateway, or at the centre."""
+        regional = self._plan.tier == "regional"
+        port = self._ports.fronts[self._plan.regions.index(region)] if regional else self._ports.front
+        return f"127.0.0.1:{port}"
 
     @contextlib.asynccontextmanager
     async def _following(

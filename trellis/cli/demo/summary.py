@@ -26,6 +26,7 @@ def summarise(
             "loss": one.get("loss"),
             "accuracy": one.get("accuracy"),
             "replied": one.get("replied", 0),
+            "devices": sum(map(_devices_in, one.get("outcomes", []))),
             "failed": one.get("failed", 0),
             "duration_s": one.get("duration_s"),
         }
@@ -39,6 +40,14 @@ def summarise(
         "devices": [_device(device.region, device.name, task, picture) for device in plan.devices],
         "history": history,
     }
+
+
+def _devices_in(outcome: Mapping[str, Any]) -> int:
+    """Return how many devices' updates came with an outcome: a region's own count, or one."""
+    if outcome["phase"] != "train" or outcome["outcome"] != "replied":
+        return 0
+    tally = outcome.get("tally")
+    return int(tally["replied"]) if tally else 1
 
 
 def _device(region: str, name: str, task: str, picture: Picture) -> dict[str, Any]:
