@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     """Answer the tier above until the task ends there.
 
     Raises:
-        Unavailable: The gateway is gone; whoever comes back starts another run.
+        Unavailable, OSError: The gateway is gone, or the disk is full; another run follows.
     """
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
     # Flower uploads what an app writes, and httpx writes a line for every upload: it would never be quiet.
@@ -53,11 +53,11 @@ def main(grid: Grid, context: Context) -> None:
         _keep_log(Path(brief.folder))
         halt = Halt()
         herald = Herald(channel, halt)
-        member = _member(grid, channel, brief)
+        member = _member(grid, channel, brief, herald)
         herald.start()
         LinkLoop(_link(brief), member.answer, events=herald, halt=halt, pace=Pace()).run()
-        if herald.lost is not None:
-            raise herald.lost
+        if herald.trouble is not None:
+            raise herald.trouble
 
 
 def _keep_log(folder: Path) -> None:
@@ -68,7 +68,7 @@ def _keep_log(folder: Path) -> None:
         logging.getLogger(name).addHandler(handler)
 
 
-def _member(grid: Grid, channel: ServiceChannel, brief: Brief) -> RegionMember:
+def _member(grid: Grid, channel: ServiceChannel, brief: Brief, herald: Herald) -> RegionMember:
     descriptor = parse_json(brief.descriptor)
     region = _due(brief.region, "region")
     built, entry = build_strategy(descriptor, regional=True)
@@ -104,6 +104,7 @@ def _member(grid: Grid, channel: ServiceChannel, brief: Brief) -> RegionMember:
         grid=wrapped,
         channel=channel,
         checkpoints=Checkpoints(Path(brief.folder)),
+        give_up=herald.give_up,
     )
 
 

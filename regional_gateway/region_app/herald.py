@@ -23,12 +23,12 @@ class Herald:
     """Tells the gateway how the link fares, and wakes or ends the link on what the gateway hears.
 
     Attributes:
-        lost: Why the gateway is not there any more, if so.
+        trouble: What ended the link before its task had ended, if anything did.
     """
 
     def __init__(self, channel: ServiceChannel, halt: Halt) -> None:
         self._channel, self._halt = channel, halt
-        self.lost: Unavailable | None = None
+        self.trouble: Exception | None = None
 
     def start(self) -> None:
         """Begin to follow the gateway, in a thread that ends with the task."""
@@ -59,11 +59,17 @@ class Herald:
             )
         )
 
+    def give_up(self, error: Exception) -> None:
+        """End the link: whoever comes back starts another run, which takes up what is in its inbox."""
+        logger.error("the run ends, to be taken up by another: %s", error)
+        self.trouble = self.trouble or error
+        self._halt.call(task_ended=False)
+
     def _say(self, news: Uplink) -> None:
         try:
             self._channel.uplink(news)
         except Unavailable as error:
-            self._end(error)
+            self.give_up(error)
             raise
 
     def _follow(self) -> None:
@@ -72,7 +78,7 @@ class Herald:
             try:
                 newer = self._channel.wait(view.version, _LOOK_S)
             except Unavailable as error:
-                self._end(error)
+                self.give_up(error)
                 return
             if newer.over or newer.canceled:
                 logger.info("%s", newer.why_over)
@@ -80,8 +86,3 @@ class Herald:
             elif newer.announced != view.announced:
                 self._halt.wake()
             view = newer
-
-    def _end(self, error: Unavailable) -> None:
-        # Whoever comes back starts another run, which takes up what is in the link's inbox.
-        self.lost = self.lost or error
-        self._halt.call(task_ended=False)

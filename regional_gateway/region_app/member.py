@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
-from trellis.errors import PayloadError, TrainingFailed
+from trellis.errors import PayloadError, TrainingFailed, Unavailable
 from trellis.flower.backchannel import Outcome, Tally, Uplink
 from trellis.flower.channel import ServiceChannel
 from trellis.flower.grid import TrellisGrid
@@ -33,6 +33,7 @@ from trellis.tier.strategy_table import Entry
 logger = logging.getLogger(__name__)
 
 _INITIAL = "initial_loss"
+_OWN_TROUBLE = (Unavailable, OSError)
 
 
 class RegionMember:
@@ -47,6 +48,8 @@ class RegionMember:
         grid: Reaches its members.
         channel: Reaches its gateway.
         checkpoints: Where its rounds survive a crash.
+        give_up: Is told what ends this run: a full disk, or a gateway that is not there, is no answer to the
+            tier above. The message stays in the link's inbox for the next run.
     """
 
     def __init__(
@@ -60,12 +63,13 @@ class RegionMember:
         grid: TrellisGrid,
         channel: ServiceChannel,
         checkpoints: Checkpoints,
+        give_up: Callable[[Exception], None],
     ) -> None:
         self._membership = membership
         self._regional_rounds, self._rounds = regional_rounds, rounds
         self._strategy, self._entry = strategy
         self._tier, self._grid, self._channel = tier, grid, channel
-        self._checkpoints = checkpoints
+        self._checkpoints, self._give_up = checkpoints, give_up
         last = checkpoints.latest()
         if last is not None:
             restore_strategy(self._strategy, last.strategy, self._entry.state)
@@ -73,14 +77,23 @@ class RegionMember:
                 channel.record(last.record)  # whether it was heard before a crash nobody knows
 
     def answer(self, message: Message, node_id: int) -> Message:
-        """Return the reply to a message from above; what cannot be done is a Flower error that says why."""
+        """Return the reply to a message from above; what cannot be done is a Flower error that says why.
+
+        Raises:
+            Unavailable, OSError: This run cannot go on; `give_up` has been told.
+        """
         handlers: dict[str, Callable[[ConfigRecord], RecordDict]] = {
             "query": lambda config: self._query(config, node_id),
             "train": lambda config: self._train(question_of(message, config, self._membership)),
             "evaluate": lambda config: self._evaluate(question_of(message, config, self._membership)),
         }
         kind = message.metadata.message_type
-        return answered(message, self._membership, handlers.get(kind, lambda _: _no_such(kind)))
+        handle = handlers.get(kind, lambda _: _no_such(kind))
+        try:
+            return answered(message, self._membership, handle, passing=_OWN_TROUBLE)
+        except _OWN_TROUBLE as error:
+            self._give_up(error)
+            raise
 
     def _query(self, config: ConfigRecord, node_id: int) -> RecordDict:
         nonce = nonce_of(config)

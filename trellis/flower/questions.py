@@ -62,12 +62,21 @@ class _NotMyTask(TrellisError):
 
 
 def answered(
-    message: Message, membership: Membership, handle: Callable[[ConfigRecord], RecordDict]
+    message: Message,
+    membership: Membership,
+    handle: Callable[[ConfigRecord], RecordDict],
+    *,
+    passing: tuple[type[Exception], ...] = (),
 ) -> Message:
-    """Return the reply of `handle` to a message of this task, or the Flower error that says why not."""
+    """Return the reply of `handle` to a message of this task, or the Flower error that says why not.
+
+    What is in `passing` is raised: no answer, because whoever comes back may give a good one.
+    """
     kind = message.metadata.message_type
     try:
         return Message(handle(_config(message, membership)), reply_to=message)
+    except passing:
+        raise
     except _NotMyTask as error:
         logger.warning("%s message is not ours: %s", kind, error)
         return _error(NOT_MY_TASK, error, message)
