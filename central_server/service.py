@@ -34,7 +34,8 @@ from trellis.http.server import HttpServer, advertised
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
 from trellis.tier.backchannel_api import create_backchannel
 from trellis.tier.door import Front
-from trellis.tier.following import follow_fleet
+from trellis.tier.fleet import TaskFleet
+from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 CLIENT_ID = "central/server"
 _INCOMING = 65_536
 """Two retained messages of each device come at once when a task starts."""
-_LOOK_S = 1.0
 
 OpenBus = Callable[[Publication, Birth], Bus]
 OpenSuperLink = Callable[[dict[str, str]], AbstractAsyncContextManager[RunningSuperLink]]
@@ -154,7 +154,7 @@ class CentralServer:
             self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
             self._spawn(self._publisher.guard(bus), "own state")
             self._spawn(self._logs.run(), "task logs")
-            self._spawn(self._watch_broker(bus), "broker's presence")
+            self._spawn(watch_broker(bus, self._fleets), "broker's presence")
             self._spawn(asyncio.to_thread(scalars.warm_up), "tensorboard")
             while self._waiting:
                 self._start(self._waiting.pop())
@@ -166,12 +166,8 @@ class CentralServer:
             for worker in list(self._workers):
                 worker.cancel()
 
-    async def _watch_broker(self, bus: Bus) -> None:
-        """Have the ServerApps know when nothing can be heard of devices, until canceled."""
-        while True:
-            for task in self._tasks:
-                task.fleet.see(blind=not bus.connected)
-            await asyncio.sleep(_LOOK_S)
+    def _fleets(self) -> list[TaskFleet]:
+        return [task.fleet for task in self._tasks]
 
     def _start(self, task: ServerTask) -> None:
         if self._group is None:

@@ -34,7 +34,8 @@ from trellis.payloads import Round, TaskState
 from trellis.tier.backchannel_api import create_backchannel
 from trellis.tier.disk import RETRY_S
 from trellis.tier.door import Front
-from trellis.tier.following import follow_fleet
+from trellis.tier.fleet import TaskFleet
+from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.on_demand import OnDemand
 from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
 from trellis.tls import TlsFiles
@@ -147,6 +148,7 @@ class RegionalTier:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._superlink.run(), name="superlink")
+                group.create_task(watch_broker(bus, self._fleets), name="broker's presence")
                 for record in self._ledger:
                     self.touch(record.task)
                 try:
@@ -158,6 +160,9 @@ class RegionalTier:
         finally:
             self._tasks, self._driving = {}, {}
             self.part.announcer = None
+
+    def _fleets(self) -> list[TaskFleet]:
+        return [task.fleet for task in self._tasks.values()]
 
     async def _look_soon(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
         try:

@@ -219,7 +219,7 @@ class Round(Payload):
     """`…/tasks/<task>/round`: where the rounds stand (retained). A hint to pull, never an instruction.
 
     Attributes:
-        announced: Flower messages sent so far in this task; a device pulls when it has grown.
+        announced: Grows with every Flower message sent in this task; a device pulls when it has.
         lost: Devices of this round that went away.
         standby: Devices checked in that wait as replacements.
         metrics: Weighted means over the devices, and the server's own evaluation as `server_…`.

@@ -207,3 +207,18 @@ async def test_the_backchannel_refuses_what_the_region_does_not_average(world: A
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown")
             assert (await http.get("/app/digits/fleet")).status_code == 401
         await asyncio.sleep(0)
+
+
+async def test_an_app_is_told_while_nothing_can_be_heard_of_its_members(
+    world: Any, watching: Any, wait_until: Any, operator: Any
+) -> None:
+    world.script = ["answers"]
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+        await running.post(operator.envelope(**REGIONAL))
+        await wait_until(lambda: is_in(seen, ExecutionState.IN_PROGRESS, Phase.WAITING))
+        fleet = running.gateway.tier.find("digits").fleet
+        assert not fleet.view.blind
+        world.region.stop()
+        await wait_until(lambda: fleet.view.blind)
+        world.region.start()
+        await wait_until(lambda: not fleet.view.blind, 10)

@@ -1,4 +1,4 @@
-"""A gate between the devices and the front: it holds one request, or its answer, of one process.
+"""A gate between members and the front: it holds one request, or its answer, of one process or its children.
 
 What a process does next is then known to the request, so that it can be killed or stopped at that very
 moment, with no word of it in the product.
@@ -134,6 +134,8 @@ def _held_back(send: Send, held: Held) -> Send:
 
 def _ports_of(pid: int) -> set[int]:
     try:
-        return {one.laddr.port for one in psutil.Process(pid).net_connections("tcp") if one.laddr}
+        process = psutil.Process(pid)
+        tree = [process, *process.children(recursive=True)]
+        return {one.laddr.port for each in tree for one in each.net_connections("tcp") if one.laddr}
     except psutil.NoSuchProcess:
         return set()

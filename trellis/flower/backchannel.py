@@ -112,7 +112,7 @@ class FleetView(_Model):
     Attributes:
         canceled: Whether it was called off.
         over: Whether it has ended at the centre: a region's app is needed no more.
-        announced: Messages that the tier above has sent so far: a region's app pulls when it has grown.
+        announced: Grows with every message that the tier above sends: a region's app pulls when it has.
         blind: Whether the service's broker is away: the members are old news, and no upload is announced.
     """
 

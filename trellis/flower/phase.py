@@ -51,11 +51,13 @@ class Policy:
 
 
 class Announcer:
-    """What is said of the rounds, and how many messages were sent: devices pull when that number grows."""
+    """What is said of the rounds, and a number that grows with every message: devices pull when it does."""
 
     def __init__(self, fleet: Fleet, rounds: int) -> None:
         self._fleet = fleet
-        self._messages = 0
+        # From the clock, in milliseconds: an app that follows another must not begin with just the number
+        # that the other ended with, or nobody would pull what it has sent.
+        self._messages = now_ms()
         self.rounds = rounds
         self.standing = Round(round=0, rounds=rounds, phase=RoundPhase.GATHERING)
         self.bytes_up = 0

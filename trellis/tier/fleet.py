@@ -103,7 +103,7 @@ class TaskFleet:
             self._replace(over=True)
 
     def announced(self, messages: int) -> None:
-        """Note how many messages the tier above has sent so far."""
+        """Note the number that grows with every message of the tier above."""
         if messages != self._view.announced:
             self._replace(announced=messages)
 

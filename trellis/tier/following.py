@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable, Iterable
 
 from trellis.errors import PayloadError
 from trellis.mqtt import Bus, BusMessage
@@ -11,6 +13,8 @@ from trellis.tier.fleet import TaskFleet
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
 
 
 async def follow_fleet(bus: Bus, topics: Topics, fleet: TaskFleet) -> None:
@@ -33,6 +37,14 @@ async def follow_fleet(bus: Bus, topics: Topics, fleet: TaskFleet) -> None:
                 _fold(message, topics, fleet)
             except PayloadError as error:
                 logger.warning("task=%s topic=%s: dropped: %s", fleet.task, message.topic, error)
+
+
+async def watch_broker(bus: Bus, fleets: Callable[[], Iterable[TaskFleet]]) -> None:
+    """Have the apps of all tasks know when nothing can be heard of their members, until canceled."""
+    while True:
+        for fleet in fleets():
+            fleet.see(blind=not bus.connected)
+        await asyncio.sleep(_LOOK_S)
 
 
 def _fold(message: BusMessage, topics: Topics, fleet: TaskFleet) -> None:
