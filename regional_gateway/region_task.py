@@ -54,7 +54,6 @@ class RegionTask:
     Attributes:
         runs: The run of its app, and the process behind it.
         fleet: Its members.
-        stood: What its app last said of the region's own state.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class RegionTask:
         regional = [one for one in descriptor.regions if descriptor.tier_of(one) == "regional"]
         self.fleet = TaskFleet(descriptor.task, descriptor.regions, regional=regional, here=region)
         self.runs = RunWatch(descriptor.task)
-        self.stood: StateReport | None = None
+        self._waits: Reason | None = None  # for whom its app says that it waits
         self._disk = Disk(descriptor.task, folder)
         self._history = {record.round: record for record in read_rounds(folder / ROUNDS)}
         self._writing = asyncio.Lock()
@@ -118,16 +117,21 @@ class RegionTask:
         await self._over.wait()
 
     async def begin(self) -> None:
-        """Say that the task waits for its app, as soon as the disk takes that."""
+        """Say that the task waits for its app, or for a disk that takes what it does."""
+        if self.ended:
+            return
+        await self._report.queued(self.revision)
+        refusal = ""
         while not self.ended:
             try:
                 await self._disk.write(lambda: self._folder.mkdir(mode=0o700, parents=True, exist_ok=True))
-                await self._report.queued(self.revision)
-                await self._report.phase(Phase.CONNECTING)
             except Unavailable as error:
-                logger.error("task=%s: does not begin: %s", self.name, error)
+                if str(error) != refusal:
+                    refusal = str(error)
+                    await self._report.waits(Reason(code="disk", message=refusal))
                 await asyncio.sleep(RETRY_S)
             else:
+                await self._report.phase(Phase.CONNECTING)
                 return
 
     async def trouble(self, problem: str) -> None:
@@ -163,16 +167,10 @@ class RegionTask:
     async def settle(self) -> None:
         """Say its end, once nothing of its app follows; what has not begun here has no end either."""
         ending, said = self._ending, self._report.execution
-        while ending is not None and said is not None and not said.state.ended:
-            try:
-                await self._report.end(ending.state, ending.reason, revision=ending.revision)
-            except Unavailable as error:
-                logger.error("task=%s: its end is not said: %s", self.name, error)
-                await asyncio.sleep(RETRY_S)
-                continue
+        if ending is not None and said is not None and not said.state.ended:
+            await self._report.end(ending.state, ending.reason, revision=ending.revision)
             why = f": {ending.reason.message}" if ending.reason else ""
             logger.info("task=%s: %s%s", self.name, ending.state.value, why)
-            return
 
     def close(self) -> None:
         """Let go whoever waits for its fleet; the gateway is ending, the task goes on at the next start."""
@@ -216,10 +214,14 @@ class RegionTask:
         """Take in what the app says of the region's state; its end is the region's, not the task's."""
         if self.ended or self._closed:
             return
-        self.stood = report
         if report.state.ended:
             revision = self._canceled_by if report.state is TaskState.CANCELED else None
             self._end(Ending(ENDED[report.state], report.reason, revision))
+            return
+        before, self._waits = self._waits, report.reason
+        said = self._report.execution.reason if self._report.execution else None
+        if report.reason != said and (report.reason is not None or said == before):
+            await self._report.waits(report.reason)
 
     async def uplink(self, news: Uplink) -> None:
         """Say what the app has done as a member of the tier above; returns once it is said, or queued."""

@@ -21,7 +21,7 @@ from regional_gateway.board import Board
 from regional_gateway.brokers import Connect, are_one
 from regional_gateway.centre import Centre
 from regional_gateway.fleet import Fleet
-from regional_gateway.handed_down import take_over
+from regional_gateway.handed_down import HandedDown
 from regional_gateway.ledger import Ledger
 from regional_gateway.outlet import Outlet
 from regional_gateway.parent import Parent, ParentMoved
@@ -94,6 +94,7 @@ class Gateway:
         await self.fleet.load()
         self.board = Board(self.topics, place, ledger, self.fleet.roster)
         self._relay = Relay(ledger, self, keyring=self._keyring, place=place)
+        self._handed_down = HandedDown(self.topics, place, ledger, self.post)
         if self.tier is not None:
             self.tier.load(ledger, place)
 
@@ -250,7 +251,7 @@ class Gateway:
                 start(self.tier.run(region, announcer), name="own rounds")
             if above is not None:
                 start(above.follow(self.place.above), name="follow parent")
-                start(take_over(parent, self.topics, self.place, self.ledger, self.post), name="take over")
+                start(self._handed_down.take_over(parent), name="take over")
             logger.info("gateway serves region=%s tasks=%d", settings.region, len(self.ledger.live()))
             start(_until(stop), name="stop")
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from trellis.errors import PayloadError, Unavailable
+from trellis.errors import DiskFailed, PayloadError
 from trellis.files import write_atomically
 from trellis.payloads import Execution
 
@@ -53,7 +53,7 @@ class TaskFolders:
         """Return once the execution is on disk.
 
         Raises:
-            Unavailable: The disk does not take it.
+            DiskFailed: The disk does not take it.
         """
         self._write(task, _EXECUTION, execution.to_bytes())
 
@@ -68,13 +68,20 @@ class TaskFolders:
         """Return once it is on disk which message's reply is about to be uploaded.
 
         Raises:
-            Unavailable: The disk does not take it.
+            DiskFailed: The disk does not take it.
         """
         self._write(task, _PUSHING, (message_id or "").encode())
 
     def forget_answers(self, task: str) -> None:
-        """Drop what only a task that goes on needs: messages that wait for an answer, and the node's key."""
-        (self.of(task) / _PUSHING).unlink(missing_ok=True)
+        """Drop what only a task that goes on needs: messages that wait for an answer, and the node's key.
+
+        Raises:
+            DiskFailed: The disk does not let it go.
+        """
+        try:
+            (self.of(task) / _PUSHING).unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskFailed(f"{self.of(task) / _PUSHING} cannot be removed: {error.strerror}") from error
         shutil.rmtree(self.of(task) / "flower", ignore_errors=True)
 
     def remove_runs(self, task: str) -> None:
@@ -96,4 +103,4 @@ class TaskFolders:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, content)
         except OSError as error:
-            raise Unavailable(f"{path} cannot be written: {error.strerror}; free space there") from error
+            raise DiskFailed(f"{path} cannot be written: {error.strerror}; free space there") from error

@@ -167,7 +167,7 @@ class RegionalTier:
     async def _look_soon(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
         try:
             await self._look(name, bus, group)
-        except Unavailable as error:
+        except (Unavailable, OSError) as error:  # OSError: a file of the task that cannot be read
             logger.error("task=%s: is looked at again in a moment: %s", name, error)
             asyncio.get_running_loop().call_later(RETRY_S, self.touch, name)
 
@@ -259,9 +259,10 @@ class RegionalTier:
         await self.part.forget(name, whole=whole)
 
     async def _tell(self, problem: str) -> None:
-        for name in list(self._driving):
-            with contextlib.suppress(Unavailable):
-                await self._tasks[name].trouble(problem)
+        for task in list(self._tasks.values()):
+            if task.name in self._driving:
+                with contextlib.suppress(Unavailable):
+                    await task.trouble(problem)
 
     def _open_superlink(
         self, environment: Mapping[str, str]

@@ -94,6 +94,10 @@ class ExecutionReport:
             changes["round"] = round_number
         await self._change(changes)
 
+    async def waits(self, reason: Reason | None) -> None:
+        """What the member does is held up, and why; None: it goes on."""
+        await self._change({"reason": reason})
+
     async def connected(self, node_id: int, in_hand: Collection[str] = ()) -> None:
         """The device is a Flower node; if it was before, its check-in and last upload still count.
 

@@ -195,8 +195,8 @@ class Say:
     def central(self, state: TaskState, revision: int = 1) -> bytes:
         return CentralTask(task="digits", revision=revision, state=state, since=1, rounds=3).to_bytes()
 
-    def execution(self, state: ExecutionState, version: int = 1) -> bytes:
-        return Execution(state=state, version=version, phase=Phase.WAITING).to_bytes()
+    def execution(self, state: ExecutionState, version: int = 1, revision: int = 0) -> bytes:
+        return Execution(state=state, version=version, phase=Phase.WAITING, revision=revision).to_bytes()
 
     def online(self, since: int = 3) -> bytes:
         return State(state=Presence.ONLINE, boot_id="b", since=since).to_bytes()

@@ -1,5 +1,6 @@
 """Stands in for a region's app: `stand_in_region.py PART TASK RUN_ID` speaks the backchannel as PART says.
 
+waits      as `answers`, after it has said for whom it waits until the first message from above
 answers    a regional round for each message from above, until the task is over or called off
 dies       says hello and dies by SIGKILL
 fails      says that the region's task has failed
@@ -62,11 +63,14 @@ def main() -> None:
     if PART == "crashes":
         uplink("replying", message_id="m1")
         os.kill(os.getpid(), signal.SIGKILL)
+    if PART == "waits":
+        call("POST", "state", state="gathering", reason={"code": "waiting", "message": "1 of 2 is here"})
     version = done = 0
     while not ((view := call("GET", f"fleet?after={version}&wait_s=5"))["over"] or view["canceled"]):
         version = view["version"]
         while done < view["announced"]:
             done += 1
+            call("POST", "state", state="running")
             answer(done)
 
 
