@@ -33,7 +33,7 @@ class _Health(BaseModel):
 
     region: str
     front: str | None = None
-    above: tuple[TierAbove, ...] = ()
+    above: tuple[TierAbove, ...] | None = ()
 
 
 class _Memory(BaseModel):
@@ -90,9 +90,10 @@ class Parent:
                 f"--parent {self._client.url}", "is no gateway: name the HTTP API of the gateway above"
             ) from None
         except TrellisError as error:
-            if str(error) != self._problem:
-                logger.warning("the gateway above does not answer: %s", error)
-            self._problem = str(error)
+            self._note(f"does not answer: {error}")
+            return None
+        if health.above is None:
+            self._note("does not know yet what is above itself")
             return None
         self._problem = ""
         tiers = (TierAbove(region=health.region, front=health.front), *health.above)
@@ -107,6 +108,11 @@ class Parent:
         except OSError as error:
             logger.error("what the gateway above answers cannot be kept: %s", error)
         return tiers
+
+    def _note(self, problem: str) -> None:
+        if problem != self._problem:
+            logger.warning("the gateway above %s", problem)
+        self._problem = problem
 
     def _remembered(self) -> tuple[TierAbove, ...] | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,13 +27,23 @@ class Place:
     Args:
         region: Its name.
         front: Where its devices reach its own Flower front; None where it has none.
-        above: The regions above it, the nearest first; above the last is the centre. A gateway learns them
-            once its parent answers.
+        above: The regions above it, the nearest first; above the last is the centre. None: a gateway learns
+            them once its parent answers.
+
+    Attributes:
+        known: Whether it is known what is above.
     """
 
-    def __init__(self, region: str, *, front: str | None = None, above: Iterable[TierAbove] = ()) -> None:
+    def __init__(
+        self, region: str, *, front: str | None = None, above: Iterable[TierAbove] | None = ()
+    ) -> None:
         self.region, self.front = region, front
-        self.above = tuple(above)
+        self.known = above is not None
+        self.above = tuple(above or ())
+
+    def learn(self, above: Iterable[TierAbove]) -> None:
+        """Go by what is above from now on."""
+        self.above, self.known = tuple(above), True
 
     @property
     def parent(self) -> str:
@@ -57,6 +68,22 @@ class Place:
                 f"aggregation.regions: {{{self.region}: {{tier: central}}}}",
             )
 
+    def require_path(self, descriptor: TaskDescriptor) -> None:
+        """Return if a task names every region between this one and the uppermost that it names.
+
+        Raises:
+            Refused: `aggregation`: the tier above could not know who stands below it.
+        """
+        path = [tier.region for tier in self._path(descriptor)]
+        beyond = [tier.region for tier in self.above[len(path) :] if tier.region in descriptor.regions]
+        if beyond and descriptor.desired == "run":
+            left_out = self.above[len(path)].region
+            raise Refused(
+                "aggregation",
+                f"task {descriptor.task!r} is for {self.region!r} and {beyond[0]!r}, and not for "
+                f"{left_out!r}, which stands between them: add {left_out!r} to its regions",
+            )
+
     def server(self, descriptor: TaskDescriptor) -> str:
         """Return the front, `host:port`, that this region's gateway is a Flower client of."""
         return self._nearest_front(descriptor) or descriptor.server.address
@@ -67,12 +94,15 @@ class Place:
 
     def source(self, descriptor: TaskDescriptor) -> str:
         """Return whose rounds and states are those of the tier above: a region's name, or `central`."""
-        named = (tier.region for tier in self.above if tier.region in descriptor.regions)
-        return next(named, CENTRAL)
+        return next((tier.region for tier in self._path(descriptor)), CENTRAL)
 
     def _nearest_front(self, descriptor: TaskDescriptor) -> str | None:
-        fronts = (tier.front for tier in self.above if _is_regional(descriptor, tier.region))
-        return next(fronts, None)
+        path = self._path(descriptor)
+        return next((tier.front for tier in path if _is_regional(descriptor, tier.region)), None)
+
+    def _path(self, descriptor: TaskDescriptor) -> list[TierAbove]:
+        """Return the tiers above that take part: those up to the first that the task does not name."""
+        return list(takewhile(lambda tier: tier.region in descriptor.regions, self.above))
 
 
 def _is_regional(descriptor: TaskDescriptor, region: str) -> bool:

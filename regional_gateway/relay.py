@@ -132,6 +132,7 @@ class Relay:
         region = self._place.region
         posted = verify(envelope, keyring=self._keyring, region=region, now=now)
         self._place.require_front(posted)
+        self._place.require_path(posted)
         now_ms = int(now.timestamp() * 1000)
         relayed = envelope.with_relay({region: now.isoformat(timespec="milliseconds")}).to_bytes()
 

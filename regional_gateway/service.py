@@ -74,7 +74,11 @@ class Gateway:
         self.settings, self.topics = settings, Topics(settings.base)
         self._store, self._keyring, self._tls, self._connect = store, keyring, tls, connect
         self.tier = tier
-        self.place = Place(settings.region, front=tier.front if tier is not None else None)
+        self.place = Place(
+            settings.region,
+            front=tier.front if tier is not None else None,
+            above=() if settings.parent is None else None,
+        )
         self._region_connects, self._parent_connects = asyncio.Event(), asyncio.Event()
         self._announcer: Announcer | None = None
         self._centre: Centre | None = None
@@ -170,7 +174,7 @@ class Gateway:
         try:
             await asyncio.wait({learning, ending}, return_when=asyncio.FIRST_COMPLETED)
             if learning.done():
-                self.place.above = learning.result()
+                self.place.learn(learning.result())
             return learning.done()
         finally:
             learning.cancel()

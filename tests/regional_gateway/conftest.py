@@ -142,7 +142,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def gateway(
-        self, region: str = "eu-1", *, front: bool = False, parent: str | None = None
+        self, region: str = "eu-1", *, front: bool = False, parent: str | None = None, serves: bool = True
     ) -> AsyncIterator[Running]:
         state = self.folder / region
         settings = GatewaySettings(
@@ -170,7 +170,7 @@ class World:
                 task = asyncio.create_task(gateway.run(server.url, stop))
                 async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
                     try:
-                        await eventually(lambda: gateway.serving or task.done())
+                        await eventually(lambda: gateway.serving or task.done() or not serves)
                         yield Running(gateway, http, task)
                     finally:
                         stop.set()

@@ -50,13 +50,32 @@ def test_a_parent_that_the_task_does_not_name_is_passed_over(operator: Any) -> N
         Place("site").require_front(task)
 
 
-async def test_what_is_above_is_remembered_and_a_move_is_seen(tmp_path: Path) -> None:
+def test_a_task_that_leaves_out_a_region_in_between_is_refused_unless_it_is_called_off(operator: Any) -> None:
+    regions = ["eu", "site"]
+    place = Place("site", above=(COUNTRY, CONTINENT))
+    task = operator.descriptor(regions=regions, aggregation={"regions": {"eu": {"tier": "regional"}}})
+    # Like the fleets of the tiers above, which hear nothing of `de`.
+    assert (place.server(task), place.hint(task), place.source(task)) == (SIGNED, None, "central")
+    with pytest.raises(Refused, match="not for 'de', which stands between them: add 'de'"):
+        place.require_path(task)
+    place.require_path(operator.descriptor(regions=regions, revision=2, desired="canceled"))
+    for named in (["site"], ["de", "site"], ["eu", "de", "site"]):
+        place.require_path(operator.descriptor(regions=named))
+
+
+async def test_what_is_above_is_remembered_and_a_move_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app, said = FastAPI(), {"region": "de", "front": "de:8000"}
+    asked: list[str] = []
 
     @app.get("/healthz")
     async def health() -> dict[str, Any]:
-        return {**said, "above": [CONTINENT.model_dump()], "status": "ok"}
+        asked.append(said["region"])
+        above = None if len(asked) == 1 else [CONTINENT.model_dump()]  # at first it does not know itself
+        return {**said, "above": above, "status": "ok"}
 
+    monkeypatch.setattr("regional_gateway.parent._FIRST_S", 0.01)
     async with (
         HttpServer(app, host="127.0.0.1", port=0, tls=None) as server,
         contextlib.AsyncExitStack() as stack,
@@ -64,6 +83,7 @@ async def test_what_is_above_is_remembered_and_a_move_is_seen(tmp_path: Path) ->
         client = await stack.enter_async_context(ServiceClient(server.url, tls=None))
         parent = Parent(client, region="site", memory=tmp_path / "parent.json")
         assert await parent.learn() == (COUNTRY, CONTINENT)
+        assert len(asked) == 2
         said["front"] = "elsewhere:8000"
         assert await parent.learn() == (COUNTRY, CONTINENT)  # as remembered
         async with asyncio.timeout(5):
@@ -73,3 +93,10 @@ async def test_what_is_above_is_remembered_and_a_move_is_seen(tmp_path: Path) ->
         said["region"] = "site"
         with pytest.raises(ConfigError, match="stands below region 'site' itself"):
             await parent.follow((COUNTRY, CONTINENT))
+
+
+async def test_a_gateway_says_what_is_above_it_only_once_it_knows(world: Any) -> None:
+    async with world.gateway(parent=world.server, serves=False) as running:  # its parent does not answer
+        assert (await running.http.get("/healthz")).json()["above"] is None
+    async with world.gateway() as running:
+        assert (await running.http.get("/healthz")).json()["above"] == []

@@ -43,6 +43,7 @@ class TaskFleet:
 
     A region's devices are members of the nearest tier above them that aggregates: their own region, one that
     its gateway's `parent` leads up to, or the centre. A region that aggregates is a member of the next.
+    The way up ends at a region that the task does not name: above it is the centre.
 
     Args:
         task: The task's name.
@@ -75,7 +76,7 @@ class TaskFleet:
 
     def gateway_state(self, region: str, state: State | None) -> None:
         """Take in a gateway's state, with the tier that it stands below; None as above."""
-        if state is not None:
+        if state is not None and region in self.regions:
             self._parents[region] = state.parent or CENTRAL
         if region in self.regional and region != self.here:
             self._state((region, GATEWAY), state)

@@ -198,3 +198,12 @@ def test_the_tier_above_is_heard_of_once() -> None:
     assert (fleet.view.announced, fleet.view.version) == (3, version)
     fleet.end()
     assert (fleet.view.over, fleet.view.version) == (True, version + 1)
+
+
+def test_above_a_region_that_the_task_does_not_name_is_the_centre() -> None:
+    for here, due in (("central", ["site/cam"]), ("eu", [])):
+        seen = TaskFleet("digits", ["eu", "site"], regional=["eu"], here=here)
+        for region, parent in (("eu", "central"), ("de", "eu"), ("site", "de")):
+            seen.gateway_state(region, online().model_copy(update={"parent": parent}))
+        seen.execution("site", "cam", execution(1))
+        assert [device.name for device in seen.view.devices] == due
