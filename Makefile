@@ -4,6 +4,8 @@ BIN := .venv/bin
 # torch stands in the one pip command with everything else, pinned: a range that admits a newer one takes
 # several GB of CUDA packages.
 EXTRAS := torch,server,digits,images,dev
+# Most tests wait for processes, so two files are run at a time.
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: install demo test test-long check format bench clean
 
@@ -18,10 +20,10 @@ demo: install
 	$(BIN)/trellis demo $(DEMO)
 
 test: install
-	$(BIN)/python -m pytest -m 'not long' $(TESTS)
+	$(BIN)/python -m pytest -m 'not long' $(WORKERS) $(TESTS)
 
 test-long: install
-	$(BIN)/python -m pytest -m long $(TESTS)
+	$(BIN)/python -m pytest -m long $(WORKERS) $(TESTS)
 
 check: install
 	$(BIN)/ruff format --check .
