@@ -14,6 +14,7 @@ from flower_parts import scripted_app
 
 from device_agent.client_app import Membership, build_client_app
 from device_agent.trainer import Request, Trainer
+from device_agent.turns import Turns
 from models.backends import open_backend
 from models.datasets import Dataset
 from models.datasets import load as load_data
@@ -125,6 +126,7 @@ def agent(descriptor: TaskDescriptor, data: Dataset, name: str) -> Device:
         trainer(descriptor, data, name),
         answers=Forgetful(),
         observer=Silent(),
+        turns=Turns(),
         should_stop=lambda: False,
     )
     return Device(name, len(data), adding(0.0), app=app)

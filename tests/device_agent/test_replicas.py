@@ -66,6 +66,7 @@ def options(keys: Path, tmp_path: Path) -> Options:
         link="warm",
         trust_server_code=False,
         replicas=3,
+        keepalive=20,
     )
 
 

@@ -52,6 +52,8 @@ def gateway_health(**changes: Any) -> dict[str, Any]:
         "region": "eu-1",
         "broker": "connected",
         "parent_broker": "connected",
+        "front": None,
+        "above": (),
         "tasks": 0,
         "devices": 0,
     }
