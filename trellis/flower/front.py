@@ -3,6 +3,9 @@
 A thin streaming proxy, so that the SuperLink stays Flower's own process on loopback and any reverse proxy
 can take the front's place in production (`deploy/reverse-proxy/`). Bodies are streamed both ways; nothing
 of a tensor is held here.
+
+A request whose body could be read in two ways would carry a second one past the front: it is refused,
+whatever the HTTP parser before this made of it, and what goes on is framed by what is counted here.
 """
 
 from __future__ import annotations
@@ -15,18 +18,20 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from trellis.flower.upstream import Answer, Header, Upstream
+from trellis.flower.upstream import Answer, Header, MisframedBody, Upstream
 from trellis.tls import TlsFiles, client_context
 
 logger = logging.getLogger(__name__)
 
 # The raw path as it came, before any decoding: no `..`, no `%2e`, no second meaning behind a proxy.
 _FLEET = re.compile(rb"/v1/fleet/[a-z0-9-]+")
-# RFC 9110 section 7.6.1: what concerns one connection only is not passed on. A body's length is said anew.
+# RFC 9110 section 7.6.1: what concerns one connection only is not passed on. A body's length is said anew,
+# and who asks whether it may send it (`expect`) has its answer from here.
 _NOT_PASSED = frozenset(
     {
         b"connection",
         b"content-length",
+        b"expect",
         b"host",
         b"keep-alive",
         b"proxy-authenticate",
@@ -67,6 +72,10 @@ class FleetFront:
             return  # nobody is there to read an answer
         except _Refused as refused:
             await _say(send, refused.status, refused.text)
+        except MisframedBody as error:
+            # RFC 9112, section 6.3: where the next request begins nobody knows.
+            logger.warning("front: a request was refused path=%s: %s", path.decode(), error)
+            await _say(send, 400, str(error), (b"connection", b"close"))
         except OSError as error:
             # The SuperLink is being started again; a device tries again after this.
             logger.warning(
@@ -83,20 +92,41 @@ class FleetFront:
         await self._upstream.aclose()
 
     async def _passed_on(self, headers: list[Header], path: bytes, receive: Receive) -> Answer:
-        length = next((int(value) for name, value in headers if name == b"content-length"), None)
+        length = _framed(headers)
         largest = OBJECT_BYTES if path.endswith(b"/push-object") else CALL_BYTES
         if length is not None and length > largest:
             raise _too_large(largest)
         passed = [(name, value) for name, value in headers if name not in _NOT_PASSED]
-        if any(_BREAK.search(name) or _BREAK.search(value) for name, value in passed):
-            raise _Refused(400, "a header holds a line break")
-        if length is None and not any(name == b"transfer-encoding" for name, _ in headers):
-            length = 0  # RFC 9112, section 6.3: a request that frames no body has none
         return await self._upstream.post(path, passed, _limited(receive, largest), length)
 
 
-# One would be a second header, or a second request, to the SuperLink.
-_BREAK = re.compile(rb"[\r\n\0]")
+# RFC 9110, sections 5.1 and 5.5. To the SuperLink a line break would be a second header, or a second request.
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_NOT_IN_A_VALUE = re.compile(rb"[\r\n\0]")
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+
+
+def _framed(headers: list[Header]) -> int | None:
+    """Return the length that a request says its body has, None if it comes in chunks.
+
+    Raises:
+        MisframedBody: Someone else could read its headers in another way (RFC 9112, section 6.3).
+    """
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or _NOT_IN_A_VALUE.search(value):
+            raise MisframedBody("a header's name is no token, or its value holds a line break")
+    lengths = [value for name, value in headers if name == b"content-length"]
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if lengths and codings:
+        raise MisframedBody("content-length and transfer-encoding exclude each other")
+    if codings:
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise MisframedBody("transfer-encoding must be `chunked`, once")
+        return None
+    if len(lengths) > 1 or not all(_LENGTH.fullmatch(value) for value in lengths):
+        raise MisframedBody("content-length must be one decimal number")
+    # RFC 9112, section 6.3: a request that frames no body has none.
+    return int(lengths[0]) if lengths else 0
 
 
 class _Refused(Exception):

@@ -4,7 +4,8 @@ A front passes on what a server has parsed and a client will parse: here nothing
 looked at but those that frame a body. That is most of what a general client spends on a small request.
 
     Upstream.post
-    └── OSError   the server does not answer, or broke off
+    ├── MisframedBody   the body is not as long as its length says: the server never sees its end
+    └── OSError         the server does not answer, or broke off
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _CHUNK_BYTES = 65536
 
 class BrokenOff(ConnectionError):
     """The server ended the connection before its answer, or answered what is no HTTP/1.1."""
+
+
+class MisframedBody(Exception):
+    """A request's body ends elsewhere than its headers say: what follows it could pass as another request."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class Upstream:
             headers: Without those of one connection, and without `content-length`.
             body: The body in pieces; what it raises is raised here, and the connection is closed.
             length: The body's length, None if nobody knows it yet.
+
+        Raises:
+            MisframedBody: `body` is shorter or longer than `length`; no byte beyond it was sent.
         """
         connection = self._take() or await self._connect()
         try:
@@ -111,12 +119,20 @@ class Upstream:
         lines = [b"POST %b HTTP/1.1" % path, b"host: %b" % self._name, framing]
         lines += [b"%b: %b" % header for header in headers]
         writer.write(b"\r\n".join([*lines, b"", b""]))
+        came = 0
         async for piece in body:
+            came += len(piece)
+            if length is not None and came > length:
+                raise MisframedBody(
+                    f"the body has {came} bytes or more, its content-length says {length} bytes"
+                )
             if piece:
                 writer.write(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
                 await writer.drain()
         if length is None:
             writer.write(b"0\r\n\r\n")
+        elif came < length:
+            raise MisframedBody(f"the body has {came} bytes, its content-length says {length} bytes")
 
     async def _body(self, connection: _Connection, framing: dict[bytes, bytes]) -> AsyncGenerator[bytes]:
         whole = False
@@ -149,6 +165,9 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, list[Header]]:
         version, status = first.split(b" ", 2)[:2]
         if version != b"HTTP/1.1":
             raise ValueError
+        if status.startswith(b"1"):
+            # Nothing was asked that one would answer; taken for the answer, it would leave that to the next.
+            raise BrokenOff(f"it sent an interim answer: {first[:80]!r}")
         pairs = [line.split(b":", 1) for line in lines]
         return int(status), [(name.lower(), value.strip()) for name, value in pairs]
     except ValueError:

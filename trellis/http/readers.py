@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from fastapi import Request
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from trellis.errors import InvalidInput, Refused
 from trellis.faults import shown
@@ -18,13 +18,15 @@ from trellis.keys.principals import Role, named
 _READERS = frozenset({Role.OPERATOR, Role.SERVER, Role.GATEWAY})
 
 
-# What uvicorn takes is chosen at import, by what is installed: a type checker sees a variable.
-class PeerProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+# Named, where uvicorn's own choice is whatever is installed: llhttp refuses what can be read in two ways.
+class PeerProtocol(HttpToolsProtocol):
     """uvicorn's protocol; each request's `scope["state"]["principal"]` names its peer, None without TLS."""
 
     app_state: dict[str, Any]
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(  # type: ignore[override]  # as uvicorn's
+        self, transport: asyncio.Transport
+    ) -> None:
         """Take a connection whose handshake is over."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "principal": _peer(transport)}

@@ -143,6 +143,7 @@ class HttpServer:
         config = uvicorn.Config(
             self._app,
             http=PeerProtocol,
+            ws="none",  # nothing of ours speaks it, and uvicorn would take whatever is installed
             log_config=None,
             access_log=False,
             lifespan="off",
