@@ -63,6 +63,14 @@ async def test_the_front_lets_only_the_fleet_api_through(tmp_path: Path) -> None
         assert through.status_code not in {404, 503}
 
 
+async def test_what_apps_inherit_the_superlink_does_not(tmp_path: Path) -> None:
+    token = {"TRELLIS_BACKCHANNEL_TOKEN": "secret"}
+    async with SuperLink(folder=tmp_path, environment=token) as superlink:
+        assert not token.keys() & psutil.Process(superlink.pid).environ().keys()
+        (app,) = app_pids(tmp_path)
+        assert psutil.Process(app).environ().items() >= token.items()
+
+
 async def test_leaving_ends_the_superlink_and_its_apps(tmp_path: Path) -> None:
     async with SuperLink(folder=tmp_path) as superlink, scripted_app(superlink, tmp_path) as app:
         assert await app("nodes") == {"nodes": []}

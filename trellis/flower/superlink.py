@@ -43,7 +43,7 @@ class SuperLink:
     Args:
         folder: State folder of its own: Flower's home, the log, the file with pid and start time.
         port: Loopback port, 0 for a free one.
-        environment: What ServerApps inherit, beside this process's environment.
+        environment: What ServerApps alone inherit, beside this process's environment.
         preload: Modules that an app's process imports before there is a run for it.
     """
 
@@ -168,7 +168,7 @@ class SuperLink:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(self._home, self._environment),
+                env=environment(self._home),
                 preexec_fn=die_with_parent,
             )
         self._pid_file.write(self._process.pid)
