@@ -119,9 +119,6 @@ class RoundLoop:
         # The next start tells the service of the last checkpoint's record alone: that of the one before has
         # been heard by now.
         self._channel.flush()
-        # The next start tells the service of the last checkpoint's record alone: that of the one before has
-        # been heard by now.
-        self._channel.flush()
         # Written before it is acted on: what is reported below has happened.
         self._checkpoints.write(after)
         self._channel.record(record)
