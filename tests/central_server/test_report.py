@@ -197,7 +197,6 @@ sys.modules["tensorboard"] = None
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 from pathlib import Path
 from central_server.scalars import Scalars
-from tests.central_server.parts import descriptor
 from trellis.flower.backchannel import RoundRecord
 for name in ("one", "two"):
     scalars = Scalars(Path(sys.argv[1], name))

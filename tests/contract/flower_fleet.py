@@ -102,13 +102,16 @@ def live(device: Device, fleet: Fleet, address: str, folder: Path, stop: threadi
 
 
 def note_calls(link: FlowerLink, calls: list[str]) -> None:
-    """Have `calls` show every request about objects."""
+    """Have `calls` show every object that goes up or comes down."""
     client: Any = link._connected()
 
     def noted(name: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def noting(request: Any) -> Any:
-            calls.append(name)
-            return call(request)
+            response = call(request)
+            # A message can be pulled before its objects have reached the SuperLink: Flower asks again then.
+            if name != "PullObject" or response.object_available:
+                calls.append(name)
+            return response
 
         return noting
 
