@@ -13,6 +13,7 @@ from typing import Protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from device_agent.reporting import HERE_ONLY
 from device_agent.trainer import Request, Trainer
 from device_agent.turns import Turns
 from models.backends import StepReport
@@ -109,7 +110,7 @@ class _Handlers:
             )
         answer = Answer(trained.metrics, stored(pack_arrays(trained.arrays)))
         self._keep(key, answer)
-        logger.info(
+        self._log(
             "round %d: trained on %d samples in %.1f s, loss %.4f",
             question.round,
             trained.metrics["num-examples"],
@@ -129,7 +130,7 @@ class _Handlers:
             metrics = self.trainer.evaluate(unpack_arrays(question.arrays), should_stop=self.should_stop)
         answer = Answer(metrics)
         self._keep(key, answer)
-        logger.info(
+        self._log(
             "round %d: evaluated, loss %.4f, accuracy %.4f",
             question.round,
             metrics["eval_loss"],
@@ -144,6 +145,10 @@ class _Handlers:
         except DiskFailed as error:
             # The same question gives the same answer again: what is lost is time, and only after a crash.
             logger.warning("round %d: its answer goes out unjournaled: %s", key.round, error)
+
+    def _log(self, line: str, *values: object) -> None:
+        """Log what every round brings; from a region that averages it does not go up to the centre."""
+        logger.info(line, *values, extra={HERE_ONLY: self.membership.tier == "regional"})
 
     def _key(self, kind: str, question: Question) -> AnswerKey:
         arrays, config = question.digests

@@ -21,6 +21,8 @@ from trellis.topics import Kind, Topics
 SPEAKER: ContextVar[str | None] = ContextVar("speaker", default=None)
 """The device, `<region>/devices/<device>`, whose code is running: several may share a process."""
 
+HERE_ONLY = "here_only"
+"""A log record that has this set is not published: nobody above needs it."""
 LINES_A_SECOND = 10
 _LINE_CHARS = 8000
 
@@ -62,7 +64,7 @@ class TaskLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Publish `record` if it belongs to a task: its own (`extra={"task": …}`), or the one in hand."""
-        if SPEAKER.get() not in {None, self._speaker}:
+        if SPEAKER.get() not in {None, self._speaker} or getattr(record, HERE_ONLY, False):
             return
         task = getattr(record, "task", None) or self.task
         if task is None or self._loop.is_closed():

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from device_agent.eligibility import Believed
 from device_agent.participation import Device, Ending, Participation
-from device_agent.reporting import TaskReport
+from device_agent.reporting import HERE_ONLY, TaskReport
 from device_agent.trainer import Trainer
 from models.backends import open_backend
 from trellis.errors import Unavailable
@@ -96,11 +96,11 @@ def report_of(device: Device, bus: Bus) -> TaskReport:
 
 @asynccontextmanager
 async def taking_part(
-    device: Device, bus: Bus, task: Any, digest: str = "d"
+    device: Device, bus: Bus, task: Any, digest: str = "d", front: str | None = None
 ) -> AsyncIterator[tuple[Participation, asyncio.Task[Ending]]]:
     report = report_of(device, bus)
     await report.queued(task.revision, samples=len(device.data), backend="torch")
-    participation = Participation(Believed(task, digest, "k"), device=device, report=report)
+    participation = Participation(Believed(task, digest, "k", front), device=device, report=report)
     running = asyncio.create_task(participation.run())
     try:
         yield participation, running
@@ -178,6 +178,18 @@ async def test_training_follows_descriptor_seed_device_and_round(
         np.testing.assert_array_equal(array, due.arrays[name])
     other = own.train(initial, Request(2))
     assert any((other.arrays[name] != due.arrays[name]).any() for name in due.arrays)
+
+
+@pytest.mark.parametrize("tier", ["central", "regional"])
+async def test_what_every_round_brings_is_not_published_from_a_region_that_averages(
+    device, bus, flower, make_task, initial, caplog, tier
+):
+    caplog.set_level(logging.INFO, logger="device_agent.client_app")
+    train = flower.send("train", CONFIG, initial)
+    async with taking_part(device, bus, make_task(aggregation={"tier": tier}), front="127.0.0.1:8000"):
+        await replied(flower, train)
+    (line,) = [one for one in caplog.records if one.getMessage().startswith("round 1: trained on 64 samples")]
+    assert getattr(line, HERE_ONLY) is (tier == "regional")
 
 
 async def test_evaluation_answers_with_metrics_only(device, bus, watched, flower, make_task, initial):

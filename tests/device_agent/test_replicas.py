@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from device_agent.replicas import allow_open_files, own_parts, run_replicas, shared_out
-from device_agent.reporting import SPEAKER, TaskLog
+from device_agent.reporting import HERE_ONLY, SPEAKER, TaskLog
 from device_agent.service import Options, main, run_device, settings_of_replicas
 from device_agent.settings import DataSource, DeviceSettings
 from device_agent.turns import Turns
@@ -208,6 +208,7 @@ async def test_a_log_line_belongs_to_the_device_whose_code_wrote_it() -> None:
 
         try:
             contextvars.copy_context().run(speak)
+            logger.info("nobody's", extra={HERE_ONLY: True})
             logger.info("everybody's")  # written outside of any device
             async with asyncio.timeout(10):
                 async for message in messages:
@@ -217,6 +218,7 @@ async def test_a_log_line_belongs_to_the_device_whose_code_wrote_it() -> None:
         finally:
             for log in logs:
                 logger.removeHandler(log)
+    assert not any("nobody's" in one for one in said)
     assert [("devices/a" in one, "devices/b" in one, "mine" in one) for one in said] == [
         (False, True, True),
         (True, False, False),

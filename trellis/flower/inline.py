@@ -15,6 +15,7 @@ it, because a SuperLink remembers an upload until its last object has come.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -33,8 +34,10 @@ OFFER = "trellis-inline"
 """The group of a query that may be answered inline."""
 LARGEST_BYTES = 1024**2
 """Of one message. The SuperLink holds a copy for each device, where objects are shared between them."""
-TOGETHER_BYTES = 8 * 1024**2
+TOGETHER_BYTES = 32 * 1024**2
 """Of the messages of one phase."""
+REQUEST_BYTES = 8 * 1024**2
+"""Of the messages that go in one request."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,25 @@ def posted(message: Message, *, inline: bool) -> Post:
     bare = remove_content_from_message(message) if message.has_content() else message
     objects = get_all_nested_objects(message)
     return Post(message_to_proto(bare), get_object_tree(message), objects, inline=False)
+
+
+def requests_of(sizes: Sequence[int]) -> list[list[int]]:
+    """Return the messages of each request, by their position in `sizes`; none if all are too large.
+
+    Args:
+        sizes: Bytes of each message of a phase.
+    """
+    if sum(sizes) > TOGETHER_BYTES or max(sizes, default=0) > LARGEST_BYTES:
+        return []
+    requests: list[list[int]] = []
+    room = 0
+    for position, size in enumerate(sizes):
+        if size > room or not requests:
+            requests.append([])
+            room = REQUEST_BYTES
+        requests[-1].append(position)
+        room -= size
+    return requests
 
 
 def whole(proto: ProtoMessage) -> Message | None:

@@ -30,7 +30,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from trellis.flower.inline import LARGEST_BYTES, TOGETHER_BYTES, identify, posted, whole
+from trellis.flower.inline import identify, posted, requests_of, whole
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +63,14 @@ class InlineMail:
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their IDs, an empty one for what the SuperLink did not take."""
         ready = list(messages)
-        inline = self._inline(ready)
-        groups = (
-            [message for message in ready if id(message) in inline],
-            [message for message in ready if id(message) not in inline],
-        )
+        batches = self._inline(ready)
+        inline = {id(message) for batch in batches for message in batch}
+        others = [message for message in ready if id(message) not in inline]
         found: dict[int, str] = {}
-        for group, push in zip(groups, (self._push_inline, self._grid.push_messages), strict=True):
-            if group:
-                found |= dict(zip(map(id, group), push(group), strict=True))
+        for batch in batches:
+            found |= dict(zip(map(id, batch), self._push_inline(batch), strict=True))
+        if others:
+            found |= dict(zip(map(id, others), self._grid.push_messages(others), strict=True))
         return [found[id(message)] for message in ready]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -94,14 +93,12 @@ class InlineMail:
             found.append(message)
         return found
 
-    def _inline(self, messages: list[Message]) -> set[int]:
-        """Return the ids of those that go inline: to whom it can, unless all together are too large."""
+    def _inline(self, messages: list[Message]) -> list[list[Message]]:
+        """Return those that go inline, by request: to whom it can, unless all together are too large."""
         found = [message for message in messages if message.metadata.dst_node_id in self._takers]
         sizes = {id(m.content): _bytes(m.content) for m in found if m.has_content()}
-        together = sum(sizes[id(message.content)] for message in found)
-        if together > TOGETHER_BYTES or max(sizes.values(), default=0) > LARGEST_BYTES:
-            return set()
-        return set(map(id, found))
+        requests = requests_of([sizes[id(message.content)] for message in found])
+        return [[found[position] for position in request] for request in requests]
 
     def _push_inline(self, messages: list[Message]) -> list[str]:
         with no_object_id_recompute():

@@ -35,6 +35,8 @@ from trellis.tls import TlsFiles
 logger = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 5.0
+_TICK_S = 1.0
+"""How often the date in answers is set."""
 
 
 def create_app(title: str) -> FastAPI:
@@ -96,11 +98,25 @@ def _telling(port: int) -> type[ssl.SSLObject]:
 
 
 class _QuietServer(uvicorn.Server):
-    """uvicorn without signal handlers: the service has its own."""
+    """uvicorn without signal handlers, which the service has, and without looking ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._leaving = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), _TICK_S)
+
+    def leave(self) -> None:
+        """End `serve` as soon as what is being answered is answered."""
+        self.should_exit = True
+        self._leaving.set()
 
 
 class HttpServer:
@@ -171,7 +187,7 @@ class HttpServer:
     ) -> None:
         if self._server is None or self._task is None or self._socket is None:
             return
-        self._server.should_exit = True
+        self._server.leave()
         _, pending = await asyncio.wait({self._task}, timeout=_STOP_TIMEOUT_S)
         if pending:
             # A long poll or a stuck upload must not keep the service from ending.

@@ -11,7 +11,7 @@ from flwr.app.metadata import Metadata
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from trellis.flower.inline import LARGEST_BYTES, identify, objects_of, posted, whole
+from trellis.flower.inline import LARGEST_BYTES, identify, objects_of, posted, requests_of, whole
 
 
 def content_of(size: int) -> RecordDict:
@@ -81,3 +81,17 @@ def test_a_message_by_objects_is_not_whole() -> None:
 def test_a_large_message_goes_by_objects() -> None:
     assert not posted(reply(content_of(LARGEST_BYTES)), inline=True).inline
     assert posted(reply(content_of(LARGEST_BYTES - 1000)), inline=True).inline
+
+
+def test_a_phase_of_many_messages_goes_inline_in_requests_of_eight_megabytes() -> None:
+    assert requests_of([]) == []
+    assert requests_of([10, 20]) == [[0, 1]]
+    # A hundred messages of 221 kB: 37 of them, 8,177,000 bytes, are the most below 8 MiB.
+    assert [len(request) for request in requests_of([221_000] * 100)] == [37, 37, 26]
+    assert [position for request in requests_of([221_000] * 100) for position in request] == list(range(100))
+
+
+def test_a_phase_that_is_too_large_or_has_one_message_that_is_goes_in_objects() -> None:
+    assert len(requests_of([LARGEST_BYTES] * 32)) == 4
+    assert requests_of([LARGEST_BYTES] * 33) == []
+    assert requests_of([10, LARGEST_BYTES + 1]) == []

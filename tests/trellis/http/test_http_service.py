@@ -90,6 +90,15 @@ async def client(server: HttpServer) -> AsyncIterator[ServiceClient]:
         yield client
 
 
+async def test_a_server_ends_at_once(app: FastAPI) -> None:
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{server.url}/number", params={"n": 1})).json() == {"n": 1}
+        # uvicorn has looked whether it is to end, and would look again in a second.
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.5
+
+
 async def test_answers_and_errors_arrive_as_what_they_are(client: ServiceClient) -> None:
     assert await client.get("/number", n=5) == {"n": 5}
     assert await client.post("/echo", b"hi") == {"body": "hi"}
