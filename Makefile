@@ -40,6 +40,7 @@ bench: install
 	$(BIN)/python benchmarks/round_overhead.py --rounds 5
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/recovery.py --repeats 3
+	$(BIN)/python benchmarks/hierarchy.py --devices 10,50 --rounds 5
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import psutil
 import pytest
 
@@ -58,7 +60,10 @@ def residue(folder: Path) -> list[str]:
     return left + [path.name for path in (folder / "temporary").iterdir()]
 
 
-@pytest.mark.parametrize("script", ["front", "round_overhead", "round_profile", "footprint", "recovery"])
+SCRIPTS = ("front", "round_overhead", "round_profile", "footprint", "recovery", "hierarchy", "hierfavg")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_explains_itself(script: str, tmp_path: Path) -> None:
     process = started(f"{script}.py", tmp_path, "--help")
     out, _ = process.communicate(timeout=60)
@@ -129,6 +134,42 @@ def test_every_process_recovers(tmp_path: Path) -> None:
     found = rows("recovery.py", tmp_path, "--repeats", "1", "--devices", "1")
     assert [row["process"] for row in found] == ["device", "gateway", "server-up", "server", "broker"]
     assert all(0 < row["recovery_s_median"] <= row["recovery_s_max"] for row in found)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_flat_and_regional_rounds_are_compared(tmp_path: Path) -> None:
+    options = ("--devices", "4", "--regions", "2", "--rounds", "1", "--counted", "1")
+    flat, regional = rows("hierarchy.py", tmp_path, *options, timeout_s=380)
+    figures = {"round_s_median", "centre_cpu_s_per_round", "centre_rss_mb", "gateway_rss_mb"}
+    counts = {"centre_bytes_per_round", "centre_requests_per_round"}
+    assert flat.keys() == regional.keys() == {"tier", "devices", "regions"} | figures | counts
+    assert [(row["tier"], row["devices"], row["regions"]) for row in (flat, regional)] == [
+        ("central", 4, 2),
+        ("regional", 4, 2),
+    ]
+    assert all(row[name] > 0 for row in (flat, regional) for name in figures | counts)
+    # Two gateways ask and answer instead of four devices, and each has a SuperLink and an app.
+    assert regional["centre_bytes_per_round"] < 0.7 * flat["centre_bytes_per_round"]
+    assert regional["centre_requests_per_round"] < flat["centre_requests_per_round"]
+    assert regional["gateway_rss_mb"] > 2 * flat["gateway_rss_mb"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_averaging_in_regions_often_and_seldom_is_drawn(tmp_path: Path) -> None:
+    # In the form of MNIST, but small, and nothing is to be learned from it.
+    noise = {}
+    for part, count in (("train", 1000), ("test", 100)):
+        noise[f"x_{part}"] = np.random.default_rng(7).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        noise[f"y_{part}"] = np.arange(count) % 10
+    np.savez(tmp_path / "noise.npz", **noise)
+    options = ("--data", "noise.npz", "--rounds", "1", "--plot", "curves.svg")
+    (row,) = rows("hierfavg.py", tmp_path, *options, timeout_s=380)
+    assert row.keys() == {"round", "accuracy_1x60", "accuracy_10x6", "ahead_points"}
+    assert row["ahead_points"] == pytest.approx(row["accuracy_10x6"] - row["accuracy_1x60"])
+    drawing = ElementTree.parse(tmp_path / "curves.svg").getroot()  # noqa: S314 - we drew it
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path) -> None:
