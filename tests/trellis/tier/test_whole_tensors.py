@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from trellis.tier.strategy_table import STRATEGIES
 
 
 def test_qfedavg_refuses_a_model_with_integer_tensors_before_anybody_is_asked() -> None:
-    nobody = cast(Any, None)
+    nobody = cast(Any, SimpleNamespace())
     rounds = TierRounds(
         task="t",
         seed=0,
