@@ -140,7 +140,7 @@ def main() -> None:
     )
     options.add_argument("--regions", type=int, default=5, help="how many (default: 5)")
     options.add_argument("--rounds", type=int, default=10, help="timed rounds of each task (default: 10)")
-    options.add_argument("--counted", type=int, default=3, help="counted rounds of each task (default: 3)")
+    options.add_argument("--counted", type=int, default=5, help="counted rounds of each task (default: 5)")
     chosen = options.parse_args()
     numbers = [int(number) for number in chosen.devices.split(",")]
     if min(chosen.regions, chosen.rounds, chosen.counted, *numbers) < 1:
