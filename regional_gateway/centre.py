@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pydantic import ValidationError
 
@@ -40,7 +40,7 @@ class Centre:
         self._topics, self._ledger, self._announcer = topics, ledger, announcer
         self._place, self._tier = place, tier
         self._heard: defaultdict[str, Rounds] = defaultdict(Rounds)  # by who says it
-        self._poll_error = ""
+        self._poll_errors: dict[str, str] = {}
 
     async def copy_rounds(self, parent: Bus) -> None:
         """Bring each round as it comes, until cancelled."""
@@ -90,37 +90,44 @@ class Centre:
         if self._heard[source].latest(task) is not None:
             await self._bring_round(task, source)
 
-    async def poll(self, client: ServiceClient, is_due: Callable[[], bool]) -> None:
-        """Ask the server once a second for the tasks that run, while `is_due`, until cancelled."""
+    async def poll(self, clients: Mapping[str, ServiceClient], is_due: Callable[[], bool]) -> None:
+        """Ask the tier above once a second for the tasks that run, while `is_due`, until cancelled.
+
+        Args:
+            clients: The HTTP APIs of the tiers above, `central` or a region's.
+            is_due: Whether nothing is heard on MQTT.
+        """
         while True:
             await asyncio.sleep(POLL_EVERY_S)
             if is_due():
-                await self._poll_all(
-                    client, [record.task for record in self._ledger if self._is_polled(record)]
-                )
+                await asyncio.gather(*(self._poll_all(*one) for one in clients.items()))
 
-    async def _poll_all(self, client: ServiceClient, tasks: list[str]) -> None:
+    async def _poll_all(self, source: str, client: ServiceClient) -> None:
         problem = ""
-        for task in tasks:
+        for task in [record.task for record in self._ledger if self._is_polled(record, source)]:
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    await self._poll_one(client, task)
+                    await self._poll_one(client, task, source)
             except (TrellisError, ValidationError, TimeoutError) as error:
                 problem = str(error) or f"{client.url} did not answer within {ANSWER_S:g} s"
                 if isinstance(error, Unavailable | TimeoutError):
                     break  # it would not answer for the others either
-        if problem and problem != self._poll_error:
-            logger.warning("parent's broker is away, and so is the server's answer: %s", problem)
-        self._poll_error = problem
+        if problem and problem != self._poll_errors.get(source):
+            logger.warning("parent's broker is away, and so is the answer of %s: %s", source, problem)
+        self._poll_errors[source] = problem
 
-    async def _poll_one(self, client: ServiceClient, task: str) -> None:
+    async def _poll_one(self, client: ServiceClient, task: str, source: str) -> None:
         with contextlib.suppress(Refused):  # `unknown`: it has no round yet
             round_ = Round.model_validate(await client.get(f"/v1/tasks/{task}/round"))
-            if self._heard[CENTRAL].polled(task, round_) is not None:
-                await self._bring_round(task, CENTRAL)
+            if self._heard[source].polled(task, round_) is not None:
+                await self._bring_round(task, source)
         view = await client.get(f"/v1/tasks/{task}")
+        if source != CENTRAL:
+            view = {**view, "state": view.get("central"), "since": now_ms()}
+            if view["state"] is None:
+                return  # the gateway above has not heard of it either
         named = {key: view[key] for key in ("task", "revision", "state", "since", "rounds") if key in view}
-        await self._mirror(CentralTask.model_validate(named), CENTRAL)
+        await self._mirror(CentralTask.model_validate(named), source)
 
     async def _bring_round(self, task: str, source: str) -> None:
         record, payload = self._ledger.get(task), self._heard[source].latest(task)
@@ -151,8 +158,8 @@ class Centre:
             logger.info("task at the server task=%s state=%s", said.task, said.state)
             self._announcer.touch(said.task)
 
-    def _is_polled(self, record: TaskRecord) -> bool:
-        return record.runs and self._place.source(record.descriptor) == CENTRAL
+    def _is_polled(self, record: TaskRecord, source: str) -> bool:
+        return record.runs and self._place.source(record.descriptor) == source
 
 
 def _state_in(kind: Kind, payload: bytes) -> CentralTask | None:

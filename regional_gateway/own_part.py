@@ -39,7 +39,9 @@ class OwnPart:
         """Return what says the execution of a task."""
         if task not in self._reports:
             topic = self._topic(task)
-            self._reports[task] = ExecutionReport(self, self.folders, task=task, topic=topic)
+            self._reports[task] = ExecutionReport(
+                self, self.folders, task=task, topic=topic, write=asyncio.to_thread
+            )
         return self._reports[task]
 
     def execution(self, task: str) -> Execution | None:

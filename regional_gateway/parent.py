@@ -53,7 +53,7 @@ class Parent:
     """
 
     def __init__(self, client: ServiceClient, *, region: str, memory: Path) -> None:
-        self._client, self._region, self._memory = client, region, memory
+        self.client, self._region, self._memory = client, region, memory
         self._problem = ""
 
     async def learn(self) -> tuple[TierAbove, ...]:
@@ -84,10 +84,10 @@ class Parent:
 
     async def _ask(self) -> tuple[TierAbove, ...] | None:
         try:
-            health = _Health.model_validate(await self._client.get("/healthz"))
+            health = _Health.model_validate(await self.client.get("/healthz"))
         except ValidationError:
             raise ConfigError(
-                f"--parent {self._client.url}", "is no gateway: name the HTTP API of the gateway above"
+                f"--parent {self.client.url}", "is no gateway: name the HTTP API of the gateway above"
             ) from None
         except TrellisError as error:
             self._note(f"does not answer: {error}")
@@ -99,11 +99,11 @@ class Parent:
         tiers = (TierAbove(region=health.region, front=health.front), *health.above)
         if self._region in {tier.region for tier in tiers} or len(tiers) > _MOST_TIERS:
             raise ConfigError(
-                f"--parent {self._client.url}",
+                f"--parent {self.client.url}",
                 f"stands below region {self._region!r} itself: a gateway's parent is above it",
             )
         try:
-            memory = _Memory(url=self._client.url, tiers=tiers).model_dump_json().encode()
+            memory = _Memory(url=self.client.url, tiers=tiers).model_dump_json().encode()
             await asyncio.to_thread(write_atomically, self._memory, memory)
         except OSError as error:
             logger.error("what the gateway above answers cannot be kept: %s", error)
@@ -119,4 +119,4 @@ class Parent:
             memory = _Memory.model_validate_json(self._memory.read_bytes())
         except (OSError, ValidationError):
             return None
-        return memory.tiers if memory.url == self._client.url else None
+        return memory.tiers if memory.url == self.client.url else None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from regional_gateway.turn import Turn
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import PayloadError, Refused, Unavailable
 from trellis.execution import ENDED, ExecutionReport, central_end
@@ -21,12 +22,15 @@ from trellis.flower.backchannel import Above, Brief, Hello, RoundRecord, StateRe
 from trellis.payloads import ExecutionState, Phase, Reason, Round, TaskState
 from trellis.tier.disk import RETRY_S, Disk
 from trellis.tier.fleet import TaskFleet
-from trellis.tier.history import append_round, read_rounds
+from trellis.tier.history import append_round
 from trellis.tier.running import RunWatch
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = "rounds.jsonl"
+
+KEPT = 100
+"""Rounds in memory: each names all who took part. All of them stand in the run's folder."""
 
 T = TypeVar("T")
 
@@ -47,6 +51,7 @@ class RegionTask:
         descriptor: Of the revision that runs.
         region: This region.
         folder: Where the run's checkpoints and history lie.
+        history: The rounds that were finished before.
         report: Says its execution.
         above: How its app reaches the tier above.
         say: Publishes a round of the region's own.
@@ -62,6 +67,7 @@ class RegionTask:
         *,
         region: str,
         folder: Path,
+        history: Iterable[RoundRecord] = (),
         report: ExecutionReport,
         above: Callable[[], Above],
         say: Callable[[Round], Awaitable[None]],
@@ -71,9 +77,13 @@ class RegionTask:
         regional = [one for one in descriptor.regions if descriptor.tier_of(one) == "regional"]
         self.fleet = TaskFleet(descriptor.task, descriptor.regions, regional=regional, here=region)
         self.runs = RunWatch(descriptor.task)
+        minimum = descriptor.participants_at(region).minimum
+        self._turn = Turn(report, self.fleet, minimum=minimum)
         self._waits: Reason | None = None  # for whom its app says that it waits
         self._disk = Disk(descriptor.task, folder)
-        self._history = {record.round: record for record in read_rounds(folder / ROUNDS)}
+        self._history: dict[int, RoundRecord] = {}
+        for record in history:
+            self._remember(record)
         self._writing = asyncio.Lock()
         self._canceled_by: int | None = None
         self._closed = False
@@ -94,7 +104,7 @@ class RegionTask:
 
     @property
     def history(self) -> tuple[RoundRecord, ...]:
-        """The region's finished rounds in order."""
+        """The region's last finished rounds, at most `KEPT`, in order."""
         return tuple(self._history[number] for number in sorted(self._history))
 
     @property
@@ -134,6 +144,10 @@ class RegionTask:
                 await self._report.phase(Phase.CONNECTING)
                 return
 
+    async def follow_members(self) -> None:
+        """Show the task as queued while its members do another first; see `Turn`."""
+        await self._turn.follow(lambda: self.ended or self._closed)
+
     async def trouble(self, problem: str) -> None:
         """Say why its app does not run."""
         if not self.ended:
@@ -144,6 +158,12 @@ class RegionTask:
         self._canceled_by = revision
         self.fleet.cancel()
         self.runs.notify()
+
+    async def expire_in_time(self) -> None:
+        """End it once its time is over."""
+        while self.left_s > 0:  # noqa: ASYNC110 - a clock, and no event
+            await asyncio.sleep(min(self.left_s, 3600.0))
+        self.expire()
 
     def expire(self) -> None:
         """End it, as its time is over."""
@@ -203,7 +223,7 @@ class RegionTask:
             return
         async with self._writing:
             await self._disk.write(lambda: append_round(self._folder / ROUNDS, finished))
-            self._history[finished.round] = finished
+            self._remember(finished)
         logger.info(
             "task=%s regional round=%d replied=%d/%d failed=%d in %.2f s",
             self.name, finished.round, finished.replied, finished.selected, finished.failed,
@@ -231,14 +251,17 @@ class RegionTask:
         match news.event:
             case "connecting":
                 await report.phase(Phase.CONNECTING, reason=news.reason)
+                if self._turn.queues:
+                    await report.queues(True)
             case "connected":
                 await report.connected(_due(news, news.node_id, "node_id"), news.in_hand)
             case "checked-in":
                 await report.checked_in(_due(news, news.node_id, "node_id"), _due(news, news.nonce, "nonce"))
             case "training" | "evaluating":
+                self._turn.came()
                 await report.phase(Phase(news.event), round_number=news.round)
             case "replying":
-                report.replying(_due(news, news.message_id, "message_id"))
+                await asyncio.to_thread(report.replying, _due(news, news.message_id, "message_id"))
             case "replied":
                 phase = Phase.WAITING if news.kind == "query" else Phase.UPLOADED
                 await report.uploaded(_due(news, news.message_id, "message_id"), phase, news.reason)
@@ -247,6 +270,11 @@ class RegionTask:
     def left_s(self) -> float:
         """Seconds until it expires."""
         return (self.descriptor.expires_at - datetime.now(UTC)).total_seconds()
+
+    def _remember(self, finished: RoundRecord) -> None:
+        self._history[finished.round] = finished
+        while len(self._history) > KEPT:
+            del self._history[min(self._history)]
 
     def _end(self, ending: Ending) -> None:
         if self._ending is None:

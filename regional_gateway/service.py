@@ -35,6 +35,7 @@ from regional_gateway.tier import RegionalTier
 from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Unavailable
 from trellis.http.client import ServiceClient
+from trellis.identifiers import CENTRAL
 from trellis.mqtt import Bus, Publication
 from trellis.tls import TlsFiles
 from trellis.topics import Kind, Topics
@@ -249,7 +250,10 @@ class Gateway:
                 start(self.fleet.repeat(up, self._parent_connects), name="repeat to parent")
                 start(self.fleet.clear_lost(up, self._region_connects), name="clear lost devices")
                 start(watch_own(own, parent, up), name="own state at parent")
-                start(centre.poll(client, lambda: region.connected and not parent.connected), name="poll")
+                clients = {CENTRAL: client}
+                if above is not None:
+                    clients[self.place.parent] = above.client
+                start(centre.poll(clients, lambda: region.connected and not parent.connected), name="poll")
             self._announcer, self._centre = announcer, centre
             if self.tier is not None:
                 start(self.tier.run(region, announcer), name="own rounds")

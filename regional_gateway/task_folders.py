@@ -33,6 +33,13 @@ class TaskFolders:
         """Return the folder of a revision's run."""
         return self.of(task) / f"r{revision}"
 
+    def node(self, task: str, address: str) -> Path:
+        """Return the folder of the region's node at a front.
+
+        Each task has one of its own: several may run at once, and each reads only its own messages.
+        """
+        return self.of(task) / "flower" / address.replace(":", "_").strip("[]")
+
     def latest_run(self, task: str, revision: int) -> Path:
         """Return the folder of the run that `revision` called off: the last before it, if there is one."""
         runs = {int(path.name[1:]): path for path in self._runs(task)}

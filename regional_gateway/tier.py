@@ -22,7 +22,7 @@ from regional_gateway.announcer import Announcer
 from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.own_part import OwnPart
 from regional_gateway.place import Place
-from regional_gateway.region_task import RegionTask
+from regional_gateway.region_task import ROUNDS, RegionTask
 from regional_gateway.settings import GatewaySettings
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import Refused, Unavailable
@@ -36,6 +36,7 @@ from trellis.tier.disk import RETRY_S
 from trellis.tier.door import Front
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
+from trellis.tier.history import read_rounds
 from trellis.tier.on_demand import OnDemand
 from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
 from trellis.tls import TlsFiles
@@ -78,6 +79,8 @@ class RegionalTier:
             self._keeper, on_ended=lambda: self._door.point_to(None), on_trouble=self._tell
         )
         self._touched: asyncio.Queue[str] = asyncio.Queue()
+        self._due: set[str] = set()
+        self._looking: set[str] = set()
         self._rounds_above: dict[str, int] = {}
         self.front = ""
 
@@ -119,7 +122,7 @@ class RegionalTier:
         return self._tasks[task]
 
     def history(self, task: str) -> tuple[RoundRecord, ...]:
-        """Return the region's own finished rounds of a task."""
+        """Return the last of the region's own finished rounds of a task."""
         return self._tasks[task].history if task in self._tasks else ()
 
     def standing(self) -> Iterator[Publication]:
@@ -153,16 +156,27 @@ class RegionalTier:
                     self.touch(record.task)
                 try:
                     while True:
-                        await self._look_soon(await self._touched.get(), bus, group)
+                        self._due.add(name := await self._touched.get())
+                        if name not in self._looking:
+                            self._looking.add(name)
+                            group.create_task(self._look_while_due(name, bus, group), name=f"look {name}")
                 finally:
                     for task in self._tasks.values():
                         task.close()
         finally:
             self._tasks, self._driving = {}, {}
+            self._due, self._looking = set(), set()
             self.part.announcer = None
 
     def _fleets(self) -> list[TaskFleet]:
         return [task.fleet for task in self._tasks.values()]
+
+    async def _look_while_due(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
+        """See to one task's news: what takes long there holds up no other."""
+        while name in self._due:
+            self._due.discard(name)
+            await self._look_soon(name, bus, group)
+        self._looking.discard(name)
 
     async def _look_soon(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
         try:
@@ -180,7 +194,7 @@ class RegionalTier:
         if task is not None and runs and task.revision != record.descriptor.revision:
             await self._retire(task)
             task = None
-        task = task or self._make(record)
+        task = task or await self._make(record)
         await self._bring_up_to_date(task, record)
         if name not in self._driving:
             if task.ended:
@@ -188,7 +202,7 @@ class RegionalTier:
             else:
                 self._driving[name] = group.create_task(self._drive(task, bus), name=f"task {name}")
 
-    def _make(self, record: TaskRecord) -> RegionTask:
+    async def _make(self, record: TaskRecord) -> RegionTask:
         name, revision = record.task, record.descriptor.revision
         canceled = record.descriptor.desired == "canceled"
         folder = (self.part.folders.latest_run if canceled else self.part.folders.run)(name, revision)
@@ -196,6 +210,7 @@ class RegionalTier:
             record.descriptor,
             region=self._place.region,
             folder=folder,
+            history=await asyncio.to_thread(read_rounds, folder / ROUNDS),
             report=self.part.report(name),
             above=lambda: self._above(record.descriptor),
             say=lambda round_: self.part.round(name, round_),
@@ -223,7 +238,8 @@ class RegionalTier:
                         group.create_task(
                             follow_fleet(bus, self._topics, task.fleet), name=f"fleet {task.name}"
                         ),
-                        group.create_task(_expire(task), name=f"expiry {task.name}"),
+                        group.create_task(task.expire_in_time(), name=f"expiry {task.name}"),
+                        group.create_task(task.follow_members(), name=f"members {task.name}"),
                     ]
                     driver = group.create_task(self._supervisor.drive(task), name=f"app {task.name}")
                     await task.wait_ended()
@@ -275,16 +291,8 @@ class RegionalTier:
 
     def _above(self, descriptor: TaskDescriptor) -> Above:
         address = self._place.server(descriptor)
-        # A node of its own for each task: several may run at once, and each reads only its own messages.
-        folder = self.part.folders.of(descriptor.task) / "flower" / address.replace(":", "_").strip("[]")
-        plain = Above(address=address, folder=str(folder))
+        plain = Above(address=address, folder=str(self.part.folders.node(descriptor.task, address)))
         if self._tls is None:
             return plain
         files = {"ca": self._tls.ca, "cert": self._tls.cert, "key": self._tls.key}
         return plain.model_copy(update={name: str(path.resolve()) for name, path in files.items()})
-
-
-async def _expire(task: RegionTask) -> None:
-    while task.left_s > 0:  # noqa: ASYNC110 - a clock, and no event
-        await asyncio.sleep(min(task.left_s, 3600.0))
-    task.expire()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
 from trellis.errors import DiskFailed
@@ -56,12 +57,30 @@ class ExecutionReport:
     """The execution of one task by one member of a tier, a device or a region.
 
     Every change is journaled, then published, with a version of its own.
-    Its methods run on the event loop. They return when the broker has the change, or has it queued. A full
-    disk does not silence it: after a crash the next start then goes on from what was journaled last.
+    Its methods run on the event loop, but `replying`, which may run in a thread. They return when the broker
+    has the change, or has it queued. A full disk does not silence it: after a crash the next start then goes
+    on from what was journaled last.
+
+    Args:
+        bus: Where it is said.
+        journal: Where it survives a crash.
+        task: The task's name.
+        topic: Its topic.
+        write: Has the journal written to, in a thread perhaps; None: at once.
     """
 
-    def __init__(self, bus: Outlet, journal: ExecutionJournal, *, task: str, topic: str) -> None:
+    def __init__(
+        self,
+        bus: Outlet,
+        journal: ExecutionJournal,
+        *,
+        task: str,
+        topic: str,
+        write: Callable[[Callable[[], None]], Awaitable[None]] | None = None,
+    ) -> None:
         self._bus = bus
+        self._write = write or _at_once
+        self._turn = asyncio.Lock()
         self._journal = journal
         self.task = task
         self._topic = topic
@@ -70,19 +89,21 @@ class ExecutionReport:
 
     async def queued(self, revision: int, *, samples: int | None = None, backend: str | None = None) -> None:
         """The task waits for its turn; an attempt that a crash or a mended fault ended is counted."""
-        last = self.execution
+        await self._publish(lambda last: self._queued(last, revision, samples, backend))
+
+    def _queued(
+        self, last: Execution | None, revision: int, samples: int | None, backend: str | None
+    ) -> Execution:
         never_begun = {ExecutionState.QUEUED, ExecutionState.REJECTED}
         attempt = 1 if last is None else last.attempt + (last.state not in never_begun)
         resumed = last is not None and not last.state.ended and last.revision == revision
-        await self._publish(
-            Execution(
-                state=ExecutionState.QUEUED,
-                attempt=attempt,
-                revision=revision,
-                flower=last.flower if last is not None and resumed else None,
-                samples=samples,
-                backend=backend,
-            )
+        return Execution(
+            state=ExecutionState.QUEUED,
+            attempt=attempt,
+            revision=revision,
+            flower=last.flower if last is not None and resumed else None,
+            samples=samples,
+            backend=backend,
         )
 
     async def phase(
@@ -93,6 +114,10 @@ class ExecutionReport:
         if round_number is not None:
             changes["round"] = round_number
         await self._change(changes)
+
+    async def queues(self, queues: bool) -> None:
+        """A member that has begun waits again for its turn, or has it: its attempt is the same."""
+        await self._change({"state": ExecutionState.QUEUED if queues else ExecutionState.IN_PROGRESS})
 
     async def waits(self, reason: Reason | None) -> None:
         """What the member does is held up, and why; None: it goes on."""
@@ -137,7 +162,7 @@ class ExecutionReport:
         if revision is not None:
             changes["revision"] = revision
         await self._change(changes)
-        self._keep(lambda: self._journal.forget_answers(self.task))
+        await self._write(lambda: self._keep(lambda: self._journal.forget_answers(self.task)))
 
     def standing(self) -> Publication | None:
         """Return the last execution as it stands on the broker."""
@@ -163,14 +188,18 @@ class ExecutionReport:
         return last if last is not None and last.node_id == node_id else FlowerLinkage(node_id=node_id)
 
     async def _change(self, changes: dict[str, Any]) -> None:
-        last = self.execution or Execution(state=ExecutionState.QUEUED)
-        await self._publish(last.model_copy(update=changes))
+        await self._publish(
+            lambda last: (last or Execution(state=ExecutionState.QUEUED)).model_copy(update=changes)
+        )
 
-    async def _publish(self, execution: Execution) -> None:
-        # No await between counting and handing over: versions leave in their order.
-        version = self.execution.version + 1 if self.execution else 1
-        new = self.execution = execution.model_copy(update={"version": version, "ts": now_ms()})
-        self._keep(lambda: self._journal.write_execution(self.task, new))
+    async def _publish(self, change: Callable[[Execution | None], Execution]) -> None:
+        async with self._turn:
+            last = self.execution
+            version = last.version + 1 if last else 1
+            new = change(last).model_copy(update={"version": version, "ts": now_ms()})
+            await self._write(lambda: self._keep(lambda: self._journal.write_execution(self.task, new)))
+            self.execution = new
+        # No await between the end of a turn and handing over: versions leave in their order.
         await self._bus.publish(self._topic, new.to_bytes(), retain=True)
 
     def _keep(self, write: Callable[[], None]) -> None:
@@ -182,3 +211,7 @@ class ExecutionReport:
             self._unkept = True
         else:
             self._unkept = False
+
+
+async def _at_once(write: Callable[[], None]) -> None:
+    write()

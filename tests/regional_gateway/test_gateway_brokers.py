@@ -155,6 +155,43 @@ async def test_rounds_go_on_over_http_while_the_parents_broker_is_away(
             await wait_until(lambda: running.gateway.connections[1])
 
 
+async def test_below_another_gateway_its_rounds_go_on_over_http_while_its_broker_is_away(
+    two_brokers: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+) -> None:
+    world, now = two_brokers, {"round": 1}
+    app = create_app("the gateway of de")
+
+    @app.get("/healthz")
+    async def health() -> Any:
+        return {"region": "de", "front": None, "above": []}
+
+    @app.get("/v1/tasks/digits/round")
+    async def round_now() -> Any:
+        return json.loads(say.round(now["round"]))
+
+    @app.get("/v1/tasks/digits")
+    async def task_now() -> Any:
+        return {
+            "task": "digits",
+            "revision": 1,
+            "rounds": 3,
+            "central": "running" if now["round"] > 1 else None,
+        }
+
+    async with (
+        HttpServer(app, host="127.0.0.1", port=0, tls=None) as above,
+        world.gateway(parent=above.url) as running,
+        watching(world.region) as low,
+    ):
+        await wait_until(lambda: running.gateway.connections[1])
+        await running.post(operator.envelope(regions=["de", "eu-1"]))
+        world.parent.stop()
+        await wait_until(lambda: ROUND in low.retained and Round.parse(low.retained[ROUND]).round == 1)
+        now["round"] = 2
+        await wait_until(lambda: Round.parse(low.retained[ROUND]).round == 2)
+        await wait_until(lambda: (said := low.status()) and said.central is TaskState.RUNNING)
+
+
 async def test_nobody_is_polled_while_the_parents_broker_is_there(
     world: Any, wait_until: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +216,7 @@ async def test_nobody_is_polled_while_the_parents_broker_is_there(
             asked_by_then.append(len(asked))
             return len(asked_by_then) > 5
 
-        polling = asyncio.create_task(running.gateway._centre.poll(client, is_due))
+        polling = asyncio.create_task(running.gateway._centre.poll({"central": client}, is_due))
         await wait_until(lambda: asked)
         polling.cancel()
         assert asked_by_then[:6] == [0] * 6

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
+from regional_gateway.region_task import KEPT
+from trellis.flower.backchannel import RoundRecord
 from trellis.payloads import Execution, ExecutionState, Phase
+from trellis.tier.history import append_round, read_rounds
 
 REGIONAL = {"aggregation": {"tier": "regional"}}
 EXECUTION = "eu-1/gateway/tasks/{}/execution"
@@ -86,3 +90,70 @@ async def test_a_superlinks_trouble_is_told_of_a_task_that_is_just_removed_witho
         await wait_until(
             lambda: (said := shown(seen, "other")) and said.reason and said.reason.message == "no room"
         )
+
+
+async def test_a_region_whose_devices_do_another_task_first_is_queued_like_them(
+    world: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+) -> None:
+    world.script = ["answers"]
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+
+        async def says(device: str, state: ExecutionState, version: int) -> None:
+            payload = say.execution(state, version, revision=1)
+            await seen.publish(f"eu-1/devices/{device}/tasks/digits/execution", payload)
+
+        def region_is(state: ExecutionState) -> bool:
+            said = shown(seen)
+            return said is not None and said.state is state and said.flower is not None
+
+        for device in ("cam-1", "cam-2"):
+            await seen.publish(f"eu-1/devices/{device}/state", say.online())
+            await says(device, ExecutionState.QUEUED, 1)
+        await running.post(operator.envelope(participants={"minimum": 2}, **REGIONAL))
+        await wait_until(lambda: region_is(ExecutionState.QUEUED))
+        await says("cam-1", ExecutionState.IN_PROGRESS, 2)
+        await wait_until(lambda: running.gateway.has_begun("digits", 1))
+        assert region_is(ExecutionState.QUEUED)
+        await says("cam-2", ExecutionState.IN_PROGRESS, 2)
+        await wait_until(lambda: region_is(ExecutionState.IN_PROGRESS))
+        await says("cam-2", ExecutionState.QUEUED, 3)  # it comes back, in the middle of the task
+        await seen.publish("central/tasks/digits/round", say.round(1))
+        await wait_until(lambda: (said := shown(seen)) and said.phase is Phase.UPLOADED)
+        assert region_is(ExecutionState.IN_PROGRESS)
+
+
+async def test_a_task_that_takes_long_to_look_at_holds_up_no_other(
+    world: Any, watching: Any, wait_until: Any, operator: Any, monkeypatch: Any
+) -> None:
+    world.script = ["answers", "answers"]
+    goes_on = threading.Event()
+
+    def read(path: Path) -> list[RoundRecord]:
+        if path.parts[-3] == "digits":
+            goes_on.wait(30)
+        return read_rounds(path)
+
+    monkeypatch.setattr("regional_gateway.tier.read_rounds", read)
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+        await running.post(operator.envelope(**REGIONAL))
+        await running.post(operator.envelope(task="other", **REGIONAL))
+        await wait_until(lambda: waits(seen, "other"))
+        assert shown(seen) is None
+        goes_on.set()
+        await wait_until(lambda: waits(seen))
+
+
+async def test_of_a_long_history_the_last_rounds_stay_in_memory(
+    world: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+) -> None:
+    world.script = ["answers"]
+    folder: Path = world.folder / "eu-1/tasks/digits/r1"
+    folder.mkdir(parents=True)
+    for number in range(2, 2 * KEPT + 1):
+        record = RoundRecord(round=number, loss=0.5, selected=1, replied=1, duration_s=0.01)
+        append_round(folder / "rounds.jsonl", record)
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+        await running.post(operator.envelope(**REGIONAL))
+        await wait_until(lambda: waits(seen))
+        view = (await running.http.get("/v1/tasks/digits")).json()
+        assert [one["round"] for one in view["history"]] == list(range(KEPT + 1, 2 * KEPT + 1))

@@ -146,6 +146,7 @@ class TierRounds:
                 begins anew once no more members that do another task first would make it up.
         """
         participants = self._participants
+        self._grid.wait_members(-1, 0.0)  # who has come and gone since anybody last looked
         started, excused, version, said = time.monotonic(), float("-inf"), -1, -1
         while True:
             now = time.monotonic()
