@@ -39,6 +39,9 @@ class ScriptedApp:
                 await asyncio.sleep(0.05)
 
 
+_LONGEST_PATH = 100
+
+
 @asynccontextmanager
 async def scripted_app(superlink: SuperLink, folder: Path) -> AsyncIterator[ScriptedApp]:
     connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
@@ -47,7 +50,9 @@ async def scripted_app(superlink: SuperLink, folder: Path) -> AsyncIterator[Scri
         if not connected.done():
             connected.set_result((reader, writer))
 
-    path = folder / f"app-{superlink.pid}.sock"
+    # A socket's path has 108 bytes at most, and pytest's own folders may take most of them.
+    name = f"app-{superlink.pid}.sock"
+    path = folder / name if len(str(folder / name)) < _LONGEST_PATH else Path("/tmp") / name
     server = await asyncio.start_unix_server(on_connection, path=path, limit=2**24)
     try:
         run_id = await superlink.submit(APP, {"socket": str(path)})

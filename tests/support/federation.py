@@ -223,7 +223,11 @@ class Federation:
     async def _leave(self) -> None:
         running = [member for member in self.members if member.running]
         ports = sorted({*self._ports, *listening_ports(self.ground.processes())})
-        codes = await asyncio.gather(*(one.stop() for one in running if one not in self.brokers))
+        # Devices first: their gateway still says to the server's broker that they have left.
+        devices = [one for one in running if one in self.devices.values()]
+        codes = await asyncio.gather(*(one.stop() for one in devices))
+        others = [one for one in running if one not in self.brokers and one not in devices]
+        codes += await asyncio.gather(*(one.stop() for one in others))
         await self._unwatch()
         for url in (self.broker_url, *self.region_broker_urls.values()):
             await self._assert_all_offline(url)
