@@ -77,7 +77,7 @@ def samples(fleet: Federation) -> int:
     return sum(info["data"]["samples"] for info in said if info)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("fedadam", marks=pytest.mark.long)])
 async def test_two_and_three_tiers_give_the_flat_federations_model(fleet: Federation, strategy: str) -> None:
     flat = await trained(fleet, "flat", strategy)
     for depth in ("two", "three"):
