@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import traceback
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from trellis.flower.channel import ServiceChannel
 from trellis.flower.grid import TrellisGrid
 from trellis.flower.phase import Policy
 from trellis.payloads import Reason, TaskState
+from trellis.tier.app_log import configure_app_log
 from trellis.tier.strategies import build_strategy
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one task and report its end to the service."""
-    logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
-    # Flower uploads what an app writes, and httpx writes a line for every upload: it would never be quiet.
-    # Strategies write some every round, of which ours say more.
-    for name in ("httpx", "flwr"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    configure_app_log()
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
         _keep_log(Path(brief.folder))

@@ -26,8 +26,9 @@ from trellis.flower.grid import TrellisGrid
 from trellis.payloads import TaskState
 from trellis.tensors import Arrays
 from trellis.tier.checkpoints import Checkpoint, Checkpoints
+from trellis.tier.finishing import finish_round
 from trellis.tier.headline import headline
-from trellis.tier.records import done, record_of
+from trellis.tier.records import record_of
 from trellis.tier.round import RoundFailed, TierRounds
 from trellis.tier.stopping import advance
 from trellis.tier.strategy_state import restore_strategy, strategy_state
@@ -116,13 +117,15 @@ class RoundLoop:
         )
         state = strategy_state(self._strategy, self._entry.state)
         after = Checkpoint(number, trained.arrays, state, record, progress)
-        # The next start tells the service of the last checkpoint's record alone: that of the one before has
-        # been heard by now.
-        self._channel.flush()
-        # Written before it is acted on: what is reported below has happened.
-        self._checkpoints.write(after)
-        self._channel.record(record)
-        self._grid.say(done(record, self._rounds, lost=trained.standing.lost))
+        finish_round(
+            after,
+            record,
+            rounds=self._rounds,
+            lost=trained.standing.lost,
+            checkpoints=self._checkpoints,
+            channel=self._channel,
+            grid=self._grid,
+        )
         return after
 
     def _evaluate(self, number: int, arrays: Arrays) -> tuple[dict[str, float], Standing | None]:

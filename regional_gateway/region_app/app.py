@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TypeVar, cast
@@ -23,6 +22,7 @@ from trellis.flower.link import FlowerLink
 from trellis.flower.link_loop import Halt, LinkLoop, Pace
 from trellis.flower.phase import Policy
 from trellis.flower.questions import Membership
+from trellis.tier.app_log import configure_app_log
 from trellis.tier.checkpoints import Checkpoints
 from trellis.tier.round import TierRounds
 from trellis.tier.strategies import build_strategy
@@ -45,9 +45,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         Unavailable, OSError: The gateway is gone, or the disk is full; another run follows.
     """
-    logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
-    # Flower uploads what an app writes, and httpx writes a line for every upload: it would never be quiet.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure_app_log()
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
         _keep_log(Path(brief.folder))

@@ -25,7 +25,8 @@ from trellis.flower.questions import Membership, Question, answered, nonce_of, q
 from trellis.flower.updates import TALLY, WEIGHT
 from trellis.tensors import pack_arrays, unpack_arrays
 from trellis.tier.checkpoints import Checkpoint, Checkpoints
-from trellis.tier.records import done, record_of
+from trellis.tier.finishing import finish_round
+from trellis.tier.records import record_of
 from trellis.tier.round import TierRounds
 from trellis.tier.strategy_state import restore_strategy, strategy_state
 from trellis.tier.strategy_table import Entry
@@ -144,12 +145,15 @@ class RegionMember:
         )
         state = strategy_state(self._strategy, self._entry.state)
         after = Checkpoint(number, trained.arrays, state, record, question=before.question)
-        # Of a round that is checkpointed the one before must have been heard.
-        self._channel.flush()
-        # Written before it is acted on: what is reported below has happened.
-        self._checkpoints.write(after)
-        self._channel.record(record)
-        self._grid.say(done(record, self._rounds, lost=trained.standing.lost))
+        finish_round(
+            after,
+            record,
+            rounds=self._rounds,
+            lost=trained.standing.lost,
+            checkpoints=self._checkpoints,
+            channel=self._channel,
+            grid=self._grid,
+        )
         return after
 
     def _evaluate(self, question: Question) -> RecordDict:
