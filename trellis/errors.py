@@ -8,7 +8,8 @@ A class says what the caller does next; a message says who, what came, what was 
     │   ├── PayloadError          an MQTT payload or topic
     │   ├── TensorError           packed tensors
     │   ├── ConfigError           options, environment, trellis.toml, key files
-    │   └── DataError             a data set, or a device's data against a task
+    │   ├── DataError             a data set, or a device's data against a task
+    │   └── ArtefactError         an exported model file that is broken, hostile or another model's
     ├── Refused                   a rule said no: don't retry; `code` says which rule
     ├── DiskFailed                this machine's disk did not take it: free space, then try again
     ├── Unavailable               nobody answered (broker, server, SuperLink): try again, or start it
@@ -82,6 +83,10 @@ class ConfigError(InvalidInput):
 
 class DataError(InvalidInput):
     """A data set that cannot be read, or that does not meet a task's demands."""
+
+
+class ArtefactError(InvalidInput):
+    """An exported model file that is broken, hostile, or not the model that was asked for."""
 
 
 class Refused(TrellisError):
