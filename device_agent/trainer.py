@@ -101,6 +101,9 @@ class Trainer:
             batch_size=self._train.batch_size,
             learning_rate=self._train.learning_rate,
             momentum=self._train.momentum,
+            weight_decay=self._train.weight_decay,
+            optimizer=self._train.optimizer,
+            clip_norm=self._train.clip_norm,
             proximal_mu=request.proximal_mu,
             report_initial_loss=request.report_initial_loss,
         )

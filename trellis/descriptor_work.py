@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -33,9 +33,23 @@ class Train(Section):
     Attributes:
         local_epochs: Passes over the data; exactly one of this and `local_steps` is not None.
         local_steps: Mini-batches, over as many passes as they need.
+        momentum: Of `sgd`; `adam` has moments of its own.
+        clip_norm: The most that the norm of a step's gradients together may be.
     """
 
-    model_config = ConfigDict(json_schema_extra={"not": {"required": ["local_epochs", "local_steps"]}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "anyOf": [
+                    {"required": ["local_epochs", "local_steps"]},
+                    {
+                        "required": ["optimizer", "momentum"],
+                        "properties": {"optimizer": {"const": "adam"}, "momentum": {"exclusiveMinimum": 0}},
+                    },
+                ]
+            }
+        }
+    )
 
     rounds: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     local_epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = Field(
@@ -44,7 +58,10 @@ class Train(Section):
     local_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 32
     learning_rate: Annotated[float, Field(strict=True, gt=0, le=1000, allow_inf_nan=False)]
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)] = 0.0
+    clip_norm: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
 
     @model_validator(mode="before")
@@ -60,5 +77,14 @@ class Train(Section):
             raise ValueError(
                 f"local_epochs ({self.local_epochs}) and local_steps ({self.local_steps}) are both given, "
                 "exactly one is due"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_where_it_counts(self) -> Self:
+        if self.optimizer == "adam" and self.momentum:
+            raise ValueError(
+                f"momentum ({self.momentum:g}) is given with optimizer adam, which has moments of its own: "
+                "leave momentum out, or take sgd"
             )
         return self

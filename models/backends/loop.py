@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from models.arrays import Arrays
+from models.backends.optimiser import LocalOptimiser
 from models.backends.plan import EvalResult, StepReport, TrainPlan
-from models.backends.sgd import LocalSGD
 from models.datasets import Dataset
 from trellis.errors import Canceled, DataError, Fault, TrainingFailed
 
@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class GradientOutcome(Outcome):
-    """An outcome with the gradient of the mean loss by parameter."""
+    """An outcome with the gradient of the mean loss by parameter, whose memory is the optimiser's to use."""
 
     gradients: Mapping[str, np.ndarray[Any, Any]]
 
@@ -61,7 +61,7 @@ def train_loop(
     """
     per_pass = math.ceil(len(data) / plan.batch_size)
     steps = plan.steps if plan.steps is not None else (plan.epochs or 0) * per_pass
-    optimiser = LocalSGD(parameters, plan)
+    optimiser = LocalOptimiser(parameters, plan)
     last_pass: deque[tuple[float, int, int]] = deque(maxlen=per_pass)
     seen = 0
     for step, chosen in enumerate(_shuffled(len(data), plan.batch_size, steps, rng), start=1):

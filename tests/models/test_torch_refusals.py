@@ -130,6 +130,13 @@ def test_evaluation_of_a_model_gone_wrong_fails() -> None:
         ({"learning_rate": float("nan")}, "learning_rate: nan came, a number above 0 is due"),
         ({"momentum": 1.0}, "momentum: 1.0 came, a number from 0 to below 1 is due"),
         ({"weight_decay": -1.0}, "weight_decay: -1.0 came, a number of at least 0 is due"),
+        ({"optimizer": "adamw"}, "optimizer: 'adamw' came, sgd or adam is due"),
+        (
+            {"optimizer": "adam", "momentum": 0.9},
+            "momentum: 0.9 came with optimizer adam, which has moments of its own (leave momentum out, or "
+            "take sgd)",
+        ),
+        ({"clip_norm": 0.0}, "clip_norm: 0.0 came, a number above 0 is due"),
         ({"proximal_mu": float("inf")}, "proximal_mu: inf came, a number of at least 0 is due"),
     ],
 )

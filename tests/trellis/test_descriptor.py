@@ -85,7 +85,10 @@ def test_every_field_of_the_design_is_taken(tmp_path: Path) -> None:
         "local_steps": None,
         "batch_size": 32,
         "learning_rate": 0.05,
+        "optimizer": "sgd",
         "momentum": 0.9,
+        "weight_decay": 0.0,
+        "clip_norm": None,
         "seed": 42,
     }
     assert (task.strategy.name, task.strategy.params) == ("fedadam", {"eta": 0.1, "beta_1": 0.9})
@@ -237,6 +240,23 @@ def test_every_missing_field_is_named() -> None:
         (
             {"train": {"rounds": 1, "learning_rate": 0.1, "local_steps": 0}},
             "train.local_steps: input should be greater than or equal to 1, got 0",
+        ),
+        (
+            {"train": {"rounds": 1, "learning_rate": 0.1, "optimizer": "adamw"}},
+            "train.optimizer: input should be 'sgd' or 'adam', got \"adamw\"",
+        ),
+        (
+            {"train": {"rounds": 1, "learning_rate": 0.1, "optimizer": "adam", "momentum": 0.9}},
+            "train: momentum (0.9) is given with optimizer adam, which has moments of its own: leave "
+            "momentum out, or take sgd, got {",
+        ),
+        (
+            {"train": {"rounds": 1, "learning_rate": 0.1, "weight_decay": -0.1}},
+            "train.weight_decay: input should be greater than or equal to 0, got -0.1",
+        ),
+        (
+            {"train": {"rounds": 1, "learning_rate": 0.1, "clip_norm": 0}},
+            "train.clip_norm: input should be greater than 0, got 0",
         ),
         ({"train": {"rounds": 1, "learning_rate": float("nan")}}, "train.learning_rate: input should be"),
         ({"train": {"rounds": 1, "learning_rate": float("inf")}}, "train.learning_rate: input should be"),

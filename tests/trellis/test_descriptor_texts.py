@@ -40,7 +40,7 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
         "train": {
             "rounds": draw(st.integers(1, 100_000)),
             "learning_rate": draw(st.floats(1e-12, 1000)),
-            "momentum": draw(st.floats(0, 0.999)),
+            "weight_decay": draw(st.floats(0, 1000)),
             "seed": draw(st.integers(0, 2**63 - 1)),
         },
         "strategy": {"params": draw(st.dictionaries(NAMES, NUMBERS, max_size=4))},
@@ -55,6 +55,10 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
     }
     if draw(st.booleans()):
         value["train"][draw(st.sampled_from(["local_epochs", "local_steps"]))] = draw(st.integers(1, 10_000))
+    value["train"] |= draw(
+        st.sampled_from([{"optimizer": "adam"}, {"optimizer": "adam", "momentum": 0}, {}])
+        | st.fixed_dictionaries({"momentum": st.floats(0, 0.999), "clip_norm": st.floats(1e-9, 1e9)})
+    )
     if value["evaluate"]["on"] and draw(st.booleans()):
         value["stop"] = {"target": draw(st.floats(0.1, 1)), "patience": draw(st.integers(1, 9))}
     return value
@@ -180,6 +184,10 @@ def test_the_published_schema_takes_what_the_model_takes(value: dict[str, Any]) 
         {"train": {"rounds": True, "learning_rate": 0.1}},
         {"train": {"rounds": 1}},
         {"train": {"rounds": 1, "learning_rate": 0.1, "local_epochs": 1, "local_steps": 1}},
+        {"train": {"rounds": 1, "learning_rate": 0.1, "optimizer": "adam", "momentum": 0.5}},
+        {"train": {"rounds": 1, "learning_rate": 0.1, "optimizer": "rmsprop"}},
+        {"train": {"rounds": 1, "learning_rate": 0.1, "clip_norm": 0}},
+        {"train": {"rounds": 1, "learning_rate": 0.1, "weight_decay": 1001}},
         {"data": {"name": "digits", "shape": [1, 2, 3, 4, 5], "classes": 10}},
         {"strategy": {"params": {"eta": "0.1"}}},
         {"server": {"address": "h:1", "tls": "yes"}},
