@@ -27,6 +27,7 @@ EXTRAS = {
     "onnxruntime": ("onnx", "training on a device with ONNX Runtime"),
     "ai-edge-litert": ("tflite", "training on a device with LiteRT"),
     "tensorflow": ("tensorflow", "training on a device with TensorFlow"),
+    "litert-torch": ("export", "models as ONNX and TFLite files, for devices without PyTorch"),
     "tensorboard": ("server", "TensorBoard events at the server"),
     "scikit-learn": ("digits", "the digits data set"),
     "pillow": ("images", "data in folders of images"),
