@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from tensors_apart import greatest_difference
 
 from trellis.http.client import ServiceClient
 
@@ -70,6 +71,57 @@ async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fle
     here = await at_gateway(fleet, "eu-1", task)
     assert here["execution"]["attempt"] == 2, here["execution"]
     assert [record["round"] for record in here["history"]] == [1, 2, 3]
+
+
+async def post(fleet: Federation, file: str, *regions: str) -> None:
+    """Post a signed task to these gateways alone."""
+    gateways = [part for region in regions for part in ("--gateway", fleet.gateway_urls[region])]
+    posted = await fleet.operator("task", "post", file, *gateways)
+    assert posted.code == 0, posted
+
+
+async def signed(fleet: Federation, name: str, **sections: Any) -> str:
+    """Sign a task, post it to the server alone, and return its file."""
+    file = fleet.task(name, **sections)
+    done = await fleet.ground.command("task", "sign", file, "--keys", "keys", "-o", f"{name}.json")
+    assert done.code == 0, done
+    async with ServiceClient(fleet.server_url, tls=None) as client:
+        await client.post("/v1/tasks", (fleet.folder / f"{name}.json").read_bytes())
+    return f"{name}.json"
+
+
+async def test_two_tasks_that_meet_on_the_same_devices_both_end_as_each_does_alone(
+    fleet: Federation,
+) -> None:
+    """Each region hears of the other's task first: neither may wait for the other's end."""
+    trains = {"one": {"seed": 3, "local_epochs": 20}, "two": {"seed": 4, "learning_rate": 0.02}}
+    alone = {}
+    for name, train in trains.items():
+        await fleet.submit(f"{name}-alone", train=train, **REGIONAL)
+        await fleet.ended(f"{name}-alone")
+        alone[name] = await fleet.model(f"{name}-alone")
+    files = {name: await signed(fleet, name, train=train, **REGIONAL) for name, train in trains.items()}
+    first = {"one": ("eu-1", ("d1", "d2")), "two": ("us-1", ("d3", "d4"))}
+    for task, (region, devices) in first.items():
+        await post(fleet, files[task], region)
+        for device in devices:
+            await fleet.mqtt.field(fleet.execution(device, task), "phase", "waiting")
+    await post(fleet, files["two"], "eu-1")
+    await post(fleet, files["one"], "us-1")
+    for name in trains:
+        view = await fleet.ended(name)
+        for record in view["history"]:
+            assert members(record) == {"eu-1/gateway": True, "us-1/gateway": True}
+        for region in fleet.regions:
+            for record in (await at_gateway(fleet, region, name))["history"]:
+                assert set(members(record).values()) == {True}
+                assert len(record["outcomes"]) == 2
+        apart = greatest_difference(alone[name], await fleet.model(name))
+        assert apart <= 1e-5, f"{name}: {apart:.1e} of a tensor's greatest magnitude"
+    # The younger was at work on its two devices, and let the elder pass.
+    for device in ("d3", "d4"):
+        said = fleet.mqtt.said(fleet.execution(device, "two"), "reason")
+        assert any(reason and reason["code"] == "turn" for reason in said), said
 
 
 async def test_regions_below_regions_and_devices_of_regions_that_relay(
