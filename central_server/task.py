@@ -148,6 +148,14 @@ class ServerTask:
             data=self._data.get(self.descriptor.data.name),
         )
 
+    async def recovers(self, why: str) -> None:
+        """Say that its ServerApp has gone, and why; another goes on after the last finished round."""
+        reason = Reason(code="recovering", message=f"{why}: another ServerApp is started, and goes on")
+        try:
+            await self.report(StateReport(state=self.record.state, reason=reason))
+        except Unavailable as error:
+            logger.error("task=%s: %s", self.name, error)
+
     async def was_disk_full(self) -> bool:
         """Whether a full disk kept the ServerApp from working; returns once there is room."""
         return await self.disk.wait_writable()

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
+from regional_gateway.telling import Telling
 from regional_gateway.turn import Turn
 from trellis.descriptor import TaskDescriptor
-from trellis.errors import PayloadError, Refused, Unavailable
+from trellis.errors import Refused, Unavailable
 from trellis.execution import ENDED, ExecutionReport, central_end
 from trellis.flower.backchannel import Above, Brief, Hello, RoundRecord, StateReport, Uplink
 from trellis.payloads import ExecutionState, Phase, Reason, Round, TaskState
@@ -31,8 +31,6 @@ ROUNDS = "rounds.jsonl"
 
 KEPT = 100
 """Rounds in memory: each names all who took part. All of them stand in the run's folder."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class RegionTask:
         self.runs = RunWatch(descriptor.task)
         minimum = descriptor.participants_at(region).minimum
         self._turn = Turn(report, self.fleet, minimum=minimum)
-        self._waits: Reason | None = None  # for whom its app says that it waits
+        self._telling = Telling(report, self._turn)
         self._disk = Disk(descriptor.task, folder)
         self._history: dict[int, RoundRecord] = {}
         for record in history:
@@ -151,7 +149,7 @@ class RegionTask:
     async def trouble(self, problem: str) -> None:
         """Say why its app does not run."""
         if not self.ended:
-            await self._report.phase(Phase.CONNECTING, reason=Reason(code="superlink", message=problem))
+            await self._telling.connecting(Reason(code="superlink", message=problem))
 
     def cancel(self, revision: int) -> None:
         """Let the app know that the operator called the task off."""
@@ -180,6 +178,11 @@ class RegionTask:
             message = f"the operator called the task off with revision {self._canceled_by}"
         self._end(Ending(ENDED[state], Reason(code=code, message=message), self._canceled_by))
 
+    async def recovers(self, why: str) -> None:
+        """Say that its app has gone, and why; another goes on after the last finished round."""
+        if not (self.ended or self._closed):
+            await self._telling.recovers(why)
+
     async def was_disk_full(self) -> bool:
         """Whether a full disk kept the app from working; returns once there is room."""
         return await self._disk.wait_writable()
@@ -206,6 +209,7 @@ class RegionTask:
         if self.ended:
             raise Refused("run", f"task {self.name!r} has ended in region {self._region!r}: nothing is left")
         self.runs.meet(hello)
+        self._telling.came()
         return Brief(
             descriptor=self.descriptor.to_json(),
             folder=str(self._folder),
@@ -238,33 +242,12 @@ class RegionTask:
             revision = self._canceled_by if report.state is TaskState.CANCELED else None
             self._end(Ending(ENDED[report.state], report.reason, revision))
             return
-        before, self._waits = self._waits, report.reason
-        said = self._report.execution.reason if self._report.execution else None
-        if report.reason != said and (report.reason is not None or said == before):
-            await self._report.waits(report.reason)
+        await self._telling.waits(report.reason)
 
     async def uplink(self, news: Uplink) -> None:
         """Say what the app has done as a member of the tier above; returns once it is said, or queued."""
-        report = self._report
-        if self.ended:
-            return  # nothing follows an end
-        match news.event:
-            case "connecting":
-                await report.phase(Phase.CONNECTING, reason=news.reason)
-                if self._turn.queues:
-                    await report.queues(True)
-            case "connected":
-                await report.connected(_due(news, news.node_id, "node_id"), news.in_hand)
-            case "checked-in":
-                await report.checked_in(_due(news, news.node_id, "node_id"), _due(news, news.nonce, "nonce"))
-            case "training" | "evaluating":
-                self._turn.came()
-                await report.phase(Phase(news.event), round_number=news.round)
-            case "replying":
-                await asyncio.to_thread(report.replying, _due(news, news.message_id, "message_id"))
-            case "replied":
-                phase = Phase.WAITING if news.kind == "query" else Phase.UPLOADED
-                await report.uploaded(_due(news, news.message_id, "message_id"), phase, news.reason)
+        if not self.ended:  # nothing follows an end
+            await self._telling.uplink(news)
 
     @property
     def left_s(self) -> float:
@@ -288,9 +271,3 @@ class RegionTask:
         if said is None or not said.state.ended or said.revision < self.revision:
             return None
         return Ending(said.state, said.reason, said.revision)
-
-
-def _due(news: Uplink, value: T | None, field: str) -> T:
-    if value is None:
-        raise PayloadError(f"uplink {news.event!r}", f"comes without {field}")
-    return value

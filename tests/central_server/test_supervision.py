@@ -116,6 +116,12 @@ async def test_a_superlink_that_dies_is_followed_by_another_with_all_tasks(launc
         await until(lambda: all(task.runs.app for task in tasks))
         running.superlinks[0].clearing_up_s = 1.0  # longer than the tasks need to ask for the next
         running.superlinks[0].died.set()
+
+        async def says_so() -> bool:
+            said = (await running.view())["reason"]
+            return bool(said) and said["code"] == "recovering" and "the SuperLink ended" in said["message"]
+
+        await until(says_so)
         await until(lambda: len(running.superlinks) == 2)
         await running.reach("succeeded")
         await running.reach("succeeded", "second")

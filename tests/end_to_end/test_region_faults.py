@@ -80,6 +80,12 @@ async def killed(fleet: Federation) -> None:
     gateway.start()
 
 
+def recovers(fleet: Federation, task: str) -> bool:
+    """Whether the region's execution says that another app is on its way."""
+    said = fleet.mqtt.latest[f"{EU}/tasks/{task}/execution"]
+    return said["phase"] == "connecting" and said.get("reason", {}).get("code") == "recovering"
+
+
 def trained(fleet: Federation, device: str, task: str) -> Counter[int]:
     """Return how often a device has trained in each round of a task."""
     said = fleet.devices[device].said().partition(f"task {task}:")[2]
@@ -176,6 +182,9 @@ async def test_a_regions_superlink_killed_alone_is_followed_by_another(fleet: Fe
     await seen(fleet, "d2", task, 2, "training")
     d2.pause()
     child(fleet, "flower-superlink").kill()
+    await fleet.mqtt.until(
+        lambda: recovers(fleet, task), "the region says that it recovers, and does not train"
+    )
     d2.resume()
     here = await assert_as_if_calm(fleet, task, calm)
     assert gateway.running

@@ -2,6 +2,7 @@
 
 waits      as `answers`, after it has said for whom it waits until the first message from above
 answers    a regional round for each message from above, until the task is over or called off
+trains     begins to train for the first message from above, and does not come to its end
 dies       says hello and dies by SIGKILL
 fails      says that the region's task has failed
 crashes    begins a reply to the tier above and dies by SIGKILL
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 import urllib.request
 from typing import Any
 
@@ -70,6 +72,9 @@ def main() -> None:
         version = view["version"]
         while done < view["announced"]:
             done += 1
+            if PART == "trains":
+                uplink("training", round=done)
+                time.sleep(60)
             call("POST", "state", state="running")
             answer(done)
 

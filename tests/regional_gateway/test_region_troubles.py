@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from regional_gateway.region_task import KEPT
+from trellis.cli.watching.picture import Picture, fold
+from trellis.cli.watching.rendering import render
 from trellis.flower.backchannel import RoundRecord
+from trellis.mqtt import BusMessage
 from trellis.payloads import Execution, ExecutionState, Phase
 from trellis.tier.history import append_round, read_rounds
+from trellis.topics import DEFAULT_BASE as BASE
+from trellis.topics import Topics
 
 REGIONAL = {"aggregation": {"tier": "regional"}}
 EXECUTION = "eu-1/gateway/tasks/{}/execution"
@@ -42,6 +50,31 @@ async def test_for_whom_a_region_waits_shows_on_its_execution_until_it_goes_on(
         await seen.publish("central/tasks/digits/round", say.round(1))
         await wait_until(lambda: reason(seen) == ("", ""))
         await wait_until(lambda: (said := shown(seen)) and said.phase is Phase.UPLOADED)
+
+
+async def test_while_its_superlink_is_started_again_a_region_is_not_said_to_train(
+    world: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+) -> None:
+    world.script = ["trains", "answers"]
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+        await running.post(operator.envelope(**REGIONAL))
+        await seen.publish("central/tasks/digits/round", say.round(1))
+        await wait_until(lambda: (said := shown(seen)) and said.phase is Phase.TRAINING)
+        world.superlinks[0].clearing_up_s = 1.0
+        world.superlinks[0].died.set()
+        await wait_until(lambda: reason(seen)[0] == "recovering")
+        assert reason(seen)[1] == "the SuperLink ended: another app is started, and goes on"
+        said = shown(seen)
+        assert said is not None
+        assert (said.state, said.phase, said.round) == (ExecutionState.IN_PROGRESS, Phase.CONNECTING, 1)
+        console = Console(record=True, width=160, file=io.StringIO())
+        picture = Picture()
+        for topic, payload in seen.heard:
+            picture = fold(picture, BusMessage(f"{BASE}/{topic}", payload, retain=True), Topics(BASE))
+        console.print(render(picture))
+        assert "eu-1  connecting  the SuperLink ended: another app" in console.export_text()
+        await wait_until(lambda: (said := shown(seen)) and said.phase is Phase.UPLOADED)
+        assert reason(seen) == ("", "")
 
 
 async def test_a_disk_that_takes_nothing_does_not_silence_the_region(

@@ -102,6 +102,9 @@ class SupervisedTask(Protocol):
     async def end(self, state: TaskState, code: str, message: str) -> None:
         """End the task for a reason that its app could not give."""
 
+    async def recovers(self, why: str) -> None:
+        """Say that its app has gone, and why: another is to go on where it was."""
+
     async def was_disk_full(self) -> bool:
         """Whether the disk kept the app from working; returns once it no longer does."""
 

@@ -172,6 +172,8 @@ class Supervisor:
                     break
                 await task.runs.wait_change(self._timing.watch_s)
         why = await self._watch(task, superlink, hello_until)
+        if why is not None and not task.canceled:
+            await task.recovers(why)
         await self._put_away(task, superlink, run_id, leave_s=self._timing.leave_s if why is None else 0.0)
         return why
 
