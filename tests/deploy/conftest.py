@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -137,9 +137,9 @@ class Broker:
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 
-    def write_acl(self, *, bridged: str | None = None) -> None:
+    def write_acl(self, *, bridged: str | None = None, below: Mapping[str, str] | None = None) -> None:
         """Do what `trellis keys acl` does."""
-        acl.write(self.keys, Topics(), bridged=None if bridged is None else [bridged])
+        acl.write(self.keys, Topics(), bridged=None if bridged is None else [bridged], below=below)
 
     def intruder(self, folder: Path | None) -> Client:
         """A client that trusts this broker and shows another fleet's certificate, or none."""

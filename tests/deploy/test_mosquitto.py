@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ IN_EU = {topic for topic in WRITTEN if topic.startswith("eu-1/")}
 READS = {
     SERVER: WRITTEN,
     OPERATOR: WRITTEN,
-    # Gateways may stand below one another: each reads what others are, and have to do, and not their infos.
-    EU: IN_EU | WRITES[SERVER] | WRITES[US] | WRITES[NAMESAKE],
+    EU: IN_EU | WRITES[SERVER],
     CAM: WRITES[EU] | WRITES[CAM],
     NAMESAKE: WRITES[US] | WRITES[NAMESAKE],
 }
@@ -186,6 +186,65 @@ def test_the_gateway_of_a_bridged_region_brings_its_devices_topics(broker: Broke
             seen = listener.until(control)
     devices = [topic for topic in seen if "/devices/" in topic]
     assert devices == [f"{BASE}/{topic}" for topic in TOPICS if topic.startswith("eu-1/devices/")]
+
+
+def reads(
+    broker: Broker, reader: Principal, written: Mapping[Principal, Iterable[str]], last: str
+) -> set[str]:
+    """Return what of these topics reaches a reader, up to the last, which must."""
+    with broker.client(reader) as client:
+        client.subscribe("#")
+        for writer, topics in written.items():
+            with broker.client(writer) as other:
+                for topic in topics:
+                    other.publish(f"{BASE}/{topic}")
+        return {topic.removeprefix(f"{BASE}/") for topic in client.until(f"{BASE}/{last}")}
+
+
+def test_a_gateway_reads_the_regions_below_it_and_above_it_and_no_others(broker: Broker) -> None:
+    """us-1 stands below eu-1 here; ap-1 stands beside them."""
+    ap = gateway("ap-1")
+    issue(broker.keys, ap)
+    broker.write_acl(below={"us-1": "eu-1"})
+    broker.stop()
+    broker.start()
+    status, info = "us-1/tasks/t/status", "us-1/devices/cam-7/info"
+    execution, log = (f"us-1/devices/cam-7/tasks/t/{kind}" for kind in ("execution", "log"))
+    below = {
+        NAMESAKE: ("us-1/devices/cam-7/state", info, execution, log),
+        US: ("us-1/gateway/state", "us-1/gateway/tasks/t/execution", "us-1/tasks/t/round", status),
+    }
+    # Its own word last, which it reads in any case.
+    assert reads(broker, EU, {**below, EU: ["eu-1/gateway/state"]}, "eu-1/gateway/state") == {
+        "eu-1/gateway/state", *below[US], *below[NAMESAKE]
+    } - {log}  # fmt: skip
+    assert reads(broker, ap, {**below, ap: ["ap-1/gateway/state"]}, "ap-1/gateway/state") == {
+        "ap-1/gateway/state"
+    }
+    above = {
+        CAM: ("eu-1/devices/cam-7/state", "eu-1/devices/cam-7/tasks/t/execution"),
+        ap: ("ap-1/gateway/state", "ap-1/tasks/t/descriptor"),
+        EU: ("eu-1/gateway/state", "eu-1/tasks/t/descriptor", "eu-1/tasks/t/round"),
+    }
+    handed_down = reads(broker, US, {**above, US: ["us-1/gateway/state"]}, "us-1/gateway/state")
+    assert handed_down == {"us-1/gateway/state", *above[EU]}
+
+
+def test_the_gateway_of_a_bridged_region_brings_the_topics_of_those_below_it(
+    broker: Broker, listener: Client
+) -> None:
+    nested = ("us-1/gateway/state", "us-1/tasks/t/status", "us-1/devices/cam-7/tasks/t/execution")
+    control = f"{BASE}/eu-1/tasks/control/status"
+    for bridged, due in ((None, []), ("eu-1", [f"{BASE}/{topic}" for topic in nested])):
+        broker.write_acl(bridged=bridged, below={"us-1": "eu-1"})
+        broker.stop()
+        broker.start()
+        with broker.client(OPERATOR) as watching, broker.client(EU) as eu:
+            watching.subscribe(f"{BASE}/#")
+            for topic in (*nested, "us-1/devices/cam-7/tasks/t/log", "nobody/gateway/state"):
+                eu.publish(f"{BASE}/{topic}")
+            eu.publish(control)
+            assert watching.until(control)[:-1] == due
 
 
 def test_retained_messages_outlive_the_broker(broker: Broker) -> None:

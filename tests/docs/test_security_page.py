@@ -47,6 +47,14 @@ def test_a_bridged_region_is_as_the_page_says() -> None:
     assert "`us-1/devices/#`" in PAGE
 
 
+def test_regions_below_regions_are_as_the_page_says() -> None:
+    nested = table(PAGE, "nested")
+    for (_, reads), holder in zip(nested, (gateway("eu"), gateway("eu-1")), strict=True):
+        flat, below = (acl.render([holder], Topics(), below=tree) for tree in ({}, {"eu-1": "eu"}))
+        gained = [line for line in below.splitlines() if line not in flat.splitlines()]
+        assert gained == [f"topic read trellis/v1/{topic}" for topic in codes(reads)]
+
+
 def test_every_code_of_a_refusal_is_one_that_the_code_has() -> None:
     source = "".join((ROOT / path).read_text(encoding="utf-8") for path in RULES)
     named = {code for row in rows(section(PAGE, "Rogues")) for code in codes(row[1])}

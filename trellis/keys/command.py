@@ -155,15 +155,26 @@ def write_acl(
             "Kept in DIR/broker/bridged until it is given anew; delete that file for none.",
         ),
     ] = None,
+    below: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--below",
+            metavar="SITE=COUNTRY",
+            help="A region whose gateway stands below another's (--parent): that may read what it says; "
+            "repeatable. Kept in DIR/broker/below until it is given anew; delete that file for none.",
+        ),
+    ] = None,
 ) -> None:
-    """Write DIR/broker/acl anew from the identities in DIR: after one was moved away, or for bridged regions.
+    """Write DIR/broker/acl anew from the identities in DIR, and from who is bridged or nested.
 
     \b
     Examples:
       trellis keys acl keys
       trellis keys acl keys --bridged us-1 --bridged ap-1
+      trellis keys acl keys --below eu-1=eu --below eu-2=eu
     """
-    path = acl.write(keys, Topics(base), bridged=bridged or None)
+    nested = acl.below_of(below) if below else None
+    path = acl.write(keys, Topics(base), bridged=bridged or None, below=nested)
     typer.echo(f"wrote {path}: copy it to the broker, and reload that")
 
 

@@ -148,6 +148,44 @@ def test_a_region_stays_bridged_when_machines_come_and_go(keys: Path) -> None:
     assert "topic readwrite trellis/v1/us-1/devices/#" in rights(keys, "us-1/gateway")
 
 
+def test_a_gateway_reads_what_stands_below_and_above_it_and_stays_so_as_machines_come_and_go(
+    keys: Path,
+) -> None:
+    run("gateway", "ap-1", "--keys", keys)
+    alone = {name: rights(keys, f"{name}/gateway") for name in ("eu-1", "us-1", "ap-1")}
+    run("acl", keys, "--below", "us-1=eu-1", "--below", "ap-1=us-1")
+    said = ("gateway/#", "tasks/#", "devices/+/state", "devices/+/info", "devices/+/tasks/+/execution")
+    nested = {f"topic read trellis/v1/{region}/{of}" for region in ("us-1", "ap-1") for of in said}
+    assert rights(keys, "eu-1/gateway") - alone["eu-1"] == nested
+    above = {f"topic read trellis/v1/{region}/{of}" for region in ("us-1", "eu-1") for of in said[:2]}
+    assert rights(keys, "ap-1/gateway") - alone["ap-1"] == above
+    run("device", "cam-7", "--region", "ap-1", "--keys", keys)
+    run("acl", keys, "--bridged", "us-1")
+    assert rights(keys, "eu-1/gateway") - alone["eu-1"] == nested
+    assert {f"topic readwrite trellis/v1/ap-1/{of}" for of in said} < rights(keys, "us-1/gateway")
+    run("acl", keys, "--below", "ap-1=us-1")
+    assert rights(keys, "eu-1/gateway") == alone["eu-1"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (["eu-1"], "must be SITE=COUNTRY"),
+        (["eu-1="], "must be SITE=COUNTRY"),
+        (["eu-1=ap-1"], "ap-1 has no gateway in these keys"),
+        (["eu-1=us-1", "us-1=eu-1"], "us-1 would stand below itself"),
+        (["eu-1=eu-1"], "eu-1 would stand below itself"),
+        (["eu-1=us-1", "eu-1=ap-1"], "eu-1 stands below us-1 already"),
+    ],
+)
+def test_a_hierarchy_that_cannot_be_is_refused(keys: Path, pairs: list[str], said: str) -> None:
+    before = (keys / "broker" / "acl").read_text()
+    with pytest.raises(ConfigError, match=said):
+        run("acl", keys, *(part for pair in pairs for part in ("--below", pair)))
+    assert (keys / "broker" / "acl").read_text() == before
+    assert not (keys / "broker" / "below").exists()
+
+
 def test_a_region_without_a_gateway_cannot_be_bridged(keys: Path) -> None:
     before = (keys / "broker" / "acl").read_text()
     with pytest.raises(ConfigError, match="ap-1 has no gateway in these keys"):
