@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from members import is_running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
@@ -109,6 +113,76 @@ async def test_cancel_stops_devices_within_a_batch(fleet: Federation) -> None:
     # A canceled task stays so, and the fleet is free for the next.
     await fleet.submit("after", train={"rounds": 1})
     await fleet.ended("after")
+
+
+async def test_a_task_that_is_called_off_leaves_the_one_that_runs_beside_it_and_the_one_behind_it_alone(
+    fleet: Federation,
+) -> None:
+    await fleet.submit("east", regions=("eu-1",), train=ENDLESS)
+    await fleet.submit("west", regions=("us-1",), train=BUSY | {"rounds": 4})
+    await fleet.submit("both", train={"rounds": 2})
+    for device, task in (("d1", "east"), ("d2", "east"), ("d3", "west")):
+        await in_training(fleet, device, task)
+    for device in fleet.specs:
+        await fleet.mqtt.field(fleet.execution(device, "both"), "state", "QUEUED")
+    apps = {task: app_of(fleet, task) for task in ("east", "west")}
+    assert (await fleet.operator("task", "cancel", "east")).code == 0
+    await called_off(fleet, "east", "d1", "d2", region="eu-1")
+    beside = await fleet.view("west")
+    assert (beside["state"], len(beside["history"]) < 4) == ("running", True), "it trains all the while"
+    for task, devices in (("west", ["d3"]), ("both", ["d1", "d2", "d3"])):
+        view = await fleet.ended(task)
+        assert view["revision"] == 1
+        everybody = dict.fromkeys(devices, "replied")
+        assert [outcomes(view, one["round"]) for one in view["history"]] == [everybody] * view["rounds"]
+        for device in devices:
+            await fleet.mqtt.field(fleet.execution(device, task), "state", "SUCCEEDED")
+            assert fleet.mqtt.said(fleet.execution(device, task), "attempt") == [1]
+    await gone(apps)
+
+
+async def test_a_task_that_waits_for_its_turn_is_called_off_while_another_trains(fleet: Federation) -> None:
+    await fleet.submit("kept", train=BUSY | {"rounds": 3})
+    await in_training(fleet, "d1", "kept")
+    await fleet.submit("queued", train={"rounds": 1})
+    for device in fleet.specs:
+        await fleet.mqtt.field(fleet.execution(device, "queued"), "state", "QUEUED")
+    assert (await fleet.operator("task", "cancel", "queued")).code == 0
+    await called_off(fleet, "queued", "d1", "d2", "d3", region="us-1")
+    assert len((await fleet.view("kept"))["history"]) < 3, "it trains all the while"
+    view = await fleet.ended("kept")
+    everybody = dict.fromkeys(fleet.specs, "replied")
+    assert [outcomes(view, number) for number in (1, 2, 3)] == [everybody] * 3
+    for device in fleet.specs:
+        assert fleet.mqtt.said(fleet.execution(device, "kept"), "attempt") == [1]
+        assert "IN_PROGRESS" not in fleet.mqtt.said(fleet.execution(device, "queued"), "state")
+
+
+async def called_off(fleet: Federation, task: str, *devices: str, region: str) -> None:
+    """Return once server, gateway and devices all say that the task is canceled."""
+    for device in devices:
+        await fleet.mqtt.field(fleet.execution(device, task), "state", "CANCELED", within_s=20)
+    assert (await fleet.ended(task, "canceled"))["revision"] == 2
+    await fleet.mqtt.field(f"central/tasks/{task}/state", "state", "canceled")
+    status = f"{region}/tasks/{task}/status"
+    here = sum(fleet.specs[device].region == region for device in devices)
+    await fleet.mqtt.field(status, "executions", {"CANCELED": here})
+    await fleet.mqtt.field(status, "central", "canceled")
+
+
+async def gone(apps: dict[str, psutil.Process], *, within_s: float = 40.0) -> None:
+    """Return once the tasks' ServerApps have ended; a last call of Flower's may hold one for a while."""
+    deadline = time.monotonic() + within_s
+    while left := [task for task, app in apps.items() if is_running(app)]:
+        assert time.monotonic() < deadline, f"apps of tasks that have ended still run: {left}"
+        await asyncio.sleep(0.1)
+    print(f"the apps had gone {within_s - deadline + time.monotonic():.1f} s after the last task's end")
+
+
+def app_of(fleet: Federation, task: str) -> psutil.Process:
+    """Return the ServerApp that runs the task at the server."""
+    (pid,) = re.findall(rf"task={task} run=\d+ pid=(\d+): the app is there", fleet.server.said())
+    return psutil.Process(int(pid))
 
 
 async def test_task_run_says_that_its_task_was_called_off_and_exits_with_1(fleet: Federation) -> None:
