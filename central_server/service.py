@@ -20,6 +20,8 @@ from typing import Any
 from central_server import scalars
 from central_server.admission import Admission
 from central_server.api import create_api
+from central_server.artefacts import TaskArtefacts
+from central_server.exporting import Exporter
 from central_server.listening import Gateways
 from central_server.log_keeping import LogKeeper, TaskLog
 from central_server.publisher import Publisher
@@ -27,6 +29,7 @@ from central_server.settings import ServerSettings
 from central_server.store import Store
 from central_server.task import ServerTask
 from central_server.tasks import Tasks
+from trellis.artefacts.serving import create_artefact_app
 from trellis.errors import ConfigError, Unavailable
 from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
 from trellis.flower.superlink import SuperLink
@@ -79,12 +82,14 @@ class CentralServer:
         self._open_bus = open_bus
         self._token = secrets.token_urlsafe(32)
         self._environment: dict[str, str] = {}
-        self._front = Front()
         self._gateways = Gateways()
         self._logs = LogKeeper(store.runs)
         self._publisher = Publisher(settings.topics)
         admission = Admission(settings.keyring, settings.data)
         self._tasks = Tasks(store, self._publisher, admission, self._start, self._retire)
+        self._exporter = Exporter(store.runs / ".artefacts")
+        self._artefacts = TaskArtefacts(self._tasks, self._exporter)
+        self._front = Front(create_artefact_app(self._artefacts))
         self._keeper = SuperLinkKeeper(lambda: open_superlink(self._environment), self._front.point_to)
         self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
         self._bus: Bus | None = None
@@ -109,6 +114,7 @@ class CentralServer:
         """Serve until `stop` is set, then end everything; tasks go on at the next start."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._logs)
+            await stack.enter_async_context(self._exporter)
             # Before the ports are open: a task that came earlier would be taken for new.
             await self._tasks.resume()
             await self._open_ports(stack)
@@ -152,6 +158,7 @@ class CentralServer:
             self._group = group
             self._spawn(self._keeper.run(), "superlink")
             self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
+            self._spawn(self._artefacts.listen(bus, self._settings.topics), "devices' runtimes")
             self._spawn(self._publisher.guard(bus), "own state")
             self._spawn(self._logs.run(), "task logs")
             self._spawn(watch_broker(bus, self._fleets), "broker's presence")
@@ -199,6 +206,8 @@ class CentralServer:
             raise RuntimeError("the server has no bus")
         if not task.ended or self._left_s(task) > 0:
             await task.show()
+            if not task.ended:
+                await self._artefacts.begin(task)
             async with asyncio.TaskGroup() as group:
                 listeners = self._listen(group, self._bus, task)
                 await self._supervisor.drive(task)

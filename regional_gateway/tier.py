@@ -19,11 +19,13 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from regional_gateway.announcer import Announcer
+from regional_gateway.artefacts import RegionalArtefacts
 from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.own_part import OwnPart
 from regional_gateway.place import Place
 from regional_gateway.region_task import ROUNDS, RegionTask
 from regional_gateway.settings import GatewaySettings
+from trellis.artefacts.serving import create_artefact_app
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import Refused, Unavailable
 from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE, Above, RoundRecord
@@ -69,7 +71,8 @@ class RegionalTier:
         self._token = secrets.token_urlsafe(32)
         self._environment: dict[str, str] = {}
         opens = open_superlink or self._open_superlink
-        self._door = Front()
+        self._artefacts = RegionalArtefacts(settings.state / "artefacts", tls)
+        self._door = Front(create_artefact_app(self._artefacts))
         self._keeper = SuperLinkKeeper(lambda: opens(self._environment), self._door.point_to)
         self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
         self._stack = AsyncExitStack()
@@ -93,6 +96,7 @@ class RegionalTier:
             inner = HttpServer(backchannel, host="127.0.0.1", port=0, tls=None)
             inner = await stack.enter_async_context(inner)
             self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
+            await stack.enter_async_context(self._artefacts)
             stack.push_async_callback(self._door.aclose)
             door = HttpServer(self._door, host=settings.host, port=settings.front_port or 0, tls=self._tls)
             door = await stack.enter_async_context(door)
@@ -109,6 +113,7 @@ class RegionalTier:
     def load(self, ledger: Ledger, place: Place) -> None:
         """Take the region's tasks from `ledger`, and what is above from `place`."""
         self._ledger, self._place = ledger, place
+        self._artefacts.load(ledger, place)
         ledger.watch(self.touch)
 
     def find(self, task: str) -> RegionTask:

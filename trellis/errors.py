@@ -95,7 +95,7 @@ class Refused(TrellisError):
     Attributes:
         code: A short stable word for machines: `signature`, `untrusted`, `clock`, `expired`, `region`,
             `revision`, `server`, `data`, `model`, `conflict`, `broker`, `reply`, `link`, `token`,
-            `unknown`, `principal`, `aggregation`, `extra`.
+            `unknown`, `principal`, `aggregation`, `extra`, `export`, `artefact`.
     """
 
     def __init__(self, code: str, message: str) -> None:

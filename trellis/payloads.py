@@ -100,7 +100,12 @@ class DataInfo(Part):
 
 
 class Info(Payload):
-    """`…/devices/<device>/info`: a device's birth certificate and what it can do (retained)."""
+    """`…/devices/<device>/info`: a device's birth certificate and what it can do (retained).
+
+    Attributes:
+        backends: The training backends that are installed.
+        backend: The one that it trains with.
+    """
 
     version: Text
     python: Text
@@ -109,6 +114,7 @@ class Info(Payload):
     cpus: Count
     memory_mb: Count
     backends: tuple[Text, ...]
+    backend: Text | None = None
     data: DataInfo | None = None
 
 
@@ -133,6 +139,7 @@ class Phase(StrEnum):
     """What a device in progress is doing."""
 
     VERIFYING = "verifying"
+    FETCHING = "fetching"
     CONNECTING = "connecting"
     WAITING = "waiting"
     TRAINING = "training"

@@ -1,4 +1,4 @@
-"""The shipped nginx lines, under a real nginx: the Fleet API passes, and nothing else."""
+"""The shipped nginx lines, under a real nginx: the Fleet API and artefacts pass, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ FORBIDDEN = (
     "/v1/fleet/pull-messages?x=1",
     "/v1/fleet/pull-messages/more",
     "/V1/fleet/pull-messages",
+    "/v1/tasks/digits/artefacts/../../fleet",
+    "/v1/artefacts/..%2f..%2ftasks",
+    "/v1/artefacts/0123?x=1",
+    "/v1/artefacts/%30123",
+    "/v1/tasks/digits",
 )
 
 
@@ -53,6 +58,12 @@ class Front(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(self.path)))
+        self.end_headers()
+        self.wfile.write(self.path.encode())
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""
@@ -152,7 +163,17 @@ def test_the_fleet_api_passes_with_a_model_and_nothing_else_does(port: int, keys
         b"/v1/fleet/push-object 3000000",
     )
     assert [(path, ask(port, tls, path)[0]) for path in FORBIDDEN] == [(path, 404) for path in FORBIDDEN]
+    assert [(path, ask(port, tls, path, "GET")[0]) for path in FORBIDDEN] == [
+        (path, 404) for path in FORBIDDEN
+    ]
     assert ask(port, tls, "/v1/fleet/pull-messages", "GET")[0] == 404
+
+
+def test_artefacts_are_had_by_get_alone(port: int, keys: Path) -> None:
+    tls = context(keys / CAM.folder, ssl.Purpose.SERVER_AUTH)
+    for path in ("/v1/tasks/digits-1/artefacts/onnx", f"/v1/artefacts/{'0123456789abcdef' * 4}"):
+        assert ask(port, tls, path, "GET") == (200, path.encode())
+        assert ask(port, tls, path)[0] == 404
 
 
 def test_nobody_comes_in_without_a_certificate_of_this_fleet(port: int, keys: Path, tmp_path: Path) -> None:

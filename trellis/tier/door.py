@@ -1,17 +1,23 @@
-"""What devices reach of a tier's SuperLink, whichever process that is at present."""
+"""What devices reach of a tier: its SuperLink, whichever process that is at present, and its artefacts."""
 
 from __future__ import annotations
 
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from trellis.artefacts.offer import PATHS
 from trellis.flower.front import FleetFront
 
 
 class Front:
-    """The front of the present SuperLink; while there is none, devices are asked to try again."""
+    """The front of the present SuperLink; while there is none, devices are asked to try again.
 
-    def __init__(self) -> None:
+    Args:
+        artefacts: Serves what the tier's tasks train from, where devices have no PyTorch.
+    """
+
+    def __init__(self, artefacts: ASGIApp) -> None:
+        self._artefacts = artefacts
         self._waiting = PlainTextResponse(
             "the SuperLink is starting", status_code=503, headers={"retry-after": "1"}
         )
@@ -27,10 +33,21 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         while self._earlier:
             await self._earlier.pop().aclose()
-        await (self._front or self._waiting)(scope, receive, send)
+        if _is_for_artefacts(scope):
+            await self._artefacts(scope, receive, send)
+        else:
+            await (self._front or self._waiting)(scope, receive, send)
 
     async def aclose(self) -> None:
         """Close the connections to the SuperLink."""
         for front in (*self._earlier, self._front):
             if front is not None:
                 await front.aclose()
+
+
+def _is_for_artefacts(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"]:
+        return False
+    # The raw path as it came, before any decoding: there is no second way to write one of these.
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return PATHS.fullmatch(path) is not None

@@ -1,0 +1,244 @@
+"""Exports models for devices without PyTorch, once for each model, shape, number of classes and runtime.
+
+An export runs in a child process, one at a time, because the server keeps PyTorch out of its memory. What it
+made lies in the artefact store and is found again by a later server, as long as exporter, PyTorch and the
+model's source are what they were; why it failed is kept as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import models
+from models.registry import find_model
+from trellis import __version__
+from trellis.artefacts.offer import NotYet, Offer
+from trellis.artefacts.store import ArtefactStore
+from trellis.descriptor import TaskDescriptor
+from trellis.errors import ArtefactError, Refused, TrellisError
+from trellis.files import write_atomically
+from trellis.processes import PidFile, die_with_parent, terminate_tree
+
+logger = logging.getLogger(__name__)
+
+EXPORT_S = 600.0
+"""How long an export may take."""
+_SAID_BYTES = 65536
+_REASON_CHARS = 1000
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge-litert")
+"""Whatever of them is installed in another version may export differently."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be exported."""
+
+    model: str
+    shape: tuple[int, ...]
+    classes: int
+    runtime: str
+
+    @classmethod
+    def of(cls, descriptor: TaskDescriptor, runtime: str) -> Self:
+        """Return what the devices of a task need that train with `runtime`."""
+        return cls(descriptor.model.name, descriptor.data.shape, descriptor.data.classes, runtime)
+
+    def __str__(self) -> str:
+        return f"{self.model} for {self.runtime}, {'×'.join(map(str, self.shape))} to {self.classes} classes"
+
+
+Command = Callable[[Wanted, Path], Sequence[str]]
+"""The program that writes an export into a file: it exits with 0, or says `error: …` on its stderr."""
+
+
+def export_command(wanted: Wanted, path: Path) -> list[str]:
+    """Return the command that exports with our own exporter."""
+    shape = ",".join(map(str, wanted.shape))
+    what = ("--shape", shape, "--classes", str(wanted.classes))
+    to = ("--format", wanted.runtime, "--for", "training", "-o", str(path))
+    return [sys.executable, "-m", "trellis", "export", wanted.model, *what, *to]
+
+
+class Exporter:
+    """Exports from `__aenter__` to `__aexit__`, which ends what is under way.
+
+    Args:
+        folder: Of its own; the artefacts lie in it too.
+        command: What exports; another in trials.
+
+    Attributes:
+        store: The artefacts.
+    """
+
+    def __init__(self, folder: Path, command: Command = export_command) -> None:
+        self.store = ArtefactStore(folder / "files")
+        self._folder, self._command = folder, command
+        self._pid_file = PidFile(folder / "export.pid")
+        self._turn = asyncio.Lock()
+        self._under_way: dict[Wanted, asyncio.Task[None]] = {}
+        self._made: dict[Wanted, tuple[str, Offer]] = {}
+        self._failed: dict[Wanted, tuple[str, str]] = {}
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._pid_file.end_previous)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        under_way = list(self._under_way.values())
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
+
+    async def offer(self, wanted: Wanted) -> Offer:
+        """Return the export.
+
+        Raises:
+            NotYet: It is under way.
+            Refused: It has failed (`export`), and why.
+        """
+        if wanted in self._under_way:
+            raise NotYet(f"the server is exporting {wanted}")
+        source = await asyncio.to_thread(_source_digest, wanted)
+        if (made := self._found(wanted, source)) is not None:
+            return made
+        failed = self._failed.get(wanted)
+        if failed is not None and failed[0] == source:
+            raise Refused("export", failed[1])
+        if wanted not in self._under_way:
+            task = asyncio.create_task(self._export(wanted, source), name=f"export {wanted}")
+            self._under_way[wanted] = task
+            task.add_done_callback(lambda _: self._under_way.pop(wanted, None))
+        raise NotYet(f"the server is exporting {wanted}")
+
+    async def begin(self, wanted: Wanted) -> None:
+        """Have it exported, if it is not yet, and tried anew if it failed.
+
+        What goes wrong is told to whoever asks for it.
+        """
+        self._failed.pop(wanted, None)
+        with contextlib.suppress(TrellisError):
+            await self.offer(wanted)
+
+    def _found(self, wanted: Wanted, source: str) -> Offer | None:
+        known = self._made.get(wanted)
+        if known is None or known[0] != source:
+            try:
+                text = self._index(wanted, source).read_bytes()
+                known = (source, Offer.parse(text, where=str(self._folder)))
+            except (OSError, ArtefactError):
+                return None
+        if self.store.find(known[1].sha256) is None:
+            return None
+        self._made[wanted] = known
+        return known[1]
+
+    def _index(self, wanted: Wanted, source: str) -> Path:
+        name = hashlib.sha256(json.dumps([asdict(wanted), source], sort_keys=True).encode()).hexdigest()
+        return self._folder / f"{name[:32]}.json"
+
+    async def _export(self, wanted: Wanted, source: str) -> None:
+        try:
+            async with self._turn:
+                logger.info("export %s: begins", wanted)
+                offer = await self._made_by_child(wanted)
+                entry = self._index(wanted, source)
+                await asyncio.to_thread(write_atomically, entry, offer.to_json().encode())
+        except (TrellisError, OSError) as error:
+            reason = f"the server cannot export {wanted}: {error}"
+            logger.error("%s", reason)
+            self._failed[wanted] = (source, reason)
+            return
+        self._made[wanted] = (source, offer)
+        logger.info("export %s: %d bytes, SHA-256 %s", wanted, offer.size, offer.sha256)
+
+    async def _made_by_child(self, wanted: Wanted) -> Offer:
+        made = self._folder / f"making.{wanted.runtime}"
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            await self._run(self._command(wanted, made))
+            size = made.stat().st_size
+            sha256 = await asyncio.to_thread(self.store.take, made)
+        except FileNotFoundError as error:
+            raise TrellisError(f"the export wrote no file: {error}") from error
+        finally:
+            made.unlink(missing_ok=True)
+        return Offer(runtime=wanted.runtime, model=wanted.model, sha256=sha256, size=size)
+
+    async def _run(self, command: Sequence[str]) -> None:
+        """Run an export to its end; it never outlives this call."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(),
+            cwd=self._folder,
+            preexec_fn=die_with_parent,
+        )
+        self._pid_file.write(process.pid)
+        try:
+            async with asyncio.timeout(EXPORT_S):
+                said = await _end_of(process.stderr)
+                status = await process.wait()
+        except TimeoutError:
+            raise TrellisError(f"it took longer than {EXPORT_S:g} s") from None
+        finally:
+            if process.returncode is None:
+                await asyncio.shield(asyncio.to_thread(terminate_tree, process.pid))
+                await process.wait()
+            self._pid_file.clear()
+        if status != 0:
+            raise TrellisError(_reason(said, status))
+
+
+async def _end_of(stream: asyncio.StreamReader | None) -> str:
+    """Return the last of what a child says, which may be a lot."""
+    said = b""
+    while stream is not None and (piece := await stream.read(_SAID_BYTES)):
+        said = (said + piece)[-_SAID_BYTES:]
+    return said.decode(errors="replace")
+
+
+def _reason(said: str, status: int) -> str:
+    """Return why a child failed: what follows its `error:`, or else its last line."""
+    _, found, error = f"\n{said}".rpartition("\nerror: ")
+    lines = said.strip().splitlines() or ["it said nothing"]
+    why = " ".join((error if found else lines[-1]).split())[:_REASON_CHARS]
+    return why if found else f"its process ended with status {status}: {why}"
+
+
+def _environment() -> dict[str, str]:
+    """Return what a child inherits: not our options, and the path that our own modules were found on."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRELLIS_")}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _source_digest(wanted: Wanted) -> str:
+    """Return a digest of what an export follows from: exporter, PyTorch, and the model's source."""
+    digest = hashlib.sha256(f"trellis {__version__}\n".encode())
+    for tool in _TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            digest.update(f"{tool} {version(tool)}\n".encode())
+    # A model may be built of its neighbours' parts.
+    built_in = inspect.getsourcefile(find_model(wanted.model).build)
+    folders = [Path(models.__file__).parent / "export", *([Path(built_in).parent] if built_in else [])]
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

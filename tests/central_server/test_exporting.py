@@ -1,0 +1,176 @@
+"""Exports in child processes: once for each model and runtime, found again, and ended with the server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from central_server import exporting
+from central_server.exporting import Exporter, Wanted, export_command
+from trellis.artefacts.offer import NotYet, Offer
+from trellis.errors import Refused
+from trellis.processes import PidFile
+
+WANTED = Wanted("softmax", (1, 8, 8), 10, "onnx")
+
+# Writes what it was asked for, and a line into a count; `slow` waits, `bad` fails as our command line does.
+CHILD = """
+import sys, time, pathlib
+how, path, count, what = sys.argv[1:]
+with open(count, "a") as file:
+    file.write(what + "\\n")
+if how == "slow":
+    time.sleep(60)
+if how == "bad":
+    print("Traceback: noise", file=sys.stderr)
+    print("error: model 'softmax': operator aten::odd in module 'head' cannot be exported", file=sys.stderr)
+    sys.exit(2)
+if how == "kill":
+    import os
+    os.kill(os.getpid(), 9)
+if how != "nothing":
+    pathlib.Path(path).write_text(what)
+"""
+
+
+class Child:
+    """The stand-in for the exporter's command line, and how often it ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self.how, self._count = "good", folder / "count"
+
+    def __call__(self, wanted: Wanted, path: Path) -> Sequence[str]:
+        return [sys.executable, "-c", CHILD, self.how, str(path), str(self._count), str(wanted)]
+
+    @property
+    def runs(self) -> list[str]:
+        return self._count.read_text().splitlines() if self._count.exists() else []
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Child:
+    return Child(tmp_path)
+
+
+async def made(exporter: Exporter, wanted: Wanted = WANTED) -> Offer:
+    """Return the offer once it is there."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await exporter.offer(wanted)
+            except NotYet:
+                await asyncio.sleep(0.02)
+
+
+async def test_an_export_is_made_once_however_many_ask(tmp_path: Path, child: Child) -> None:
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        offers = await asyncio.gather(*(made(exporter) for _ in range(5)))
+        await made(exporter, later := replace(WANTED, model="mlp"))  # behind whatever waits for its turn
+    assert set(offers) == {offers[0]}
+    path = exporter.store.find(offers[0].sha256)
+    assert path is not None
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == offers[0].sha256
+    assert child.runs == [str(WANTED), str(later)]
+
+
+async def test_every_model_shape_and_runtime_has_its_own(tmp_path: Path, child: Child) -> None:
+    others = [
+        WANTED,
+        replace(WANTED, model="mlp"),
+        replace(WANTED, shape=(64,)),
+        replace(WANTED, classes=2),
+        replace(WANTED, runtime="tflite"),
+    ]
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        offers = [await made(exporter, one) for one in others]
+    assert len({offer.sha256 for offer in offers}) == 5
+    assert sorted(child.runs) == sorted(map(str, others))
+
+
+async def test_a_later_server_finds_it_again_until_the_source_changes(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        first = await made(exporter)
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        assert await exporter.offer(WANTED) == first
+        assert len(child.runs) == 1
+        monkeypatch.setattr(exporting, "__version__", "another")
+        await made(exporter)
+    assert len(child.runs) == 2
+
+
+async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
+    tmp_path: Path, child: Child
+) -> None:
+    child.how = "bad"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        for _ in range(2):
+            with pytest.raises(Refused, match=r"cannot export softmax for onnx.*operator aten::odd") as error:
+                await made(exporter)
+            assert error.value.code == "export"
+        assert "noise" not in str(error.value)
+        assert len(child.runs) == 1
+        child.how = "good"
+        await exporter.begin(WANTED)
+        await made(exporter)
+    assert sorted(path.suffix for path in (tmp_path / "artefacts").iterdir()) == ["", ".json"]
+
+
+@pytest.mark.parametrize(("how", "problem"), [("kill", "ended with status -9"), ("nothing", "wrote no file")])
+async def test_a_child_that_fails_without_a_word_is_a_failure(
+    tmp_path: Path, child: Child, how: str, problem: str
+) -> None:
+    child.how = how
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        with pytest.raises(Refused, match=problem):
+            await made(exporter)
+
+
+async def test_a_child_that_takes_too_long_is_ended(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "EXPORT_S", 1.0)
+    child.how = "slow"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        with pytest.raises(Refused, match="longer than 1 s"):
+            await made(exporter)
+    assert not psutil.Process().children()
+
+
+async def test_the_child_is_ended_with_the_server(tmp_path: Path, child: Child) -> None:
+    child.how = "slow"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await exporter.begin(WANTED)
+        async with asyncio.timeout(10):
+            while not child.runs:  # noqa: ASYNC110 - another process says it, in a file
+                await asyncio.sleep(0.02)
+        assert len(psutil.Process().children()) == 1
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert not psutil.Process().children()
+    assert not (tmp_path / "artefacts" / "export.pid").exists()
+
+
+async def test_what_a_killed_server_left_is_ended_at_the_next_start(tmp_path: Path, child: Child) -> None:
+    (tmp_path / "artefacts").mkdir()
+    left = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+    PidFile(tmp_path / "artefacts" / "export.pid").write(left.pid)
+    async with Exporter(tmp_path / "artefacts", child):
+        assert await asyncio.wait_for(left.wait(), 5) != 0
+
+
+def test_our_own_exporter_is_asked_by_its_command_line(tmp_path: Path) -> None:
+    command = export_command(WANTED, tmp_path / "made")
+    assert command[1:] == [
+        *("-m", "trellis", "export", "softmax", "--shape", "1,8,8", "--classes", "10"),
+        *("--format", "onnx", "--for", "training", "-o", str(tmp_path / "made")),
+    ]

@@ -1,0 +1,141 @@
+"""A gateway's cache: once per region from the front above, whoever asks and however often."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from artefact_fronts import CONTENT, DIGEST, Cut, OneFile, Scripted, offer_of, partial
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from regional_gateway import artefacts
+from regional_gateway.artefacts import RegionalArtefacts
+from regional_gateway.ledger import Ledger
+from regional_gateway.place import Place
+from trellis.artefacts.offer import NotYet, Offer
+from trellis.artefacts.serving import create_artefact_app
+from trellis.errors import Refused, Unavailable
+from trellis.http.server import HttpServer
+
+TASK = "digits"
+HALF = len(CONTENT) // 2
+
+
+class Posted:
+    """What is asked of a ledger: one task, of a descriptor that nobody looks at but for its server."""
+
+    def __init__(self, address: str) -> None:
+        server = SimpleNamespace(address=address)
+        self.record = SimpleNamespace(
+            cleared=False, descriptor=SimpleNamespace(revision=1, server=server, regions=("eu-1",))
+        )
+
+    def get(self, task: str) -> Any:
+        return self.record if task == TASK else None
+
+
+@asynccontextmanager
+async def below(app: ASGIApp, folder: Path) -> AsyncIterator[RegionalArtefacts]:
+    async with (
+        HttpServer(app, host="127.0.0.1", port=0, tls=None) as above,
+        RegionalArtefacts(folder, None) as cache,
+    ):
+        cache.load(cast(Ledger, Posted(f"127.0.0.1:{above.port}")), Place("eu-1"))
+        yield cache
+
+
+async def offered(cache: RegionalArtefacts) -> Offer:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await cache.offer(TASK, "onnx")
+            except NotYet:
+                await asyncio.sleep(0.02)
+
+
+async def test_it_comes_once_for_all_who_ask_at_one_time(tmp_path: Path) -> None:
+    source = OneFile(tmp_path / "above")
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        offers = await asyncio.gather(*(offered(cache) for _ in range(8)))
+        assert set(offers) == {source.offered}
+        path = cache.file(DIGEST)
+        assert path is not None
+        assert path.read_bytes() == CONTENT
+    assert source.given == 1
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        assert await cache.offer(TASK, "onnx") == source.offered  # it is on the disk
+    assert source.given == 1
+
+
+async def test_a_cut_is_mended_without_a_device_that_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefacts, "_FETCH_AGAIN_S", (0.05, 0.05))
+    app = Scripted(offer_of(), lambda _: Cut(CONTENT, HALF), lambda _: partial(CONTENT, HALF))
+    async with below(app, tmp_path / "cache") as cache:
+        with pytest.raises(NotYet, match=f"fetching softmax for onnx, {len(CONTENT)} bytes"):
+            await cache.offer(TASK, "onnx")
+        async with asyncio.timeout(10):
+            while cache.file(DIGEST) is None:  # noqa: ASYNC110 - a thread writes it
+                await asyncio.sleep(0.02)
+    assert app.ranges == [None, f"bytes={HALF}-"]
+
+
+async def test_a_lying_front_above_is_told_and_nothing_of_it_kept(tmp_path: Path) -> None:
+    app = Scripted(offer_of(), lambda _: Response(bytes(len(CONTENT))))
+    async with below(app, tmp_path / "cache") as cache:
+        with pytest.raises(Refused, match=r"'eu-1' has no artefact of softmax.*SHA-256") as error:
+            await offered(cache)
+        assert error.value.code == "artefact"
+        assert cache.file(DIGEST) is None
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(app.ranges) == 1
+
+
+async def test_what_the_server_says_comes_down(tmp_path: Path) -> None:
+    source = OneFile(tmp_path / "above")
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        source.failure = NotYet("the server is exporting softmax")
+        with pytest.raises(NotYet, match="the server is exporting"):
+            await cache.offer(TASK, "onnx")
+        source.failure = Refused("export", "the server cannot export softmax: no")
+        with pytest.raises(Refused, match="cannot export softmax: no"):
+            await cache.offer(TASK, "onnx")
+        with pytest.raises(Refused, match="was not posted to the gateway") as error:
+            await cache.offer("another", "onnx")
+        assert error.value.code == "unknown"
+
+
+async def test_with_the_front_above_away_what_is_known_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = OneFile(tmp_path / "above")
+    async with RegionalArtefacts(tmp_path / "cache", None) as cache:
+        async with HttpServer(create_artefact_app(source), host="127.0.0.1", port=0, tls=None) as above:
+            cache.load(cast(Ledger, Posted(f"127.0.0.1:{above.port}")), Place("eu-1"))
+            first = await offered(cache)
+        monkeypatch.setattr(artefacts, "HOLDS_S", 0.0)
+        assert await cache.offer(TASK, "onnx") == first
+        with pytest.raises(Unavailable):
+            await cache.offer(TASK, "tflite")
+
+
+async def test_a_gateway_ends_at_once_while_the_front_above_keeps_silent(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with RegionalArtefacts(tmp_path / "cache", None) as cache:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            cache.load(cast(Ledger, Posted(address)), Place("eu-1"))
+            asking = asyncio.create_task(cache.offer(TASK, "onnx"))
+            (connection, _) = await asyncio.to_thread(silent.accept)
+            began = asyncio.get_running_loop().time()
+        with pytest.raises(Exception, match="asked no more"):
+            await asking
+        assert asyncio.get_running_loop().time() - began < 5
+        connection.close()

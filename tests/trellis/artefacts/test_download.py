@@ -1,0 +1,197 @@
+"""Fetching from a front, over real sockets: whole or not at all, and on from where it broke off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from artefact_fronts import CONTENT, DIGEST, Cut, OneFile, Scripted, offer_of, partial
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from trellis.artefacts.download import FrontClient
+from trellis.artefacts.offer import NotYet
+from trellis.artefacts.serving import create_artefact_app
+from trellis.artefacts.store import ArtefactStore
+from trellis.errors import ArtefactError, Canceled, ConfigError, Refused, Unavailable
+from trellis.http.server import HttpServer
+from trellis.tier.door import Front
+
+HALF = len(CONTENT) // 2
+
+
+@asynccontextmanager
+async def front(app: ASGIApp) -> AsyncIterator[FrontClient]:
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+        yield FrontClient(f"127.0.0.1:{server.port}", tls=None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtefactStore:
+    return ArtefactStore(tmp_path / "cache")
+
+
+def left(store: ArtefactStore) -> set[str]:
+    return {path.name for path in store.folder.iterdir()} if store.folder.exists() else set()
+
+
+async def test_an_artefact_is_offered_fetched_and_fetched_no_second_time(
+    tmp_path: Path, store: ArtefactStore
+) -> None:
+    source = OneFile(tmp_path / "above")
+    async with front(Front(create_artefact_app(source))) as client:
+        offer = await asyncio.to_thread(client.offer, "digits", "onnx")
+        assert offer == source.offered
+        for _ in range(2):
+            path = await asyncio.to_thread(client.fetch, offer, store)
+            assert path.read_bytes() == CONTENT
+    assert source.given == 1
+    assert left(store) == {DIGEST}
+
+
+async def test_a_cut_download_goes_on_where_it_was(store: ArtefactStore) -> None:
+    app = Scripted(offer_of(), lambda _: Cut(CONTENT, HALF), lambda _: partial(CONTENT, HALF))
+    async with front(app) as client:
+        with pytest.raises(Unavailable, match=f"broke off after {HALF} of {len(CONTENT)} bytes"):
+            await asyncio.to_thread(client.fetch, offer_of(), store)
+        assert left(store) == {f"{DIGEST}.partial"}
+        path = await asyncio.to_thread(client.fetch, offer_of(), store)
+    assert path.read_bytes() == CONTENT
+    assert app.ranges == [None, f"bytes={HALF}-"]
+    assert left(store) == {DIGEST}
+
+
+async def test_a_spoilt_beginning_costs_a_download_and_not_the_artefact(store: ArtefactStore) -> None:
+    store.partial(DIGEST).write_bytes(bytes(HALF))  # a power cut may leave zeros of what was written
+    app = Scripted(offer_of(), lambda asked: partial(CONTENT, HALF) if asked else Response(CONTENT))
+    async with front(app) as client:
+        path = await asyncio.to_thread(client.fetch, offer_of(), store)
+    assert path.read_bytes() == CONTENT
+    assert app.ranges == [f"bytes={HALF}-", None]
+
+
+async def test_a_front_that_takes_no_range_gives_it_from_the_start(store: ArtefactStore) -> None:
+    store.partial(DIGEST).write_bytes(CONTENT[:HALF])
+    async with front(Scripted(offer_of(), lambda _: Response(CONTENT))) as client:
+        path = await asyncio.to_thread(client.fetch, offer_of(), store)
+    assert path.read_bytes() == CONTENT
+
+
+LIES = {
+    "other bytes": (lambda _: Response(bytes(len(CONTENT))), "SHA-256"),
+    "fewer bytes": (lambda _: Response(CONTENT[:-1]), f"gives {len(CONTENT) - 1} bytes"),
+    "more bytes": (lambda _: Response(CONTENT + b"."), f"gives {len(CONTENT) + 1} bytes"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_lying_front_is_refused_and_nothing_of_it_left(store: ArtefactStore, lie: str) -> None:
+    answer, problem = LIES[lie]
+    async with front(Scripted(offer_of(), answer)) as client:
+        with pytest.raises(ArtefactError, match=problem):
+            await asyncio.to_thread(client.fetch, offer_of(), store)
+    assert left(store) == set()
+
+
+async def test_a_range_that_was_not_asked_for_is_refused(store: ArtefactStore) -> None:
+    store.partial(DIGEST).write_bytes(CONTENT[:HALF])
+    async with front(Scripted(offer_of(), lambda _: partial(CONTENT, HALF + 1))) as client:
+        with pytest.raises(ArtefactError, match=f"bytes {HALF} to {len(CONTENT) - 1}"):
+            await asyncio.to_thread(client.fetch, offer_of(), store)
+    assert left(store) == set()
+
+
+async def test_an_endless_body_is_cut_off_at_the_size_that_was_offered(store: ArtefactStore) -> None:
+    class Endless(Response):
+        async def __call__(self, scope: object, receive: object, send: object) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+            for _ in range(50):
+                body = {"type": "http.response.body", "body": CONTENT, "more_body": True}
+                await send(body)  # type: ignore[operator]
+
+    async with front(Scripted(offer_of(), lambda _: Endless())) as client:
+        with pytest.raises(ArtefactError, match="it offered"):
+            await asyncio.wait_for(asyncio.to_thread(client.fetch, offer_of(), store), 20)
+    assert left(store) == set()
+
+
+async def test_what_is_too_large_is_not_begun(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "cache", limit=1000)
+    huge = offer_of().model_copy(update={"size": 3 * 1024**3})
+    app = Scripted(huge, lambda _: Response(CONTENT))
+    async with front(app) as client:
+        offer = await asyncio.to_thread(client.offer, "digits", "onnx")
+        with pytest.raises(ArtefactError, match="has 3221225472 bytes, at most 1000"):
+            await asyncio.to_thread(client.fetch, offer, store)
+    assert app.ranges == []
+    assert left(store) == set()
+
+
+async def test_what_a_front_says_comes_back_as_the_error_it_is(tmp_path: Path) -> None:
+    source = OneFile(tmp_path / "above")
+    async with front(Front(create_artefact_app(source))) as client:
+        source.failure = NotYet("the server is exporting", again_s=3.0)
+        with pytest.raises(NotYet, match="is exporting") as not_yet:
+            await asyncio.to_thread(client.offer, "digits", "onnx")
+        assert not_yet.value.again_s == 3.0
+        source.failure = Refused("export", "no operator for that")
+        with pytest.raises(Refused, match="no operator") as refused:
+            await asyncio.to_thread(client.offer, "digits", "onnx")
+        assert refused.value.code == "export"
+        with pytest.raises(Refused, match="trains from no artefact") as unknown:
+            await asyncio.to_thread(client.offer, "digits", "torch")
+        assert unknown.value.code == "unknown"
+
+
+async def test_an_offer_for_another_runtime_is_refused() -> None:
+    async def says_tflite(scope: object, receive: object, send: object) -> None:
+        await Response(offer_of(runtime="tflite").to_json())(scope, receive, send)  # type: ignore[arg-type]
+
+    async with front(says_tflite) as client:
+        with pytest.raises(ArtefactError, match="is for 'tflite', 'onnx' is due"):
+            await asyncio.to_thread(client.offer, "digits", "onnx")
+
+
+async def test_a_front_of_an_earlier_release_or_a_strangers_is_asked_again() -> None:
+    async def not_found(scope: object, receive: object, send: object) -> None:
+        await Response("Not Found", status_code=404)(scope, receive, send)  # type: ignore[arg-type]
+
+    async with front(not_found) as client:
+        with pytest.raises(Unavailable, match="HTTP 404"):
+            await asyncio.to_thread(client.offer, "digits", "onnx")
+
+
+async def test_nobody_at_the_port_is_unavailable() -> None:
+    client = FrontClient("127.0.0.1:1", tls=None)
+    with pytest.raises(Unavailable, match=r"127.0.0.1:1 does not give"):
+        await asyncio.to_thread(client.offer, "digits", "onnx")
+
+
+def test_beyond_this_machine_nothing_is_asked_in_the_clear() -> None:
+    with pytest.raises(ConfigError, match="beyond this machine"):
+        FrontClient("10.0.0.5:8000", tls=None)
+
+
+async def test_a_download_stops_when_it_is_called_off(store: ArtefactStore) -> None:
+    async with front(Scripted(offer_of(), lambda _: Response(CONTENT))) as client:
+        with pytest.raises(Canceled):
+            await asyncio.to_thread(client.fetch, offer_of(), store, should_stop=lambda: True)
+
+
+async def test_a_front_that_keeps_silent_is_left_at_once() -> None:
+    asked = threading.Event()
+
+    async def silent(scope: object, receive: object, send: object) -> None:
+        asked.set()
+        await asyncio.sleep(60)
+
+    async with front(silent) as client:
+        asking = asyncio.create_task(asyncio.to_thread(client.offer, "digits", "onnx"))
+        assert await asyncio.to_thread(asked.wait, 10)
+        client.abort()
+        with pytest.raises(Canceled):
+            await asyncio.wait_for(asking, 5)

@@ -1,0 +1,102 @@
+"""The folder of artefacts: whatever has a digest's name there has that digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from trellis.artefacts.store import KEPT_S, ArtefactStore
+from trellis.errors import ArtefactError, DiskFailed
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def put(store: ArtefactStore, content: bytes, *, age_s: float = 0.0) -> str:
+    sha256 = digest(content)
+    store.partial(sha256).write_bytes(content)
+    path = store.keep(sha256)
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
+    return sha256
+
+
+def names(store: ArtefactStore) -> set[str]:
+    return {path.name for path in store.folder.iterdir()}
+
+
+def test_what_is_kept_is_found_under_its_digest(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    assert store.find(digest(b"graph")) is None
+    path = store.find(put(store, b"graph"))
+    assert path is not None
+    assert path.read_bytes() == b"graph"
+    assert names(store) == {digest(b"graph")}
+
+
+def test_what_is_something_else_is_refused_and_gone(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    store.partial(digest(b"due")).write_bytes(b"came")
+    with pytest.raises(ArtefactError, match=f"SHA-256 {digest(b'came')}, due is {digest(b'due')}"):
+        store.keep(digest(b"due"))
+    assert names(store) == set()
+
+
+def test_a_file_altered_since_is_no_longer_there(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    sha256 = put(store, b"graph")
+    (store.folder / sha256).write_bytes(b"grafh")
+    assert store.find_intact(sha256) is None
+    assert names(store) == set()
+
+
+def test_a_file_made_elsewhere_is_taken_in_unless_it_is_too_large(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files", limit=5)
+    made = tmp_path / "made"
+    made.write_bytes(b"graph")
+    assert store.take(made) == digest(b"graph")
+    assert not made.exists()
+    made.write_bytes(b"graphs")
+    with pytest.raises(ArtefactError, match="has 6 bytes, at most 5"):
+        store.take(made)
+    assert names(store) == {digest(b"graph")}
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files", limit=4)  # holds 8 times that: 32 bytes
+    old, used, *_ = [put(store, bytes([number]) * 4, age_s=100 - number) for number in range(8)]
+    for name in (old, used):
+        os.utime(store.folder / name, (1, 1))
+    store.find(used)
+    put(store, b"more")
+    left = names(store)
+    assert len(left) == 8
+    assert old not in left
+    assert used in left
+
+
+def test_a_download_broken_off_long_ago_is_tidied_away(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    for content, age_s in ((b"old", KEPT_S + 60), (b"new", 0.0)):
+        partial = store.partial(digest(content))
+        partial.write_bytes(b"half")
+        os.utime(partial, (time.time() - age_s,) * 2)
+    store.tidy()
+    assert names(store) == {f"{digest(b'new')}.partial"}
+
+
+@pytest.mark.parametrize("name", ["../escape", "", "A" * 64, "0" * 63, f"{'0' * 64}/x", "0" * 64 + "\n"])
+def test_only_a_digest_is_a_name(tmp_path: Path, name: str) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    with pytest.raises(ValueError, match="no SHA-256"):
+        store.find(name)
+
+
+def test_a_folder_that_cannot_be_made_is_the_disks_fault(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("in the way")
+    with pytest.raises(DiskFailed, match="cannot be made"):
+        ArtefactStore(tmp_path / "files").partial("0" * 64)

@@ -1,0 +1,108 @@
+"""Serves artefacts over a front: who may reach the front, by its TLS, may have what its tasks train from."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from trellis.artefacts.offer import DIGEST, RUNTIMES, NotYet, Offer, unknown_file, unknown_runtime
+from trellis.errors import InvalidInput
+from trellis.http.errors import to_json
+from trellis.http.server import create_app
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 32
+"""Files that are sent at one time; whoever comes then is asked to come again."""
+MOST_S = 600.0
+"""How long one file may take to be sent: a reader that stands still gives way."""
+_RANGE = re.compile(r"bytes=[0-9]{1,15}-[0-9]{0,15}")
+
+
+class Source(Protocol):
+    """Who has a tier's artefacts."""
+
+    async def offer(self, task: str, runtime: str) -> Offer:
+        """Return what a task trains from; raises Refused, or NotYet while it is made or fetched."""
+
+    def file(self, sha256: str) -> Path | None:
+        """Return the artefact of that digest, None if it is not here."""
+
+
+def create_artefact_app(source: Source) -> FastAPI:
+    """Return the app that serves `trellis.artefacts.offer.PATHS`."""
+    app = create_app("Trellis artefacts")
+    sending = _Sending()
+
+    @app.exception_handler(NotYet)
+    async def not_yet(_request: Request, error: NotYet) -> JSONResponse:
+        headers = {"retry-after": f"{error.again_s:.0f}"}
+        return JSONResponse(to_json(error), status_code=503, headers=headers)
+
+    @app.get("/v1/tasks/{task}/artefacts/{runtime}")
+    async def offer(task: str, runtime: str) -> Response:
+        if runtime not in RUNTIMES:
+            raise unknown_runtime(runtime)
+        offered = await source.offer(task, runtime)
+        return Response(offered.to_json(), media_type="application/json")
+
+    @app.get("/v1/artefacts/{sha256}")
+    async def file(sha256: str, request: Request) -> Response:
+        found = source.file(sha256) if re.fullmatch(DIGEST, sha256) else None
+        if found is None:
+            raise unknown_file(sha256)
+        asked = request.headers.get("range")
+        if asked is not None and not _RANGE.fullmatch(asked):
+            raise InvalidInput("header range", f"{asked[:80]!r} came, bytes=FROM- or bytes=FROM-TO is due")
+        who = request.scope["state"].get("principal") or (request.client.host if request.client else "?")
+        logger.info("artefact %s: %s to %s", sha256, asked or "all", who)
+        return sending.response(found)
+
+    return app
+
+
+class _Sending:
+    """Counts what is being sent."""
+
+    def __init__(self) -> None:
+        self._now = 0
+
+    def response(self, path: Path) -> Response:
+        """Return the response that sends a file, or what a request's range asks of it.
+
+        Raises:
+            NotYet: Too many are being sent.
+        """
+        if self._now >= MOST_AT_ONCE:
+            raise NotYet(f"{self._now} artefacts are being sent: come again")
+        return _Counted(path, self._count)
+
+    def _count(self, change: int) -> None:
+        self._now += change
+
+
+class _Counted(FileResponse):
+    """A file on its way, counted while it is."""
+
+    def __init__(self, path: Path, count: Callable[[int], None]) -> None:
+        super().__init__(path, media_type="application/octet-stream")
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._count(1)
+        try:
+            async with asyncio.timeout(MOST_S):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            # Left unfinished: uvicorn then closes the connection, and who asked goes on from where it was.
+            logger.warning("artefact %s took longer than %g s to send", self.path, MOST_S)
+        finally:
+            self._count(-1)
