@@ -13,7 +13,7 @@ import numpy as np
 from ground import ROOT
 from numpy.typing import NDArray
 
-from models.backends import Backend, TrainPlan, open_backend
+from models.backends import Backend, DefiningBackend, TrainPlan, open_backend
 from models.datasets import Dataset, load, scale
 from trellis.seeds import generator
 
@@ -45,7 +45,7 @@ def write_data(folder: Path, devices: int, source: Path | None) -> list[Path]:
     return files
 
 
-def open_model() -> Backend:
+def open_model() -> DefiningBackend:
     """Return the model, with its initial parameters."""
     import torch  # noqa: PLC0415 - the benchmark itself never needs it
 

@@ -68,10 +68,10 @@ class Trainer:
                 shape=descriptor.data.shape,
                 classes=descriptor.data.classes,
                 seed=descriptor.train.seed,
+                threads=threads,
             )
         except InvalidInput as error:
             raise Refused("model", str(error)) from error
-        _limit_threads(backend, threads)
         scaled = scale(data, descriptor.data.normalize)
         return cls(descriptor, opened, scaled, region=region, device=device)
 
@@ -147,10 +147,3 @@ def _finite(metrics: dict[str, int | float]) -> dict[str, int | float]:
     if broken:
         raise TrainingFailed(f"metrics {', '.join(broken)} are not finite")
     return metrics
-
-
-def _limit_threads(backend: str, threads: int) -> None:
-    if backend == "torch":
-        import torch  # noqa: PLC0415 - only where the task's backend has it in memory anyway
-
-        torch.set_num_threads(threads)

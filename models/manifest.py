@@ -72,14 +72,15 @@ class TensorEntry(_Part):
         name: As in `state_dict()`.
         shape: Of the array; `()` is a scalar.
         dtype: As numpy calls it.
-        kind: `parameter` has a gradient; `buffer` is given anew by a training step; `constant` comes back
-            from training as it came.
+        kind: `parameter` has a gradient; `buffer` is given anew by a training step; `counter` is an
+            integer that grows by one with every step, as BatchNorm's `num_batches_tracked` does, and no
+            input of the graph; `constant` comes back from training as it came.
     """
 
     name: Name
     shape: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...]
     dtype: Annotated[str, Field(pattern=r"^(float|int|uint)(8|16|32|64)$|^bool$")]
-    kind: Literal["parameter", "buffer", "constant"]
+    kind: Literal["parameter", "buffer", "counter", "constant"]
 
 
 class DropoutMask(_Part):

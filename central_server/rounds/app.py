@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from central_server.logbook import APP_LOG, BookHandler, Logbook
 from central_server.rounds.evaluation import server_data
 from central_server.rounds.loop import RoundLoop
-from models.backends import Backend, open_backend
+from models.backends import DefiningBackend, open_backend
 from trellis.descriptor import parse_json
 from trellis.errors import Canceled, TrellisError, Unavailable
 from trellis.flower.backchannel import Brief, StateReport
@@ -90,7 +90,7 @@ def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
     )
 
     @cache
-    def backend() -> Backend:
+    def backend() -> DefiningBackend:
         # A run that goes on after a crash, and does not evaluate here, is seconds sooner without torch.
         return open_backend(
             "torch",

@@ -17,7 +17,7 @@ from pathlib import Path
 from flwr.serverapp.strategy import Strategy
 
 from central_server.rounds.evaluation import ServerData, evaluate, read_model, write_model
-from models.backends import Backend
+from models.backends import DefiningBackend
 from trellis.descriptor import TaskDescriptor
 from trellis.flower.backchannel import StateReport
 from trellis.flower.channel import ServiceChannel
@@ -57,7 +57,7 @@ class RoundLoop:
         grid: TrellisGrid,
         channel: ServiceChannel,
         folder: Path,
-        backend: Callable[[], Backend],
+        backend: Callable[[], DefiningBackend],
         data: ServerData | None,
     ) -> None:
         self._task, self._strategy, self._entry = descriptor, strategy, entry

@@ -45,8 +45,12 @@ class _TorchRandomness:
             self._state = torch.get_rng_state()
 
 
-def open_model(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed: int) -> TorchBackend:
+def open_model(
+    spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed: int, threads: int | None = None
+) -> TorchBackend:
     """Return the backend with the model built; see `models.backends.open_backend`."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     with _TorchRandomness(generator(seed, "initial", spec.name)).drawn():
         module = spec.build(shape, classes)
         _require_logits(spec, module, shape, classes)
@@ -54,7 +58,7 @@ def open_model(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed: i
 
 
 class TorchBackend:
-    """A `models.backends.Backend`; `module` holds the initial parameters and is never trained itself."""
+    """A `models.backends.DefiningBackend`; `module` holds the initial parameters and is never trained."""
 
     name = "torch"
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.arrays import Arrays
-from models.backends import Backend, StepReport, TrainPlan, open_backend
+from models.backends import DefiningBackend, StepReport, TrainPlan, open_backend
 from models.backends.torch import open_model
 from models.datasets import Dataset, load, scale
 from models.registry import ModelSpec
@@ -25,7 +25,7 @@ def _toy(samples: int = 6, shape: tuple[int, ...] = (4,), classes: int = 3) -> D
     return Dataset("toy", x, rng.integers(0, classes, samples), classes)
 
 
-def _backend(model: str = "softmax", shape: tuple[int, ...] = (4,), seed: int = 0) -> Backend:
+def _backend(model: str = "softmax", shape: tuple[int, ...] = (4,), seed: int = 0) -> DefiningBackend:
     return open_backend("torch", model, shape=shape, classes=3, seed=seed)
 
 

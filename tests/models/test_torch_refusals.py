@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from models.backends import Backend, TrainPlan, available_backends, open_backend
-from models.backends.torch import TorchBackend, open_model
+from models.backends import DefiningBackend, TrainPlan, open_backend
+from models.backends.torch import open_model
 from models.datasets import Dataset
 from models.registry import ModelSpec
 from trellis.errors import (
     ConfigError,
     DataError,
     InvalidInput,
-    MissingExtra,
     Refused,
     TensorError,
     TrainingFailed,
@@ -31,7 +30,7 @@ def _toy(samples: int = 6, shape: tuple[int, ...] = (4,), classes: int = 3) -> D
     return Dataset("toy", x, rng.integers(0, classes, samples), classes)
 
 
-def _backend(model: str = "softmax", shape: tuple[int, ...] = (4,), seed: int = 0) -> Backend:
+def _backend(model: str = "softmax", shape: tuple[int, ...] = (4,), seed: int = 0) -> DefiningBackend:
     return open_backend("torch", model, shape=shape, classes=3, seed=seed)
 
 
@@ -145,22 +144,6 @@ def test_a_plan_that_makes_no_sense_is_refused(fields: dict[str, Any], problem: 
     with pytest.raises(ConfigError) as caught:
         TrainPlan(**{**sound, **fields})
     assert str(caught.value) == f"training plan: {problem}"
-
-
-def test_torch_is_available_and_others_are_not_known() -> None:
-    assert available_backends() == ["torch"]
-    assert isinstance(_backend(), TorchBackend)
-    assert _backend().name == "torch"
-    with pytest.raises(ConfigError, match="backend 'torhc': is not known; known are torch"):
-        open_backend("torhc", "mlp", shape=(4,), classes=3, seed=0)
-
-
-def test_a_missing_runtime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert available_backends() == []
-    with pytest.raises(MissingExtra) as caught:
-        open_backend("torch", "mlp", shape=(4,), classes=3, seed=0)
-    assert str(caught.value) == "torch is not installed: pip install 'trellis-fl[torch]'"
 
 
 def test_opening_a_model_that_is_unknown_or_does_not_fit_fails() -> None:

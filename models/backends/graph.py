@@ -1,0 +1,194 @@
+"""Training on a graph that was exported: what the runtimes without PyTorch share.
+
+The graph gives loss, gradients and new buffers for parameters and samples that are put in; batches, steps and
+metrics are those of every backend. Arrays keep torch's names and layouts throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.arrays import Arrays, copied, first_not_finite, require_like
+from models.backends.loop import Batch, GradientOutcome, Outcome, evaluate_loop, require_feedable, train_loop
+from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
+from models.datasets import Dataset
+from models.exported import LABEL_DTYPES
+from models.manifest import Manifest, buffer_role, gradient_role, mask_role, tensor_role
+from trellis.errors import TrainingFailed
+
+EVALUATION_BATCH = 32
+"""Larger ones are no faster on one thread, and take memory: LeNet's activations 0.1 MB a sample."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Runtime(Protocol):
+    """What runs the programs of one artefact; a program's inputs and outputs are named by their roles.
+
+    Attributes:
+        name: The backend's.
+    """
+
+    name: str
+
+    def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of a program but its logits; their memory is the caller's.
+
+        Raises:
+            TrainingFailed: The runtime failed.
+        """
+
+
+class GraphBackend:
+    """A `models.backends.Backend` on an exported training graph."""
+
+    def __init__(self, manifest: Manifest, runtime: Runtime) -> None:
+        self.name = runtime.name
+        self._manifest = manifest
+        self._runtime = runtime
+        self._parameters = [tensor.name for tensor in manifest.tensors if tensor.kind == "parameter"]
+        self._buffers = [tensor.name for tensor in manifest.tensors if tensor.kind == "buffer"]
+        self._labels = np.dtype(LABEL_DTYPES[manifest.runtime])
+        # No memory: one zero, seen as an array of every shape.
+        self._model = {
+            tensor.name: np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)
+            for tensor in manifest.tensors
+        }
+
+    def train(
+        self,
+        arrays: Arrays,
+        data: Dataset,
+        plan: TrainPlan,
+        rng: np.random.Generator,
+        *,
+        on_step: Callable[[StepReport], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainResult:
+        self._require_batch(plan)
+        tensors = self._loaded(arrays, data)
+        initial_loss = None
+        if plan.report_initial_loss:
+            initial_loss = self.evaluate(arrays, data, should_stop=should_stop).loss
+        # A spawned stream, so that the order of samples is the same as on runtimes that draw otherwise.
+        masks = rng.spawn(1)[0]
+
+        def gradient(x: Batch, y: Batch) -> GradientOutcome:
+            return self._gradient(tensors, masks, x, y)
+
+        trainable = {name: tensors[name] for name in self._parameters}
+        result = train_loop(trainable, data, plan, rng, gradient, on_step=on_step, should_stop=should_stop)
+        for tensor in self._manifest.tensors:
+            if tensor.kind == "counter":
+                tensors[tensor.name] += tensors[tensor.name].dtype.type(result.steps)
+        if (broken := first_not_finite(tensors)) is not None:
+            raise TrainingFailed(
+                f"model {self._manifest.model!r}: tensor {broken!r} is not finite after step "
+                f"{result.steps}; a lower learning rate than {plan.learning_rate} may help"
+            )
+        return TrainResult(tensors, len(data), result.loss, initial_loss, result.steps, result.accuracy)
+
+    def evaluate(
+        self,
+        arrays: Arrays,
+        data: Dataset,
+        *,
+        batch_size: int = 256,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> EvalResult:
+        tensors = self._loaded(arrays, data)
+        most = self._manifest.batch or EVALUATION_BATCH
+
+        def score(x: Batch, y: Batch) -> Outcome:
+            return self._score(tensors, x, y)
+
+        return evaluate_loop(data, min(batch_size, most), score, should_stop=should_stop)
+
+    def _loaded(self, arrays: Arrays, data: Dataset) -> Arrays:
+        """Return the model's arrays, in its order and of this call alone, once they and the data fit."""
+        require_like(arrays, self._model)
+        require_feedable(data, shape=self._manifest.shape, classes=self._manifest.classes)
+        return copied({name: arrays[name] for name in self._model})
+
+    def _require_batch(self, plan: TrainPlan) -> None:
+        """Pass if the plan's mini-batches go into the graph whole, where that makes a difference."""
+        most = self._manifest.batch
+        if self._buffers and most is not None and plan.batch_size > most:
+            raise TrainingFailed(
+                f"model {self._manifest.model!r} has statistics of its batches ({self._buffers[0]!r}), its "
+                f"{self._manifest.runtime} artefact takes {most} samples at once, the task has batches of "
+                f"{plan.batch_size}: a batch_size of at most {most}, or an artefact of larger batches, is due"
+            )
+
+    def _gradient(self, tensors: Arrays, masks: np.random.Generator, x: Batch, y: Batch) -> GradientOutcome:
+        """Return the outcome of a mini-batch, in pieces where the graph has a smaller, fixed batch."""
+        parts = [self._step(tensors, masks, *piece) for piece in self._pieces(x, y)]
+        if len(parts) == 1:
+            return parts[0]
+        shares = [len(piece) / len(y) for _, piece in self._pieces(x, y)]
+        gradients = {
+            name: np.asarray(
+                sum(
+                    part.gradients[name] * np.float32(share)
+                    for part, share in zip(parts, shares, strict=True)
+                )
+            )
+            for name in self._parameters
+        }
+        loss = sum(part.loss * share for part, share in zip(parts, shares, strict=True))
+        return GradientOutcome(loss, sum(part.correct for part in parts), gradients)
+
+    def _step(self, tensors: Arrays, masks: np.random.Generator, x: Batch, y: Batch) -> GradientOutcome:
+        """Return the outcome of samples that go into the graph at once; the buffers move on."""
+        drawn = {
+            mask_role(mask.name): self._padded(_mask(masks, (len(y), *mask.shape), mask.keep))
+            for mask in self._manifest.masks
+        }
+        found = self._run("train", tensors, x, y, drawn)
+        for name in self._buffers:
+            tensors[name][...] = found[buffer_role(name)].reshape(tensors[name].shape)
+        gradients = {
+            name: found[gradient_role(name)].reshape(tensors[name].shape) for name in self._parameters
+        }
+        return GradientOutcome(*_told(found), gradients)
+
+    def _score(self, tensors: Arrays, x: Batch, y: Batch) -> Outcome:
+        return Outcome(*_told(self._run("eval", tensors, x, y, {})))
+
+    def _run(
+        self, program: str, tensors: Arrays, x: Batch, y: Batch, drawn: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        counts = np.zeros(self._manifest.batch or len(y), np.float32)
+        counts[: len(y)] = 1
+        labels = self._padded(y).astype(self._labels, copy=False)
+        inputs = {"x": self._padded(x), "y": labels, "w": counts, **drawn}
+        taken = self._manifest.programs[program].inputs
+        inputs |= {role: array for name, array in tensors.items() if (role := tensor_role(name)) in taken}
+        return self._runtime.run(program, inputs)
+
+    def _pieces(self, x: Batch, y: Batch) -> Iterator[tuple[Batch, Batch]]:
+        """Yield the samples in as many pieces as go into the graph at once."""
+        size = self._manifest.batch or len(y)
+        for start in range(0, len(y), size):
+            yield x[start : start + size], y[start : start + size]
+
+    def _padded(self, array: Batch) -> Batch:
+        """Return the array as long as the graph's fixed batch, its own samples again and again.
+
+        What is added does not count in the loss. It is no zeros, because the batch statistics of a model
+        see it: of samples repeated they stay what they are, or nearly.
+        """
+        size = self._manifest.batch or len(array)
+        return array if len(array) == size else array[np.arange(size) % len(array)]
+
+
+def _mask(rng: np.random.Generator, shape: tuple[int, ...], keep: float) -> Array:
+    return (rng.random(shape, np.float32) < keep).astype(np.float32) / np.float32(keep)
+
+
+def _told(found: Mapping[str, Array]) -> tuple[float, int]:
+    """Return the loss, and how many samples are told right."""
+    return found["loss"].item(), round(found["correct"].item())
