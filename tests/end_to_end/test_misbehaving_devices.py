@@ -1,4 +1,4 @@
-"""Devices whose training goes wrong, or whose disk is full: what they do harms nobody else, and is told."""
+"""Devices that train badly, whose disk is full, or that lack something: it harms nobody else, and is told."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import odd_model
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from members import ROOT, Machine
+from python_without import python_without
 from small_disk import fill, free, small_disk
 from tensors_apart import greatest_difference
 
@@ -37,16 +40,27 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> AsyncIterator[Federation]:
     offered = installed(tmp_path_factory.mktemp("package"))
+    torchless = python_without(tmp_path_factory.mktemp("torchless"), "torch")
     devices = (
         Device("d1", partition="0/4"),
         Device("d2", partition="1/4"),
         Device("odd", partition="2/4"),
         Device("tight", partition="3/4", starts=False, options=("--state", str(disk))),
+        # The package of the odd model is not installed there, though torch is.
+        Device(
+            "plain", partition="0/8", starts=False, machine=Machine(environment={"PYTHONPATH": str(ROOT)})
+        ),
+        Device("bare", partition="1/8", starts=False, machine=Machine(python=torchless)),
+        Device("lettered", data="letters=letters.npz", partition="0/1", starts=False),
+        Device("empty", data="digits=nowhere.npz", partition="0/1", starts=False),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(offered))
         folder = tmp_path_factory.mktemp("misbehaving") / "fleet"
-        async with Federation(folder, devices=devices) as started:
+        made = Federation(folder, devices=devices)
+        x = np.random.default_rng(7).random((60, 1, 8, 8), dtype=np.float32)
+        np.savez(folder / "letters.npz", x=x, y=np.arange(60) % 10)
+        async with made as started:
             yield started
 
 
@@ -103,6 +117,43 @@ async def test_a_device_whose_disk_is_full_says_so_and_takes_part_once_there_is_
     assert (await fleet.operator("task", "cancel", "roomy")).code == 0
     await fleet.mqtt.field(fleet.execution("tight", "roomy"), "state", "CANCELED")
     assert fleet.devices["tight"].running
+
+
+async def test_a_device_that_lacks_the_model_the_extra_or_the_data_is_rejected_and_says_what_is_missing(
+    fleet: Federation,
+) -> None:
+    lacking = {
+        "plain": ("model", "model 'odd' is not known here, known are "),
+        "bare": (
+            "extra",
+            "backend 'torch' is not installed here, installed: none; pip install 'trellis-fl[torch]'",
+        ),
+        "lettered": ("data", "data.name: holds 'letters', the task wants 'digits'"),
+    }
+    for device in (*lacking, "empty"):
+        fleet.devices[device].start()
+    fleet.devices["empty"].wanted = False
+    assert await fleet.devices["empty"].ended(within_s=60) == 2
+    assert "nowhere.npz': no such file or folder" in fleet.devices["empty"].said()
+    await fleet.all_online()
+    await fleet.submit("geared", model={"name": "odd"}, participants={"minimum": 2, "quorum": 0.6})
+    view = await fleet.ended("geared")
+    outcomes = [{one["device"]: one["outcome"] for one in each["outcomes"]} for each in view["history"]]
+    assert [one["d1"] + one["d2"] for one in outcomes] == ["repliedreplied"] * 2, "the others go on"
+    shown = await fleet.operator("task", "show", "geared")
+    assert shown.code == 0, shown
+    for device, (code, message) in lacking.items():
+        assert all(device not in one for one in outcomes)
+        topic = fleet.execution(device, "geared")
+        await fleet.mqtt.field(topic, "state", "REJECTED")
+        reason = fleet.mqtt.latest[topic]["reason"]
+        assert (reason["code"], message in reason["message"]) == (code, True), reason
+        assert fleet.devices[device].running
+        (line,) = [line for line in shown.out.splitlines() if f"eu-1/{device} " in line]
+        assert "REJECTED" in line
+        for told in reason["message"].split("\n  - "):
+            assert told in shown.out, "the operator sees it"
+            assert told in fleet.devices[device].said(), "and so does who stands before the device"
 
 
 async def refused_for_its_disk(fleet: Federation) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gate import Gate
-from members import Finished, Ground, Member, free_ports, listened, listening_ports
+from members import Finished, Ground, Machine, Member, free_ports, listened, listening_ports
 from observer import Observer, retained
 from slow_link import Line, SlowLink
 
@@ -42,6 +42,7 @@ class Device:
     partition: str | None = None
     starts: bool = True
     options: tuple[str, ...] = ()
+    machine: Machine | None = None
 
     @property
     def path(self) -> str:
@@ -124,7 +125,13 @@ class Federation:
             for region, port in zip(self.regions, more[:count], strict=True)
         }
         self.devices = {
-            device.name: Member(f"device-{device.name}", self.ground, *self._device(n, device), *common)
+            device.name: Member(
+                f"device-{device.name}",
+                self.ground,
+                *self._device(n, device),
+                *common,
+                machine=device.machine,
+            )
             for n, device in enumerate(devices)
         }
         self.mqtt = Observer(self.broker_url, self.check_alive)

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,14 @@ class Finished:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is installed where a command runs: an interpreter, and variables that differ from the others'."""
+
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Ground:
@@ -55,12 +64,15 @@ class Ground:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def spawn(self, *arguments: str, out: int, err: int) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, *arguments: str, out: int, err: int, machine: Machine | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start `trellis ARGUMENTS` in the folder."""
+        machine = machine or Machine()
         return subprocess.Popen(
-            [sys.executable, "-m", "trellis", *arguments],
+            [machine.python, "-m", "trellis", *arguments],
             cwd=self.folder,
-            env=self.environment(),
+            env={**self.environment(), **machine.environment},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -109,8 +121,9 @@ class Ground:
 class Member:
     """One command of a federation, started as often as needed with the same arguments."""
 
-    def __init__(self, name: str, ground: Ground, *arguments: str) -> None:
+    def __init__(self, name: str, ground: Ground, *arguments: str, machine: Machine | None = None) -> None:
         self.name, self.arguments = name, arguments
+        self._machine = machine
         self.log = ground.logs / f"{name}.log"
         self._ground = ground
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,7 +149,9 @@ class Member:
         with self.log.open("ab") as log:
             log.write(f"=== trellis {' '.join((*self.arguments, *more))}\n".encode())
             log.flush()
-            self._process = self._ground.spawn(*self.arguments, *more, out=log.fileno(), err=log.fileno())
+            self._process = self._ground.spawn(
+                *self.arguments, *more, out=log.fileno(), err=log.fileno(), machine=self._machine
+            )
         self.wanted = True
 
     def kill(self) -> None:
