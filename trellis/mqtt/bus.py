@@ -9,7 +9,7 @@ from trellis.mqtt.settings import BrokerSettings
 
 
 class MqttBus(ReconnectingBus):
-    """A `Bus` over MQTT 3.1.1: fixed client id, clean session, jittered reconnects of 0.2 to 10 s.
+    """A `Bus` over MQTT 3.1.1: fixed client id, clean session, jittered reconnects (`Backoff`).
 
     Raises:
         PayloadError: The will is no publication.

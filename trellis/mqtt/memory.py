@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from trellis.mqtt.backoff import Backoff
 from trellis.mqtt.filters import match
 from trellis.mqtt.inbox import Delivery
 from trellis.mqtt.messages import Birth, BusMessage, Publication
-from trellis.mqtt.reconnecting import Backoff, Limits, ReconnectingBus
+from trellis.mqtt.reconnecting import Limits, ReconnectingBus
 from trellis.mqtt.session import ConnectionLost, Session
+
+_BACKOFF = Backoff(first_s=0.01, soon_s=0.1)
 
 
 class MemoryBroker:
@@ -28,10 +31,11 @@ class MemoryBroker:
         will: Publication | None = None,
         birth: Birth = (),
         limits: Limits | None = None,
+        backoff: Backoff | None = None,
     ) -> ReconnectingBus:
         """Return a bus of this broker; a second open one with the same id displaces the first."""
         dialer = _MemoryDialer(self, client_id, will)
-        return ReconnectingBus(dialer, birth=birth, backoff=Backoff(0.01, 0.1), limits=limits)
+        return ReconnectingBus(dialer, birth=birth, backoff=backoff or _BACKOFF, limits=limits)
 
     def cut(self, client_id: str) -> None:
         """Drop a client without goodbye: its will fires, and its bus connects again by itself."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from trellis.errors import ConfigError, Refused, TrellisError, Unavailable
+from trellis.mqtt.backoff import Backoff
 from trellis.mqtt.filters import check_filter, check_topic
 from trellis.mqtt.inbox import Subscription
 from trellis.mqtt.messages import Birth, BusMessage, Publication
@@ -23,20 +23,9 @@ IN_FLIGHT = 20
 """Publications sent and not yet acknowledged; also what paho keeps in flight."""
 
 STABLE_S = 10.0
-"""A connection that lived this long was a good one: the next wait is short again."""
+"""A connection that held for so long was a good one: the next wait is short again."""
 
 FLUSH_S = 2.0
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Waits between connections: doubling, and jittered so that a fleet does not come back as one."""
-
-    first_s: float = 0.2
-    most_s: float = 10.0
-
-    def delay_s(self, failures: int) -> float:
-        return min(self.most_s, self.first_s * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 @dataclass(frozen=True)
@@ -156,22 +145,25 @@ class ReconnectingBus:
                     await self._session.unsubscribe(unused)
 
     async def _run(self) -> None:
-        failures = 0
-        clock = asyncio.get_running_loop()
+        clock = asyncio.get_running_loop().time
+        held, wait_s = clock(), 0.0
         while not self._canceled():
-            began = clock.time()
+            came: float | None = None
             try:
                 async with self._dialer.connect() as session:
+                    came = clock()
                     await self._serve(session)
             except ConnectionLost as lost:
                 self._note(str(lost), None)
             except (ConfigError, Refused) as error:
                 self._note(str(error), error)
-            # A second client with our id makes the broker cut us again and again: as each of those
-            # connections is short, the waits between them grow.
-            failures = 1 if clock.time() - began >= STABLE_S else failures + 1
+            # A second client with our id makes the broker cut us again and again: as none of those
+            # connections holds, the waits between them grow.
+            if came is not None and clock() - came >= STABLE_S:
+                held, wait_s = clock(), 0.0
             if not self._canceled():
-                await asyncio.sleep(self._backoff.delay_s(failures))
+                wait_s = self._backoff.wait_s(wait_s, clock() - held)
+                await asyncio.sleep(wait_s)
 
     def _canceled(self) -> bool:
         # Before Python 3.13 a TaskGroup that is ending because a child failed swallows a cancellation
