@@ -106,8 +106,8 @@ class DeviceList(_View):
 class Health(_View):
     """How the gateway is: `degraded` while a broker is away. `ts` is the time by its clock, ms.
 
-    `front` is its Flower front, `host:port`, if it has one; `above` the regions above, the nearest first;
-    null until the gateway has learned of them.
+    `front` is its Flower front, `host:port`, if it has one; `bridged` says whether the region has a broker of
+    its own; `above` are the regions above, the nearest first; null until the gateway has learned of them.
     """
 
     status: Literal["ok", "degraded"]
@@ -117,6 +117,7 @@ class Health(_View):
     broker: Literal["connected", "away"]
     parent_broker: Literal["connected", "away"]
     front: str | None
+    bridged: bool
     above: tuple[TierAbove, ...] | None
     tasks: int
     devices: int
@@ -229,6 +230,7 @@ def _health(gateway: Gateway) -> Health:
         broker="connected" if region else "away",
         parent_broker="connected" if parent else "away",
         front=gateway.place.front,
+        bridged=gateway.place.bridged,
         above=gateway.place.above if gateway.place.known else None,
         tasks=len(gateway.ledger.live()),
         devices=len(gateway.fleet.roster),

@@ -1,4 +1,4 @@
-"""Listens to the region's devices: keeps roster and store, and carries their topics up to the parent."""
+"""Listens to the region's devices: keeps roster and store, and has their topics go up to the parent."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from regional_gateway.announcer import Announcer
 from regional_gateway.outlet import Outlet
 from regional_gateway.roster import Roster
 from regional_gateway.store import Observations, Store
+from regional_gateway.upward import Upward
 from trellis.errors import PayloadError, Unavailable
-from trellis.mqtt import Bus, BusMessage, Publication
+from trellis.mqtt import Bus, BusMessage
 from trellis.topics import Address, Kind, Topics
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 0.5
-
-RETURN_S = 30.0
-"""How long devices may take to come back after their broker was away; their waits go up to 10 s."""
 
 _KINDS = (Kind.DEVICE_STATE, Kind.DEVICE_INFO, Kind.EXECUTION)
 
@@ -35,7 +33,7 @@ class Fleet:
         region: Its name.
         store: Where it is remembered.
         knows: Whether a task was posted here.
-        keeps: Whether the region averages a task itself: then nobody above asks for its executions.
+        upward: Remembers what goes up.
     """
 
     def __init__(
@@ -44,12 +42,11 @@ class Fleet:
         region: str,
         store: Store,
         knows: Callable[[str], bool],
-        keeps: Callable[[str], bool] = lambda _: False,
+        upward: Upward,
     ) -> None:
         self.roster = Roster()
         self._topics, self._region, self._store, self._knows = topics, region, store, knows
-        self._keeps = keeps
-        self._payloads: dict[str, bytes] = {}  # by topic: what stands on the parent's broker
+        self._upward = upward
         self._infos: dict[str, bytes | None] = {}
         self._executions: dict[tuple[str, str], bytes | None] = {}
 
@@ -75,38 +72,12 @@ class Fleet:
                     continue
                 if address.kind is Kind.EXECUTION:
                     announcer.touch(address.task)
-                if parent is not None and self._goes_up(address, message.payload):
-                    await parent.send(Publication(message.topic, message.payload, retain=True))
+                if parent is not None:
+                    await self._upward.send(parent, address, message.payload)
                 for dropped in self._drop_pushed_out():
                     announcer.touch(dropped.task)
                     if parent is not None:
-                        await parent.send(Publication(self._topics.render(dropped), b"", retain=True))
-
-    async def repeat(self, parent: Outlet, reconnected: asyncio.Event) -> None:
-        """Say all of it again on the parent's broker after each of its connects, until cancelled."""
-        while True:
-            await reconnected.wait()
-            reconnected.clear()
-            for topic, payload in list(self._payloads.items()):
-                # What has changed meanwhile was sent by `listen`, and this must not cover it.
-                goes_up = self._goes_up(self._topics.parse(topic), payload)
-                if goes_up and self._payloads.get(topic) == payload:
-                    await parent.send(Publication(topic, payload, retain=True))
-
-    async def clear_lost(self, parent: Outlet, reconnected: asyncio.Event) -> None:
-        """Remove from the parent's broker the state of devices that did not come back, until cancelled.
-
-        A device that dies while the region's broker is away leaves no will behind.
-        """
-        while True:
-            await reconnected.wait()
-            reconnected.clear()
-            await asyncio.sleep(RETURN_S)
-            for topic in list(self._payloads):
-                address = self._topics.parse(topic)
-                if address.kind is Kind.DEVICE_STATE and not self.roster.hears(address.device):
-                    del self._payloads[topic]
-                    await parent.send(Publication(topic, b"", retain=True))
+                        await self._upward.send(parent, dropped, b"")
 
     async def keep_saving(self) -> None:
         """Write what has changed, some of it at a time, until cancelled."""
@@ -138,13 +109,9 @@ class Fleet:
         """Forget what the roster has no room for; return where it was said."""
         dropped = [self._execution(device, task) for device, task in self.roster.take_pushed_out()]
         for address in dropped:
-            self._payloads.pop(self._topics.render(address), None)
+            self._upward.forget(address)
             self._executions[address.device, address.task] = None
         return dropped
-
-    def _goes_up(self, address: Address, payload: bytes) -> bool:
-        # What is removed may stand there of a revision that the region relayed.
-        return address.kind is not Kind.EXECUTION or not payload or not self._keeps(address.task)
 
     def _execution(self, device: str, task: str) -> Address:
         return Address(Kind.EXECUTION, region=self._region, device=device, task=task)
@@ -155,7 +122,7 @@ class Fleet:
         except PayloadError as error:
             logger.warning("stored observation cannot be read device=%s: %s", address.device, error)
             return
-        self._payloads[self._topics.render(address)] = payload or b""
+        self._upward.note(address, payload or b"")
 
     def _fold(self, message: BusMessage) -> Address | None:
         try:
@@ -168,11 +135,8 @@ class Fleet:
         except PayloadError as error:
             logger.warning("dropped what came on topic=%s: %s", message.topic[:200], error)
             return None
+        self._upward.note(address, message.payload)
         payload = message.payload or None
-        if payload is None:
-            self._payloads.pop(message.topic, None)
-        else:
-            self._payloads[message.topic] = payload
         if address.kind is Kind.DEVICE_INFO:
             self._infos[address.device] = payload
         elif address.kind is Kind.EXECUTION:

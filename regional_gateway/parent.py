@@ -33,6 +33,7 @@ class _Health(BaseModel):
 
     region: str
     front: str | None = None
+    bridged: bool = False
     above: tuple[TierAbove, ...] | None = ()
 
 
@@ -96,7 +97,8 @@ class Parent:
             self._note("does not know yet what is above itself")
             return None
         self._problem = ""
-        tiers = (TierAbove(region=health.region, front=health.front), *health.above)
+        own = TierAbove(region=health.region, front=health.front, bridged=health.bridged)
+        tiers = (own, *health.above)
         if self._region in {tier.region for tier in tiers} or len(tiers) > _MOST_TIERS:
             raise ConfigError(
                 f"--parent {self.client.url}",

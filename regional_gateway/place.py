@@ -13,12 +13,18 @@ from trellis.identifiers import CENTRAL, RegionName
 
 
 class TierAbove(BaseModel):
-    """A region above this one, and its Flower front, `host:port`; None where it aggregates nothing."""
+    """A region above this one.
+
+    Attributes:
+        front: Its Flower front, `host:port`; None where it aggregates nothing.
+        bridged: Whether it has a broker of its own, below which nothing of the server is heard directly.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     region: RegionName
     front: str | None = None
+    bridged: bool = False
 
 
 class Place:
@@ -32,12 +38,13 @@ class Place:
 
     Attributes:
         known: Whether it is known what is above.
+        bridged: Whether the region has a broker of its own, and its gateway two.
     """
 
     def __init__(
         self, region: str, *, front: str | None = None, above: Iterable[TierAbove] | None = ()
     ) -> None:
-        self.region, self.front = region, front
+        self.region, self.front, self.bridged = region, front, False
         self.known = above is not None
         self.above = tuple(above or ())
 
@@ -52,7 +59,7 @@ class Place:
 
     def aggregates(self, descriptor: TaskDescriptor) -> bool:
         """Whether this gateway averages the region's updates in a task."""
-        return self.front is not None and _is_regional(descriptor, self.region)
+        return self.front is not None and is_regional(descriptor, self.region)
 
     def require_front(self, descriptor: TaskDescriptor) -> None:
         """Return if the gateway can do what a task asks of it.
@@ -60,7 +67,7 @@ class Place:
         Raises:
             Refused: `aggregation`: updates are to be averaged here, and there is no front.
         """
-        if self.front is None and _is_regional(descriptor, self.region) and descriptor.desired == "run":
+        if self.front is None and is_regional(descriptor, self.region) and descriptor.desired == "run":
             raise Refused(
                 "aggregation",
                 f"task {descriptor.task!r} averages updates in region {self.region!r}, whose gateway has no "
@@ -69,18 +76,28 @@ class Place:
             )
 
     def require_path(self, descriptor: TaskDescriptor) -> None:
-        """Return if a task names every region between this one and the uppermost that it names.
+        """Return if a task names every region between this one and the uppermost that it names or needs.
 
         Raises:
-            Refused: `aggregation`: the tier above could not know who stands below it.
+            Refused: `aggregation`: the tier above could not know who stands below it, or would not be heard.
         """
-        path = [tier.region for tier in self._path(descriptor)]
-        beyond = [tier.region for tier in self.above[len(path) :] if tier.region in descriptor.regions]
-        if beyond and descriptor.desired == "run":
-            left_out = self.above[len(path)].region
+        beyond = self.above[len(self._path(descriptor)) :]
+        if not beyond or descriptor.desired != "run":
+            return
+        left_out = beyond[0].region
+        named = [tier.region for tier in beyond if tier.region in descriptor.regions]
+        apart = [tier.region for tier in beyond if tier.bridged]
+        if apart and not named:
             raise Refused(
                 "aggregation",
-                f"task {descriptor.task!r} is for {self.region!r} and {beyond[0]!r}, and not for "
+                f"task {descriptor.task!r} is for {self.region!r} and not for {left_out!r} above it, and "
+                f"{apart[0]!r} has a broker of its own, to which its gateway brings only tasks of its own: "
+                f"add {left_out!r} to its regions",
+            )
+        if named:
+            raise Refused(
+                "aggregation",
+                f"task {descriptor.task!r} is for {self.region!r} and {named[0]!r}, and not for "
                 f"{left_out!r}, which stands between them: add {left_out!r} to its regions",
             )
 
@@ -98,12 +115,13 @@ class Place:
 
     def _nearest_front(self, descriptor: TaskDescriptor) -> str | None:
         path = self._path(descriptor)
-        return next((tier.front for tier in path if _is_regional(descriptor, tier.region)), None)
+        return next((tier.front for tier in path if is_regional(descriptor, tier.region)), None)
 
     def _path(self, descriptor: TaskDescriptor) -> list[TierAbove]:
         """Return the tiers above that take part: those up to the first that the task does not name."""
         return list(takewhile(lambda tier: tier.region in descriptor.regions, self.above))
 
 
-def _is_regional(descriptor: TaskDescriptor, region: str) -> bool:
+def is_regional(descriptor: TaskDescriptor, region: str) -> bool:
+    """Whether a task averages in a region."""
     return region in descriptor.regions and descriptor.tier_of(region) == "regional"

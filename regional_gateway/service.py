@@ -4,6 +4,7 @@ HTTP  POST /v1/tasks ──▶ relay ──▶ ledger (SQLite) ──▶ announc
 parent's broker  <parent>/tasks/…/descriptor ──▶ relay, where a gateway stands above
 parent's broker  central/…/round, state ──▶ centre ──▶ announcer (and by HTTP while it is away)
 region's broker  devices/… ──▶ fleet ──▶ roster ──▶ status;  and up to the parent's, where it is another
+region's broker  regions below ──▶ nested ──▶ up to the parent's, where it is another
 ledger ──▶ tier ──▶ SuperLink and apps, for the tasks that the region averages itself
 """
 
@@ -23,22 +24,24 @@ from regional_gateway.centre import Centre
 from regional_gateway.fleet import Fleet
 from regional_gateway.handed_down import HandedDown
 from regional_gateway.ledger import Ledger
+from regional_gateway.nested import Nested
 from regional_gateway.outlet import Outlet
 from regional_gateway.parent import Parent, ParentMoved
-from regional_gateway.place import Place
+from regional_gateway.place import Place, is_regional
 from regional_gateway.presence import OwnPresence, say_farewell, watch_own
 from regional_gateway.relay import Admission, Relay
 from regional_gateway.settings import BROKER_WAIT_S, GatewaySettings
 from regional_gateway.store import Store
 from regional_gateway.sweeper import sweep
 from regional_gateway.tier import RegionalTier
+from regional_gateway.upward import Upward
 from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Unavailable
 from trellis.http.client import ServiceClient
 from trellis.identifiers import CENTRAL
 from trellis.mqtt import Bus, Publication
 from trellis.tls import TlsFiles
-from trellis.topics import Kind, Topics
+from trellis.topics import Address, Kind, Topics
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +92,12 @@ class Gateway:
         """Take up what the store holds."""
         self.ledger = await Ledger.load(self._store)
         ledger, place = self.ledger, self.place
+        region = self.settings.region
+        place.bridged = not await are_one(self.settings.broker, self.settings.parent_broker)
+        self.nested = Nested(self.topics, region, ledger)
+        self._upward = Upward(self.topics, self._keeps)
         self.fleet = Fleet(
-            self.topics,
-            self.settings.region,
-            self._store,
-            lambda task: ledger.get(task) is not None,
-            self._is_own,
+            self.topics, region, self._store, lambda task: ledger.get(task) is not None, self._upward
         )
         await self.fleet.load()
         self.board = Board(self.topics, place, ledger, self.fleet.roster)
@@ -103,8 +106,13 @@ class Gateway:
         if self.tier is not None:
             self.tier.load(ledger, place)
 
-    def _is_own(self, task: str) -> bool:
-        return self.board.is_own(task)
+    def _keeps(self, execution: Address) -> bool:
+        """Whether a region on the way up, this one at last, averages the task: nobody above asks then."""
+        record = self.ledger.get(execution.task)
+        if record is None:
+            return False
+        *below, _ = self.nested.path(execution.region) or [""]
+        return any(is_regional(record.descriptor, one) for one in below) or self.board.is_own(record.task)
 
     def has_begun(self, task: str, revision: int) -> bool:
         """Whether a device of the region is at work on this revision."""
@@ -205,13 +213,14 @@ class Gateway:
         def region_birth() -> Sequence[Publication]:
             # What it retains comes again now, or else the devices themselves do.
             self.fleet.roster.forget_presence()
+            self._upward.forget_presence()
             self._region_connects.set()
             return [own.birth(), *self.board.for_region(), *self._standing()]
 
         async with contextlib.AsyncExitStack() as stack:
             bus = self._connect(settings.broker, client_id, will=own.will(), birth=region_birth)
             region = await stack.enter_async_context(bus)
-            if await are_one(settings.broker, settings.parent_broker):
+            if not self.place.bridged:
                 yield region, region
                 return
 
@@ -244,11 +253,13 @@ class Gateway:
             start(centre.mirror_states(parent), name="mirror states")
             start(self.fleet.listen(region, announcer, up), name="devices")
             start(self.fleet.keep_saving(), name="save observations")
+            start(self.nested.learn(region), name="regions below")
             start(watch_own(own, region, down), name="own state")
             start(sweep(self.ledger, announcer, keep_s=settings.keep_hours * 3600), name="sweep")
             if up is not None:
-                start(self.fleet.repeat(up, self._parent_connects), name="repeat to parent")
-                start(self.fleet.clear_lost(up, self._region_connects), name="clear lost devices")
+                start(self._upward.repeat(up, self._parent_connects), name="repeat to parent")
+                start(self._upward.clear_lost(up, self._region_connects), name="clear the lost")
+                start(self.nested.carry(region, self._upward, up), name="carry up")
                 start(watch_own(own, parent, up), name="own state at parent")
                 clients = {CENTRAL: client}
                 if above is not None:

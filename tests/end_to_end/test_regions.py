@@ -127,10 +127,14 @@ async def test_two_tasks_that_meet_on_the_same_devices_both_end_as_each_does_alo
 async def test_regions_below_regions_and_devices_of_regions_that_relay(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Centre → eu → eu-1 with two devices; eu-2 relays its device to eu, us-1 its own to the centre."""
+    """Centre → eu → eu-1 with two devices; eu-2 relays its device to eu, us-1 its own to the centre.
+
+    The country has a broker of its own, on which its sites and their devices are.
+    """
     devices = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "eu-2"), Device("d4", "us-1"))
     folder = tmp_path_factory.mktemp("nested") / "fleet"
-    async with Federation(folder, devices=devices, parents={"eu-1": "eu", "eu-2": "eu"}) as fleet:
+    parents = {"eu-1": "eu", "eu-2": "eu"}
+    async with Federation(folder, devices=devices, parents=parents, own_broker=("eu",)) as fleet:
         apart = {region: {"tier": "central"} for region in ("eu-2", "us-1")}
         aggregation = REGIONAL["aggregation"] | {"regions": apart}
         participants = PARTICIPANTS | {"deadline_s": 100.0}
@@ -148,6 +152,20 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
         for record in (await at_gateway(fleet, "eu-1", "nested"))["history"]:
             assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
         await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
+        await relayed_by_the_country(fleet, apart)
+
+
+async def relayed_by_the_country(fleet: Federation, apart: dict[str, Any]) -> None:
+    """The country's gateway only relays: what is below it is a member of the centre."""
+    regions = apart | {"eu": {"tier": "central"}}
+    aggregation = {"tier": "regional", "regions": regions, "participants": PARTICIPANTS | {"minimum": 3}}
+    await fleet.submit("relayed", aggregation=aggregation, participants=PARTICIPANTS)
+    for record in (await fleet.ended("relayed"))["history"]:
+        assert members(record) == {"eu-1/gateway": True, "eu-2/d3": True, "us-1/d4": True}
+    topic = "eu-1/gateway/tasks/relayed/execution"
+    await fleet.mqtt.field(topic, "state", "SUCCEEDED")
+    assert fleet.execution("d1", "relayed") not in fleet.mqtt.latest, "a region averages it"
+    await fleet.mqtt.field(fleet.execution("d3", "relayed"), "state", "SUCCEEDED")
 
 
 def members(record: dict[str, Any]) -> dict[str, bool]:

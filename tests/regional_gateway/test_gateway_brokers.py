@@ -109,7 +109,7 @@ async def test_a_device_that_thinks_up_tasks_fills_neither_memory_nor_disk_nor_t
         await running.gateway.fleet.save()
         stored = await running.gateway._store.observations()
         assert list(stored.executions) == [("cam-7", "digits")]
-        assert list(running.gateway.fleet._payloads) == [f"trellis/v1/{execution}"]
+        assert running.gateway._upward.standing == (f"trellis/v1/{execution}",)
         assert not any("thought-up" in topic for topic in high.retained)
 
 
@@ -246,7 +246,7 @@ async def test_one_broker_under_two_names_is_known_as_one() -> None:
 async def test_a_device_that_died_while_the_broker_was_away_is_not_thought_to_be_there(
     two_brokers: Any, watching: Any, wait_until: Any, say: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regional_gateway.fleet.RETURN_S", 0.1)
+    monkeypatch.setattr("regional_gateway.upward.RETURN_S", 0.1)
     world = two_brokers
     topic = f"{CAM}/state"
 

@@ -63,6 +63,24 @@ def test_a_task_that_leaves_out_a_region_in_between_is_refused_unless_it_is_call
         place.require_path(operator.descriptor(regions=named))
 
 
+async def test_a_task_that_leaves_out_a_region_above_with_a_broker_of_its_own_is_refused(
+    world: Any, operator: Any
+) -> None:
+    bridged = COUNTRY.model_copy(update={"bridged": True})
+    for above in ((bridged,), (COUNTRY, bridged)):
+        place = Place("site", above=above)
+        with pytest.raises(
+            Refused, match=r"'de' has a broker of its own.*: add 'de' to its regions"
+        ) as refusal:
+            place.require_path(operator.descriptor(regions=["site"]))
+        assert refusal.value.code == "aggregation"
+        place.require_path(operator.descriptor(regions=["site"], revision=2, desired="canceled"))
+    Place("site", above=(bridged,)).require_path(operator.descriptor(regions=["site", "de"]))
+    world.two = True
+    async with world.gateway() as running:
+        assert (await running.http.get("/healthz")).json()["bridged"] is True
+
+
 async def test_what_is_above_is_remembered_and_a_move_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Federation:
         folder: Gets everything; removed at the end.
         server_options: More options of `trellis server`.
         gateway_options: More options of every gateway.
-        own_broker: The regions that have a broker of their own, beside the server's.
+        own_broker: The regions that have a broker of their own, beside the server's; those below use it, too.
         parents: The gateways that stand below another's: each region's parent.
         gated: Put a `Gate` between the devices and the front.
         line: What lies between devices and the rest: a bad link to the front, and another to the broker.
@@ -142,8 +143,9 @@ class Federation:
 
     def _gateway(self, region: str, port: int) -> tuple[str, ...]:
         where = ("--api-port", str(port), "--server", self.server_url)
-        brokers = ("--broker", self.region_broker_urls.get(region, self.broker_url))
         above = self._parents.get(region)
+        brokers = ("--broker", self.broker_of(region))
+        parent_broker = self.broker_of(above) if above else self.broker_url
         parent = ("--parent", self.gateway_urls[above]) if above else ()
         front = ("--front-port", self.fronts[region].rpartition(":")[2])
         return (
@@ -155,7 +157,7 @@ class Federation:
             *parent,
             *brokers,
             "--parent-broker",
-            self.broker_url,
+            parent_broker,
         )
 
     def _device(self, index: int, device: Device) -> tuple[str, ...]:
@@ -166,9 +168,14 @@ class Federation:
             *(self.fronts[region] for region in self.upward(device.region)),
         )
         where = tuple(part for server in servers for part in ("--server", server))
-        broker = self.region_broker_urls.get(device.region, self._device_broker_url)
+        broker = self.broker_of(device.region, at_the_top=self._device_broker_url)
         data = ("--data", device.data, "--partition", partition)
         return ("device", *who, *where, "--broker", broker, *data, *device.options)
+
+    def broker_of(self, region: str, *, at_the_top: str | None = None) -> str:
+        """Return the broker of a region: its own, or that of the nearest above it that has one."""
+        own = (self.region_broker_urls[one] for one in self.upward(region) if one in self.region_broker_urls)
+        return next(own, at_the_top or self.broker_url)
 
     def upward(self, region: str) -> tuple[str, ...]:
         """Return a region and those above it."""
@@ -230,11 +237,13 @@ class Federation:
     async def _leave(self) -> None:
         running = [member for member in self.members if member.running]
         ports = sorted({*self._ports, *listening_ports(self.ground.processes())})
-        # Devices first: their gateway still says to the server's broker that they have left.
-        devices = [one for one in running if one in self.devices.values()]
-        codes = await asyncio.gather(*(one.stop() for one in devices))
-        others = [one for one in running if one not in self.brokers and one not in devices]
-        codes += await asyncio.gather(*(one.stop() for one in others))
+        # Devices first, then who is farthest below: their gateway still says above that they have left.
+        below = {gateway: len(self.upward(region)) for region, gateway in self.gateways.items()}
+        depth = {one: below.get(one, 0) for one in running if one not in self.brokers}
+        depth |= dict.fromkeys(set(running) & set(self.devices.values()), len(below) + 1)
+        codes: list[int] = []
+        for _, leaving in groupby(sorted(depth, key=depth.__getitem__, reverse=True), key=depth.__getitem__):
+            codes += await asyncio.gather(*(one.stop() for one in leaving))
         await self._unwatch()
         for url in (self.broker_url, *self.region_broker_urls.values()):
             await self._assert_all_offline(url)
