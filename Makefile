@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # torch stands in the one pip command with everything else, pinned: a range that admits a newer one takes
 # several GB of CUDA packages.
-EXTRAS := torch,export,server,digits,images,dev
+EXTRAS := torch,export,server,images,dev
 # Most tests wait for processes, so two files are run at a time.
 WORKERS ?= -n 2 --dist loadfile
 

@@ -78,7 +78,7 @@ def load(source: str, *, split: Split) -> Dataset:
 
     Raises:
         DataError: It cannot be read, or is not what it should be.
-        MissingExtra: `digits` needs scikit-learn, images need Pillow.
+        MissingExtra: Images need Pillow.
     """
     parsed = parse_source(source)
     if parsed.path is None:

@@ -29,7 +29,6 @@ EXTRAS = {
     "tensorflow": ("tensorflow", "training on a device with TensorFlow"),
     "litert-torch": ("export", "models as ONNX and TFLite files, for devices without PyTorch"),
     "tensorboard": ("server", "TensorBoard events at the server"),
-    "scikit-learn": ("digits", "the digits data set"),
     "pillow": ("images", "data in folders of images"),
 }
 """Optional packages: the extra that brings each, and what it is for."""
