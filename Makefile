@@ -7,13 +7,24 @@ EXTRAS := torch,export,server,images,dev
 # Most tests wait for processes, so two files are run at a time.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: install demo test test-long check format bench clean
+# What devices run on: one environment each, that holds its extra of this checkout and nothing else.
+RUNTIMES := torch onnx tflite
+
+.PHONY: install runtimes demo test test-long check format bench clean
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+runtimes: $(RUNTIMES:%=.runtimes/%/installed)
+
+# Compiled where it is imported: most of torch never is.
+.runtimes/%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .runtimes/$*
+	.runtimes/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
 	touch $@
 
 demo: install
@@ -43,5 +54,5 @@ bench: install
 	$(BIN)/python benchmarks/hierarchy.py --devices 10,50 --rounds 5
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .runtimes build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
