@@ -14,7 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 from central_server import scalars
@@ -31,15 +31,11 @@ from central_server.task import ServerTask
 from central_server.tasks import Tasks
 from trellis.artefacts.serving import create_artefact_app
 from trellis.errors import ConfigError, Unavailable
-from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
-from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer, advertised
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
-from trellis.tier.backchannel_api import create_backchannel
-from trellis.tier.door import Front
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
-from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
+from trellis.tier.hosting import OpenSuperLink, TierHost, superlinks
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +44,6 @@ _INCOMING = 65_536
 """Two retained messages of each device come at once when a task starts."""
 
 OpenBus = Callable[[Publication, Birth], Bus]
-OpenSuperLink = Callable[[dict[str, str]], AbstractAsyncContextManager[RunningSuperLink]]
 
 
 async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
@@ -61,13 +56,7 @@ async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         broker = BrokerSettings(settings.broker_url, client_id, tls=settings.tls)
         return MqttBus(broker, will=will, birth=birth, limits=Limits(incoming=_INCOMING))
 
-    def open_superlink(environment: dict[str, str]) -> AbstractAsyncContextManager[RunningSuperLink]:
-        return SuperLink(
-            folder=settings.runs.resolve() / ".superlink",
-            environment=environment,
-            preload=("central_server.rounds.app",),
-        )
-
+    open_superlink = superlinks(settings.runs / ".superlink", "central_server.rounds.app")
     with Store(settings.runs) as store:
         await CentralServer(settings, store, open_bus, open_superlink).run(stop)
 
@@ -80,8 +69,6 @@ class CentralServer:
     ) -> None:
         self._settings = settings
         self._open_bus = open_bus
-        self._token = secrets.token_urlsafe(32)
-        self._environment: dict[str, str] = {}
         self._gateways = Gateways()
         self._logs = LogKeeper(store.runs)
         self._publisher = Publisher(settings.topics)
@@ -89,9 +76,13 @@ class CentralServer:
         self._tasks = Tasks(store, self._publisher, admission, self._start, self._retire)
         self._exporter = Exporter(store.runs / ".artefacts")
         self._artefacts = TaskArtefacts(self._tasks, self._exporter)
-        self._front = Front(create_artefact_app(self._artefacts))
-        self._keeper = SuperLinkKeeper(lambda: open_superlink(self._environment), self._front.point_to)
-        self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
+        self._host = TierHost(
+            open_superlink,
+            app=settings.app,
+            timing=settings.timing,
+            find=self._tasks.find,
+            artefacts=create_artefact_app(self._artefacts),
+        )
         self._bus: Bus | None = None
         self._group: asyncio.TaskGroup | None = None
         self._waiting: list[ServerTask] = []
@@ -108,7 +99,7 @@ class CentralServer:
     @property
     def superlink_alive(self) -> bool:
         """Whether a SuperLink runs."""
-        return self._keeper.current is not None
+        return self._host.keeper.current is not None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end everything; tasks go on at the next start."""
@@ -130,12 +121,8 @@ class CentralServer:
 
     async def _open_ports(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        backchannel = create_backchannel(self._tasks.find, token=self._token, outlives=self._keeper.outlives)
-        inner = await stack.enter_async_context(HttpServer(backchannel, host="127.0.0.1", port=0, tls=None))
-        self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
-        stack.push_async_callback(self._front.aclose)
-        front = HttpServer(self._front, host=settings.host, port=settings.front_port, tls=settings.tls)
-        self.front_url = advertised((await stack.enter_async_context(front)).url)
+        port = settings.front_port
+        self.front_url = await self._host.open(stack, host=settings.host, port=port, tls=settings.tls)
         api = HttpServer(
             create_api(self._tasks, self._gateways, self),
             host=settings.host,
@@ -156,7 +143,7 @@ class CentralServer:
     async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             self._group = group
-            self._spawn(self._keeper.run(), "superlink")
+            self._spawn(self._host.keeper.run(), "superlink")
             self._spawn(self._gateways.listen(bus, self._settings.topics), "gateways")
             self._spawn(self._artefacts.listen(bus, self._settings.topics), "devices' runtimes")
             self._spawn(self._publisher.guard(bus), "own state")
@@ -210,7 +197,7 @@ class CentralServer:
                 await self._artefacts.begin(task)
             async with asyncio.TaskGroup() as group:
                 listeners = self._listen(group, self._bus, task)
-                await self._supervisor.drive(task)
+                await self._host.supervisor.drive(task)
                 await asyncio.sleep(max(self._left_s(task), 0))
                 for listener in listeners:
                     listener.cancel()

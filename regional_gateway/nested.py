@@ -10,6 +10,7 @@ from regional_gateway.ledger import Ledger
 from regional_gateway.outlet import Outlet
 from regional_gateway.upward import Upward
 from trellis.errors import PayloadError
+from trellis.keys.principals import Principal
 from trellis.mqtt import Bus, BusMessage
 from trellis.payloads import State
 from trellis.topics import Kind, Topics
@@ -44,6 +45,10 @@ class Nested:
                 return []
             path.append(above)
         return path
+
+    def admits(self, principal: Principal | None) -> bool:
+        """Whether somebody belongs to this region, or to one below it."""
+        return principal is not None and bool(principal.region) and bool(self.path(principal.region))
 
     async def learn(self, bus: Bus) -> None:
         """Hear on the region's broker who stands below whom, until cancelled."""

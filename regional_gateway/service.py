@@ -104,7 +104,7 @@ class Gateway:
         self._relay = Relay(ledger, self, keyring=self._keyring, place=place)
         self._handed_down = HandedDown(self.topics, place, ledger, self.post)
         if self.tier is not None:
-            self.tier.load(ledger, place)
+            self.tier.load(ledger, place, self.nested)
 
     def _keeps(self, execution: Address) -> bool:
         """Whether a region on the way up, this one at last, averages the task: nobody above asks then."""

@@ -15,6 +15,7 @@ from regional_gateway.tier import RegionalTier
 from trellis.envelope import Keyring
 from trellis.http.server import HttpServer, advertised
 from trellis.keys.identity import Identity, find_identity, load_keyring
+from trellis.tier.hosting import superlinks
 from trellis.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     async with Store(settings.state / "gateway.sqlite") as store, AsyncExitStack() as stack:
         tier = None
         if settings.front_port is not None:
-            tier = await stack.enter_async_context(RegionalTier(settings, tls))
+            opens = superlinks(settings.state / "superlink", "regional_gateway.region_app.app")
+            tier = await stack.enter_async_context(RegionalTier(settings, tls, opens))
         gateway = Gateway(settings, store, keyring=keyring, tls=tls, connect=mqtt(tls), tier=tier)
         await gateway.load()
         app = api.create(gateway)

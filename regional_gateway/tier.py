@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 from regional_gateway.announcer import Announcer
 from regional_gateway.artefacts import RegionalArtefacts
 from regional_gateway.ledger import Ledger, TaskRecord
+from regional_gateway.nested import Nested
 from regional_gateway.own_part import OwnPart
 from regional_gateway.place import Place
 from regional_gateway.region_task import ROUNDS, RegionTask
@@ -28,25 +28,20 @@ from regional_gateway.settings import GatewaySettings
 from trellis.artefacts.serving import create_artefact_app
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import Refused, Unavailable
-from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE, Above, RoundRecord
-from trellis.flower.superlink import SuperLink
-from trellis.http.server import HttpServer, advertised
+from trellis.flower.backchannel import Above, RoundRecord
+from trellis.keys.principals import Principal
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import Round, TaskState
-from trellis.tier.backchannel_api import create_backchannel
 from trellis.tier.disk import RETRY_S
-from trellis.tier.door import Front
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.history import read_rounds
+from trellis.tier.hosting import OpenSuperLink, TierHost
 from trellis.tier.on_demand import OnDemand
-from trellis.tier.supervision import RunningSuperLink, SuperLinkKeeper, Supervisor
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
 logger = logging.getLogger(__name__)
-
-OpenSuperLink = Callable[[Mapping[str, str]], AbstractAsyncContextManager[RunningSuperLink]]
 
 
 class RegionalTier:
@@ -55,7 +50,7 @@ class RegionalTier:
     Args:
         settings: The gateway's; it names the front's port.
         tls: The gateway's certificate, or None on loopback.
-        open_superlink: Starts a SuperLink whose apps inherit an environment; another in trials.
+        open_superlink: Starts a SuperLink.
 
     Attributes:
         front: Where devices reach the front, `host:port`.
@@ -63,23 +58,28 @@ class RegionalTier:
     """
 
     def __init__(
-        self, settings: GatewaySettings, tls: TlsFiles | None, open_superlink: OpenSuperLink | None = None
+        self, settings: GatewaySettings, tls: TlsFiles | None, open_superlink: OpenSuperLink
     ) -> None:
         self._settings, self._tls = settings, tls
         self._topics = Topics(settings.base)
         self.part = OwnPart(self._topics, settings.region, settings.state / "tasks")
-        self._token = secrets.token_urlsafe(32)
-        self._environment: dict[str, str] = {}
-        opens = open_superlink or self._open_superlink
         self._artefacts = RegionalArtefacts(settings.state / "artefacts", tls)
-        self._door = Front(create_artefact_app(self._artefacts))
-        self._keeper = SuperLinkKeeper(lambda: opens(self._environment), self._door.point_to)
-        self._supervisor = Supervisor(self._keeper, settings.app, settings.timing)
+        self._host = TierHost(
+            open_superlink,
+            app=settings.app,
+            timing=settings.timing,
+            find=self.find,
+            find_member=self.find,
+            artefacts=create_artefact_app(self._artefacts),
+            admits=self._admits,
+        )
+        self._keeper = self._host.keeper
+        self._nested: Nested | None = None
         self._stack = AsyncExitStack()
         self._tasks: dict[str, RegionTask] = {}
         self._driving: dict[str, asyncio.Task[None]] = {}
         self._superlink = OnDemand(
-            self._keeper, on_ended=lambda: self._door.point_to(None), on_trouble=self._tell
+            self._keeper, on_ended=lambda: self._host.front.point_to(None), on_trouble=self._tell
         )
         self._touched: asyncio.Queue[str] = asyncio.Queue()
         self._due: set[str] = set()
@@ -90,17 +90,10 @@ class RegionalTier:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             settings = self._settings
-            backchannel = create_backchannel(
-                self.find, token=self._token, outlives=self._keeper.outlives, find_member=self.find
-            )
-            inner = HttpServer(backchannel, host="127.0.0.1", port=0, tls=None)
-            inner = await stack.enter_async_context(inner)
-            self._environment = {URL_VARIABLE: inner.url, TOKEN_VARIABLE: self._token}
             await stack.enter_async_context(self._artefacts)
-            stack.push_async_callback(self._door.aclose)
-            door = HttpServer(self._door, host=settings.host, port=settings.front_port or 0, tls=self._tls)
-            door = await stack.enter_async_context(door)
-            self.front = settings.front_address or urlsplit(advertised(door.url)).netloc
+            port = settings.front_port or 0
+            url = await self._host.open(stack, host=settings.host, port=port, tls=self._tls)
+            self.front = settings.front_address or urlsplit(url).netloc
             self._stack = stack.pop_all()
         logger.info("Flower front of the region: devices reach it at %s", self.front)
         return self
@@ -110,11 +103,14 @@ class RegionalTier:
     ) -> None:
         await self._stack.aclose()
 
-    def load(self, ledger: Ledger, place: Place) -> None:
-        """Take the region's tasks from `ledger`, and what is above from `place`."""
-        self._ledger, self._place = ledger, place
+    def load(self, ledger: Ledger, place: Place, nested: Nested) -> None:
+        """Take the region's tasks from `ledger`, what is above from `place`, what is below from `nested`."""
+        self._ledger, self._place, self._nested = ledger, place, nested
         self._artefacts.load(ledger, place)
         ledger.watch(self.touch)
+
+    def _admits(self, principal: Principal | None) -> bool:
+        return self._nested is not None and self._nested.admits(principal)
 
     def find(self, task: str) -> RegionTask:
         """Return the task of a name.
@@ -246,7 +242,7 @@ class RegionalTier:
                         group.create_task(task.expire_in_time(), name=f"expiry {task.name}"),
                         group.create_task(task.follow_members(), name=f"members {task.name}"),
                     ]
-                    driver = group.create_task(self._supervisor.drive(task), name=f"app {task.name}")
+                    driver = group.create_task(self._host.supervisor.drive(task), name=f"app {task.name}")
                     await task.wait_ended()
                     await asyncio.wait({driver}, timeout=self._leave_s)
                     for worker in (driver, *workers):
@@ -284,15 +280,6 @@ class RegionalTier:
             if task.name in self._driving:
                 with contextlib.suppress(Unavailable):
                     await task.trouble(problem)
-
-    def _open_superlink(
-        self, environment: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[RunningSuperLink]:
-        return SuperLink(
-            folder=self._settings.state.resolve() / "superlink",
-            environment=environment,
-            preload=("regional_gateway.region_app.app",),
-        )
 
     def _above(self, descriptor: TaskDescriptor) -> Above:
         address = self._place.server(descriptor)

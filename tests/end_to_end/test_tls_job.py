@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from namespaces import Network, network
 from safetensors.numpy import load_file
-from secure_federation import SecureFleet
+from secure_federation import OTHER, REGION, SecureFleet, tls_files
+
+from trellis.errors import Refused
+from trellis.flower.link import FlowerLink
+from trellis.tls import TlsFiles
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -51,3 +56,32 @@ def test_a_region_with_a_broker_of_its_own_takes_part(ends: Network, tmp_path: P
         assert [(one["device"], one["online"]) for one in shown["devices"]] == [("d1", True), ("d2", True)]
         assert " u'eu-1/devices/d1')" in fleet.running["region-broker"].said()
         assert " u'eu-1/devices/" not in fleet.running["broker"].said()
+
+
+def test_two_regions_average_behind_fronts_of_their_own(ends: Network, tmp_path: Path) -> None:
+    with SecureFleet(tmp_path, ends, fronts=True) as fleet:
+        alone = {"tier": "regional", "participants": {"minimum": 1}}
+        sections = {"aggregation": {"tier": "regional", "regions": {OTHER: alone}}, "train": {"rounds": 2}}
+        file = fleet.task_file(fleet.task("fronts", regions=[REGION, OTHER], **sections))
+        where = ("--server", fleet.server_url)
+        done = fleet.operator("task", "run", file, *where, "--broker", fleet.broker_url)
+        assert done.code == 0, done.err + done.out
+        shown = json.loads(fleet.operator("task", "show", "fronts", *where, "--json").out)
+        assert shown["state"] == "succeeded"
+        for record in shown["history"]:
+            replied = {one["region"]: one["tally"]["replied"] for one in record["outcomes"]}
+            assert replied == {REGION: 2, OTHER: 1}
+        # A region's front is for its own devices; this one has another region's certificate.
+        link = FlowerLink(
+            fleet.front_of(REGION), folder=tmp_path / "link", tls=device_files(fleet, OTHER, "d3")
+        )
+        with pytest.raises(Refused, match=r"refuses this device: .*other regions than that of") as refusal:
+            link.connect()
+        assert refusal.value.code == "link"
+        warned = fleet.running["gateway"].says("front: .* is not let in")
+        assert re.search(rf"{OTHER}/devices/d3", warned)
+
+
+def device_files(fleet: SecureFleet, region: str, name: str) -> TlsFiles:
+    """Return the certificate of a device of the fleet."""
+    return tls_files(fleet.keys / "devices" / region / name)

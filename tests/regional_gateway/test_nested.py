@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from trellis.keys.principals import OPERATOR, device, gateway
 from trellis.payloads import ExecutionState, Presence, State, TaskState
 
 SITE, ROOM, OTHER = "site", "room", "us-1"
@@ -63,6 +64,21 @@ async def test_what_the_regions_below_say_goes_up_and_what_others_say_does_not(
         del of_task[EXECUTION]
         async with watching(world.parent, "later") as later:
             await wait_until(lambda: (said | of_task).items() <= later.retained.items())
+
+
+async def test_the_regions_front_is_for_itself_and_those_below(
+    world: Any, watching: Any, wait_until: Any
+) -> None:
+    async with world.gateway() as running, watching(world.region) as low:
+        admits = running.gateway.nested.admits
+        assert admits(device("eu-1", "cam-1"))
+        assert not admits(gateway(ROOM))
+        await low.publish("us-1/gateway/state", state_of("central"))
+        await low.publish("site/gateway/state", state_of("eu-1"))
+        await low.publish("room/gateway/state", state_of(SITE))
+        await wait_until(lambda: admits(gateway(ROOM)))
+        assert admits(device(SITE, "cam-1"))
+        assert not [one for one in (device(OTHER, "cam-1"), gateway(OTHER), OPERATOR, None) if admits(one)]
 
 
 async def test_executions_of_devices_stay_below_where_a_region_on_the_way_up_averages(

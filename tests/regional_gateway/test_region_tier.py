@@ -199,7 +199,7 @@ async def test_a_tasks_topics_and_folder_are_cleared_after_its_end(
 async def test_the_backchannel_refuses_what_the_region_does_not_average(world: Any, wait_until: Any) -> None:
     world.script = ["answers"]
     async with world.gateway(front=True) as running:
-        environment = running.gateway.tier._environment
+        environment = running.gateway.tier._host._environment
         headers = {"authorization": f"Bearer {environment['TRELLIS_BACKCHANNEL_TOKEN']}"}
         async with httpx.AsyncClient(base_url=environment["TRELLIS_BACKCHANNEL"], trust_env=False) as http:
             answer = await http.get("/app/digits/fleet", headers=headers)

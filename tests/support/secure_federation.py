@@ -40,18 +40,26 @@ class SecureFleet:
         network: Its two ends.
         own_broker: Whether `trellis broker` is the broker, instead of mosquitto with the shipped file.
         bridged: Whether the region has a broker of its own, at the edge.
+        fronts: Whether gateways have fronts; then the gateway and the device `d3` of `us-1` are there, too.
     """
 
     def __init__(
-        self, folder: Path, network: Network, *, own_broker: bool = False, bridged: bool = False
+        self,
+        folder: Path,
+        network: Network,
+        *,
+        own_broker: bool = False,
+        bridged: bool = False,
+        fronts: bool = False,
     ) -> None:
         self.network, self.folder = network, folder
         self.centre, self.edge = Machine(folder / "centre"), Machine(folder / "edge", network.at_edge)
         self.keys = folder / "keys"  # stays with whoever adds machines
-        self._own_broker, self._bridged = own_broker, bridged
+        self._own_broker, self._bridged, self._fronts = own_broker, bridged, fronts
         self._stack = contextlib.ExitStack()
         self.ports = {name: free_port(network.centre) for name in ("broker", "region", "front", "api")}
         self.running: dict[str, Running] = {}
+        self.front_ports = {region: free_port(network.centre) for region in (REGION, OTHER)}
 
     @property
     def broker_url(self) -> str:
@@ -71,6 +79,10 @@ class SecureFleet:
         """`host:port` where devices reach Flower."""
         return f"{self.network.centre}:{self.ports['front']}"
 
+    def front_of(self, region: str) -> str:
+        """Return where devices of a region reach its own front."""
+        return f"{self.network.edge}:{self.front_ports[region]}"
+
     @property
     def gateway_url(self) -> str:
         return f"https://{self.network.edge}:{self.gateway_port}"
@@ -81,6 +93,8 @@ class SecureFleet:
             self.start_broker()
             self._start_services()
             started = [self._launch(f"d{number}", "--partition", f"{number - 1}/2") for number in (1, 2)]
+            if self._fronts:
+                started.append(self._launch("d3", "--partition", "0/3", region=OTHER))
             for device in started:
                 device.says("is ready in region", within_s=START_S)
             self._stack = self._stack.pop_all()
@@ -99,8 +113,9 @@ class SecureFleet:
         centre, edge = self.network.centre, self.network.edge
         self.administrate("init", str(self.keys), "--host", centre)
         self.administrate("gateway", REGION, "--host", edge, "--keys", str(self.keys))
-        # This one's certificate names no host but its own loopback.
-        self.administrate("gateway", OTHER, "--keys", str(self.keys))
+        # Without a gateway to start this one's certificate names no host but its own loopback.
+        hosts = ("--host", edge) if self._fronts else ()
+        self.administrate("gateway", OTHER, *hosts, "--keys", str(self.keys))
         for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER), ("d4", REGION)):
             self.administrate("device", name, "--region", region, "--keys", str(self.keys))
         if self._bridged:
@@ -148,20 +163,28 @@ class SecureFleet:
         self.start(name, machine, *command).says("running")
 
     def _start_services(self) -> None:
-        host, edge = self.network.centre, self.network.edge
+        host = self.network.centre
         ports = ("--front-port", str(self.ports["front"]), "--api-port", str(self.ports["api"]))
         keys = self.issued("server", to=self.centre)
         command = ("server", "--keys", keys, "--broker", self.broker_url, "--host", host, *ports)
         server = self.start("server", self.centre, *TRELLIS, *command, "--data", "digits")
-        keys = self.issued("gateways", REGION, to=self.edge)
-        brokers = ("--broker", self.region_broker_url, "--parent-broker", self.broker_url)
-        command = ("gateway", "--region", REGION, "--keys", keys, *brokers)
-        where = ("--server", self.server_url, "--host", edge, "--api-port", "0")
-        gateway = self.start("gateway", self.edge, *TRELLIS, *command, *where)
-        self.gateway_port = int(gateway.says(r"gateway listens api=", within_s=START_S).rpartition(":")[2])
-        gateway.says("gateway serves", within_s=START_S)
+        gateways = [self._start_gateway("gateway", REGION)]
+        if self._fronts:
+            gateways.append(self._start_gateway("other-gateway", OTHER))
+        listens = gateways[0].says(r"gateway listens api=", within_s=START_S)
+        self.gateway_port = int(listens.rpartition(":")[2])
+        for gateway in gateways:
+            gateway.says("gateway serves", within_s=START_S)
         server.says("central_server.*API", within_s=START_S)
         until(lambda: self._is_well() or None, "the server is well", within_s=START_S)
+
+    def _start_gateway(self, name: str, region: str) -> Running:
+        keys = self.issued("gateways", region, to=self.edge)
+        brokers = ("--broker", self.region_broker_url, "--parent-broker", self.broker_url)
+        where = ("--server", self.server_url, "--host", self.network.edge, "--api-port", "0")
+        front = ("--front-port", str(self.front_ports[region])) if self._fronts else ()
+        command = ("gateway", "--region", region, "--keys", keys, *brokers, *where, *front)
+        return self.start(name, self.edge, *TRELLIS, *command)
 
     def _is_well(self) -> bool:
         try:
@@ -173,7 +196,9 @@ class SecureFleet:
     def device_command(self, name: str, *more: str, keys: str, region: str = REGION) -> tuple[str, ...]:
         """Return the arguments of `trellis` that make a device of this fleet."""
         who = ("--name", name, "--region", region, "--keys", keys, "--state", f"state-{keys}")
-        where = ("--broker", self.region_broker_url, "--server", self.front)
+        where: tuple[str, ...] = ("--broker", self.region_broker_url, "--server", self.front)
+        if self._fronts:
+            where += ("--server", self.front_of(region))
         return ("device", *who, *where, "--data", "digits", *more)
 
     def start_device(self, name: str, *more: str) -> Running:
@@ -182,9 +207,10 @@ class SecureFleet:
         device.says("is ready in region", within_s=START_S)
         return device
 
-    def _launch(self, name: str, *more: str) -> Running:
-        keys = self.issued("devices", REGION, name, to=self.edge)
-        return self.start(name, self.edge, *TRELLIS, *self.device_command(name, *more, keys=keys))
+    def _launch(self, name: str, *more: str, region: str = REGION) -> Running:
+        keys = self.issued("devices", region, name, to=self.edge)
+        command = self.device_command(name, *more, keys=keys, region=region)
+        return self.start(name, self.edge, *TRELLIS, *command)
 
     def operator(self, *arguments: str, within_s: float = 150.0) -> Ended:
         """Run an operator's command, with the operator's keys alone."""

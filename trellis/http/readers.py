@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from trellis.errors import InvalidInput, Refused
 from trellis.faults import shown
-from trellis.keys.principals import Role, named
+from trellis.keys.principals import Principal, Role, named
 
 _READERS = frozenset({Role.OPERATOR, Role.SERVER, Role.GATEWAY})
 
@@ -32,6 +32,14 @@ class PeerProtocol(HttpToolsProtocol):
         self.app_state = {**self.app_state, "principal": _peer(transport)}
 
 
+def principal_of(name: str) -> Principal | None:
+    """Return whose certificate bears this name; None if it is nobody's of the fleet."""
+    try:
+        return named(name)
+    except InvalidInput:
+        return None
+
+
 async def require_reader(request: Request) -> None:
     """Return if the peer may read what concerns all regions: everybody where there is no TLS, on loopback.
 
@@ -40,7 +48,7 @@ async def require_reader(request: Request) -> None:
     """
     # A KeyError, were there no such key: who cannot be told is not let in.
     principal = request.scope["state"]["principal"]
-    if principal is not None and _role(principal) not in _READERS:
+    if principal is not None and not _reads(principal_of(principal)):
         raise Refused(
             "principal",
             f"{request.method} {request.url.path} is for the operator, the server and gateways, not for "
@@ -57,8 +65,5 @@ def _peer(transport: asyncio.BaseTransport) -> str | None:
     return str(names[0]) if len(names) == 1 else ""
 
 
-def _role(principal: str) -> Role | None:
-    try:
-        return named(principal).role
-    except InvalidInput:
-        return None
+def _reads(principal: Principal | None) -> bool:
+    return principal is not None and principal.role in _READERS

@@ -141,7 +141,7 @@ def _above(region: str, below: Mapping[str, str]) -> list[str]:
 def _rights(
     principal: Principal, bridged: Collection[str], below: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    region, _, _ = principal.common_name.partition("/")
+    region = principal.region
     match principal.role:
         case Role.SERVER:
             return [("read", "#"), ("readwrite", "central/#")]

@@ -48,6 +48,11 @@ class Principal:
             )
 
     @property
+    def region(self) -> str:
+        """The region that it belongs to; empty where it belongs to none."""
+        return self.folder.parts[1] if self.role in (Role.GATEWAY, Role.DEVICE) else ""
+
+    @property
     def listens(self) -> bool:
         """Whether others connect to it, so that its certificate names hosts."""
         return self.role in (Role.SERVER, Role.BROKER, Role.GATEWAY)

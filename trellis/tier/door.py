@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trellis.artefacts.offer import PATHS
+from trellis.faults import shown
 from trellis.flower.front import FleetFront
+from trellis.http.readers import principal_of
+from trellis.keys.principals import Principal
+
+logger = logging.getLogger(__name__)
 
 
 class Front:
@@ -14,10 +22,13 @@ class Front:
 
     Args:
         artefacts: Serves what the tier's tasks train from, where devices have no PyTorch.
+        admits: Whose certificate opens it; by default everybody's of the fleet. Without TLS nobody is asked.
     """
 
-    def __init__(self, artefacts: ASGIApp) -> None:
-        self._artefacts = artefacts
+    def __init__(
+        self, artefacts: ASGIApp, admits: Callable[[Principal | None], bool] = lambda _: True
+    ) -> None:
+        self._artefacts, self._admits = artefacts, admits
         self._waiting = PlainTextResponse(
             "the SuperLink is starting", status_code=503, headers={"retry-after": "1"}
         )
@@ -33,7 +44,13 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         while self._earlier:
             await self._earlier.pop().aclose()
-        if _is_for_artefacts(scope):
+        # A KeyError, were there no such key: who cannot be told is not let in.
+        name = scope["state"]["principal"] if scope["type"] == "http" else None
+        if name is not None and not self._admits(principal_of(name)):
+            logger.warning("front: %s is not let in: its region is not averaged here", shown(name))
+            said = f"this front is for other regions than that of {shown(name)}: give --server its own"
+            await PlainTextResponse(said, status_code=403)(scope, receive, send)
+        elif _is_for_artefacts(scope):
             await self._artefacts(scope, receive, send)
         else:
             await (self._front or self._waiting)(scope, receive, send)

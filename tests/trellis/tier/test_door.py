@@ -15,7 +15,11 @@ from artefact_fronts import CONTENT, DIGEST, OneFile
 from trellis.artefacts import serving
 from trellis.artefacts.serving import create_artefact_app
 from trellis.http.server import HttpServer
+from trellis.keys.authority import create_authority, issue
+from trellis.keys.identity import Identity
+from trellis.keys.principals import SERVER, device, gateway
 from trellis.tier.door import Front
+from trellis.tls import client_context
 
 
 @pytest.fixture
@@ -98,6 +102,29 @@ async def test_everything_else_never_comes_to_the_artefacts(port: int, source: O
     # Without a SuperLink all that is not an artefact's is asked to come again.
     assert (status, body) == (503, b"the SuperLink is starting")
     assert source.given == 0
+
+
+async def test_a_front_lets_in_whom_it_is_for_and_says_why_not(source: OneFile, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    create_authority(keys)
+    members = (device("eu-1", "cam-7"), gateway("eu-2"))
+    folders = {one: issue(keys, one) for one in (SERVER, *members, device("us-1", "cam-7"))}
+    app = Front(create_artefact_app(source), members.__contains__)
+    async with HttpServer(
+        app, host="127.0.0.1", port=0, tls=Identity.load(folders.pop(SERVER)).tls
+    ) as server:
+        for principal, folder in folders.items():
+            context = client_context(Identity.load(folder).tls)
+            async with httpx.AsyncClient(base_url=server.url, verify=context, trust_env=False) as http:
+                asked = [
+                    await http.post("/v1/fleet/pull-messages"),
+                    await http.get(f"/v1/artefacts/{DIGEST}"),
+                ]
+            if principal in members:
+                assert [one.status_code for one in asked] == [503, 200]  # it has no SuperLink
+            else:
+                assert [one.status_code for one in asked] == [403, 403]
+                assert 'other regions than that of "us-1/devices/cam-7"' in asked[0].text
 
 
 async def test_who_comes_when_many_are_served_is_asked_to_come_again(
