@@ -50,8 +50,24 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         typer.Option("--split", metavar="SPLIT", help="How parts are cut: iid, classes or dirichlet:ALPHA."),
     ] = "iid",
     split_seed: Annotated[int, typer.Option("--split-seed", help="The same for all parts of one cut.")] = 42,
-    backend: Annotated[str, typer.Option("--backend", help="What trains: torch.")] = "torch",
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            metavar="RUNTIME",
+            help="What trains: torch, onnx, tflite, or auto for the first of these that is installed.",
+        ),
+    ] = "auto",
     threads: Annotated[int, typer.Option("--threads", help="Processor threads that training may use.")] = 1,
+    artefact_mb: Annotated[
+        int,
+        typer.Option(
+            "--artefact-mb",
+            metavar="MB",
+            min=1,
+            help="How large a file it may fetch to train from, where it has no PyTorch.",
+        ),
+    ] = 256,
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -77,7 +93,7 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
     ] = 20,
     state: Annotated[
         Path | None,
-        typer.Option("--state", metavar="DIR", help="Its journal and Flower keys [state/REGION/NAME]."),
+        typer.Option("--state", metavar="DIR", help="Its journal, keys, artefacts [state/REGION/NAME]."),
     ] = None,
     base: BaseOption = DEFAULT_BASE,
     insecure: InsecureOption = False,
@@ -121,6 +137,7 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
         split_seed=split_seed,
         backend=backend,
         threads=threads,
+        artefact_mb=artefact_mb,
         keepalive=keepalive,
         state=state or Path("state", region, *([] if replicas else [name])),
         base=base,

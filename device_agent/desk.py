@@ -20,7 +20,7 @@ from device_agent.eligibility import (
 )
 from device_agent.participation import Device, Ending, Participation
 from device_agent.reporting import TaskLog, TaskReport
-from models.backends import available_backends
+from models.backends import artefact_runtime, available_backends
 from models.registry import model_names
 from trellis.descriptor import parse_json
 from trellis.disk import has_room
@@ -316,7 +316,7 @@ class TaskDesk:
         return Means(
             servers=settings.servers,
             tls=settings.tls is not None,
-            models=tuple(model_names()),
+            models=None if artefact_runtime(settings.backend) else tuple(model_names()),
             backend=settings.backend,
             backends=tuple(available_backends()),
         )

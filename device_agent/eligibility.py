@@ -7,6 +7,7 @@ First whether the task may be believed (`believe`), then whether the device has 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +15,7 @@ from models.datasets import Dataset, check
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.envelope import Envelope, Keyring
 from trellis.errors import (
+    ArtefactError,
     DataError,
     DescriptorError,
     DiskFailed,
@@ -42,14 +44,14 @@ class Means:
     Attributes:
         servers: Its own list of Flower servers, `host:port`.
         tls: Whether it speaks TLS to them.
-        models: The models that it knows.
+        models: The models that it knows; None: it needs to know none, as it trains from artefacts.
         backend: The backend it was started with.
         backends: The backends that are installed.
     """
 
     servers: tuple[str, ...]
     tls: bool
-    models: tuple[str, ...]
+    models: tuple[str, ...] | None
     backend: str
     backends: tuple[str, ...]
 
@@ -61,12 +63,14 @@ class Believed:
     Attributes:
         digest: Of its work.
         front: The front that a gateway hints at; nobody signed it.
+        artefacts: The front whose cache of artefacts it hints at; likewise.
     """
 
     descriptor: TaskDescriptor
     digest: str
     keyid: str
     front: str | None = None
+    artefacts: str | None = None
 
 
 def believe(
@@ -95,7 +99,7 @@ def believe(
     if descriptor.desired == "run":
         # A cancellation is obeyed at any time: it can only end work.
         _require_window(descriptor, now)
-    return Believed(descriptor, digest, keyid, envelope.front)
+    return Believed(descriptor, digest, keyid, envelope.front, envelope.artefacts)
 
 
 def server_of(task: Believed, region: str) -> str:
@@ -117,6 +121,13 @@ def server_of(task: Believed, region: str) -> str:
             "where: start the gateway with --front-port, and post the task to it again",
         )
     return task.front or descriptor.server.address
+
+
+def artefact_fronts(task: Believed, server: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return whom a device asks for an artefact: a gateway's cache, if it is on its list, then its server."""
+    hint = task.artefacts
+    listed = hint is not None and hint.lower() in {one.lower() for one in known}
+    return (hint, server) if hint is not None and listed and hint != server else (server,)
 
 
 def require_server(task: Believed, region: str, means: Means) -> None:
@@ -152,7 +163,7 @@ def require_means(descriptor: TaskDescriptor, means: Means) -> None:
             f"set server.tls to {str(means.tls).lower()}",
         )
     name = descriptor.model.name
-    if name not in means.models:
+    if means.models is not None and name not in means.models:
         hint = did_you_mean(name, means.models, before="; ")
         raise Refused("model", f"model {name!r} is not known here, known are {', '.join(means.models)}{hint}")
     if means.backend not in means.backends:
@@ -193,6 +204,8 @@ def reason_of(error: TrellisError) -> Reason:
             code = error.code
         case DataError():
             code = "data"
+        case ArtefactError():
+            code = "artefact"
         case DescriptorError():
             code = "descriptor"
         case PayloadError():

@@ -7,13 +7,11 @@ model, trains, and talks to Flower. Nothing else of a task runs anywhere.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import contextvars
 import logging
 import threading
-import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,18 +20,21 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Message, RecordDict
 
 from device_agent.client_app import build_client_app
-from device_agent.eligibility import Believed, reason_of, server_of
+from device_agent.eligibility import Believed, artefact_fronts, reason_of, server_of
+from device_agent.fetching import Fetcher
 from device_agent.journal import Journal
 from device_agent.reporting import TaskReport
 from device_agent.settings import DeviceSettings
+from device_agent.telling import Teller
 from device_agent.trainer import Trainer
 from device_agent.turns import Turns
-from models.backends import StepReport
+from models.backends import artefact_runtime
 from models.datasets import Dataset
-from trellis.errors import DiskFailed, InvalidInput, MissingExtra, Refused, TrellisError
+from trellis.artefacts.store import ArtefactStore
+from trellis.errors import ArtefactError, DiskFailed, InvalidInput, MissingExtra, Refused, TrellisError
 from trellis.flower.link_loop import Halt, Link, LinkLoop, Pace
 from trellis.flower.questions import Membership
-from trellis.payloads import ExecutionState, Phase, Progress, Reason, Round
+from trellis.payloads import ExecutionState, Phase, Reason, Round
 
 __all__ = ["Device", "Ending", "Link", "LinkFactory", "Participation"]
 
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 STOP_S = 30.0
 """How long a task's thread may take to stop: one batch, or one request to a server that is gone."""
-_TELL_S = 5.0
 
 LinkFactory: TypeAlias = Callable[[str, Path], Link]
 """Makes the link to a server: its address, and the folder of its node key and inbox."""
@@ -78,6 +78,7 @@ class Participation:
     def __init__(self, task: Believed, *, device: Device, report: TaskReport) -> None:
         self._descriptor = task.descriptor
         self._server = server_of(task, device.settings.region)
+        self._fronts = artefact_fronts(task, self._server, device.settings.servers)
         self._digest = task.digest
         self._device = device
         self._report = report
@@ -109,7 +110,7 @@ class Participation:
         at the next batch and leaves the task unfinished, to go on at the next start.
         """
         await self._report.phase(Phase.VERIFYING)
-        teller = _Teller(asyncio.get_running_loop(), self._report)
+        teller = Teller(asyncio.get_running_loop(), self._report)
         finished = self._start_thread(teller)
         try:
             ending = await self._ended(finished)
@@ -155,7 +156,7 @@ class Participation:
         message = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
         return Ending(ExecutionState.FAILED, Reason(code=code, message=message))
 
-    def _start_thread(self, teller: _Teller) -> asyncio.Future[None]:
+    def _start_thread(self, teller: Teller) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[None] = loop.create_future()
 
@@ -187,16 +188,9 @@ class Participation:
         ).start()
         return finished
 
-    def _work(self, teller: _Teller) -> None:
+    def _work(self, teller: Teller) -> None:
         settings, descriptor = self._device.settings, self._descriptor
-        trainer = Trainer.open(
-            descriptor,
-            self._device.data,
-            backend=settings.backend,
-            region=settings.region,
-            device=settings.name,
-            threads=settings.threads,
-        )
+        trainer = self._open_trainer(teller)
         tier = descriptor.tier_of(settings.region)
         app = build_client_app(
             Membership(
@@ -219,84 +213,28 @@ class Participation:
         link = self._device.make_link(address, folder)
         LinkLoop(link, answer, events=teller, halt=self._halt, pace=self._device.pace).run()
 
-
-class _Teller:
-    """The task's report, as its thread may use it: a call returns when the event loop has told it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, report: TaskReport) -> None:
-        self._loop = loop
-        self._report = report
-        self._hushed = False
-        self._progress_at = float("-inf")
-        self._began = 0.0
-        self._reason: Reason | None = None
-
-    def hush(self) -> None:
-        """Say nothing any more."""
-        self._hushed = True
-
-    def connecting(self, reason: str, *, failed: bool = True) -> None:
-        told = Reason(code="unavailable", message=reason) if failed else None
-        # A server that is away for hours is told once, not with every try.
-        if told is None or told != self._reason:
-            self._reason = told
-            self._tell(self._report.phase(Phase.CONNECTING, reason=told))
-
-    def connected(self, node_id: int, in_hand: Collection[str]) -> None:
-        self._reason = None
-        self._tell(self._report.connected(node_id, in_hand))
-
-    def checked_in(self, node_id: int, nonce: str) -> None:
-        self._tell(self._report.checked_in(node_id, nonce))
-
-    def working(self, phase: Phase, round_number: int) -> None:
-        self._began = time.monotonic()
-        self._tell(self._report.phase(phase, round_number=round_number))
-
-    def replying(self, message_id: str) -> None:
-        if not self._hushed:
-            self._report.replying(message_id)
-
-    def replied(self, message: Message, reply: Message) -> None:
-        reason = None
-        if reply.has_error():
-            reason = Reason(code="training", message=reply.error.reason or f"error {reply.error.code}")
-        query = message.metadata.message_type == "query"
-        phase = Phase.WAITING if query else Phase.UPLOADED
-        self._tell(self._report.uploaded(message.metadata.message_id, phase, reason))
-
-    def step(self, round_number: int, report: StepReport) -> None:
-        now = time.monotonic()
-        if now - self._progress_at < 1.0:
-            return
-        self._progress_at = now
-        progress = Progress(
-            round=round_number,
-            epoch=report.epoch,
-            epochs=report.epochs,
-            step=report.step,
-            steps=report.steps,
-            loss=report.loss,
-            samples=report.samples,
-            eta_s=(now - self._began) / report.step * (report.steps - report.step),
-        )
-        telling = self._unless_hushed(self._report.progress(progress))
-        asyncio.run_coroutine_threadsafe(telling, self._loop)
-
-    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        told = asyncio.run_coroutine_threadsafe(self._unless_hushed(telling), self._loop)
+    def _open_trainer(self, teller: Teller) -> Trainer:
+        """Return what trains, once there is what it trains from."""
+        settings, descriptor = self._device.settings, self._descriptor
+        artefact = None
+        if (runtime := artefact_runtime(settings.backend)) is not None:
+            store = ArtefactStore(settings.artefact_folder, limit=settings.artefact_bytes)
+            fetcher = Fetcher(store, tls=settings.tls, halt=self._halt, tell=teller.fetching)
+            artefact = fetcher.fetch(descriptor.task, runtime, self._fronts)
         try:
-            told.result(_TELL_S)
-        except concurrent.futures.TimeoutError:
-            # It is journaled and queued: a broker that hangs must not stop the training.
-            logger.debug("the broker is slow to acknowledge")
-
-    async def _unless_hushed(self, telling: Coroutine[Any, Any, None]) -> None:
-        # Asked on the event loop, where the end is told, so that nothing slips in behind it.
-        if self._hushed:
-            telling.close()
-        else:
-            await telling
+            return Trainer.open(
+                descriptor,
+                self._device.data,
+                backend=settings.backend,
+                region=settings.region,
+                device=settings.name,
+                threads=settings.threads,
+                artefact=artefact,
+            )
+        except ArtefactError:
+            if artefact is not None:
+                artefact.unlink(missing_ok=True)  # nobody shall find it again
+            raise
 
 
 async def _stopped(finished: asyncio.Future[None]) -> bool:

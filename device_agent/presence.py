@@ -88,7 +88,7 @@ class Self:
         return self.settings.topics.path(kind, region=self.settings.region, device=self.settings.name)
 
 
-def describe(dataset: Dataset, backends: tuple[str, ...]) -> Info:
+def describe(dataset: Dataset, backends: tuple[str, ...], backend: str) -> Info:
     """Return the birth certificate of this machine and its data; of the data only their measure."""
     data = DataInfo(name=dataset.name, samples=len(dataset), shape=dataset.shape, classes=dataset.classes)
     return Info(
@@ -99,5 +99,6 @@ def describe(dataset: Dataset, backends: tuple[str, ...]) -> Info:
         cpus=psutil.cpu_count() or 1,
         memory_mb=psutil.virtual_memory().total // 2**20,
         backends=backends,
+        backend=backend,
         data=data,
     )

@@ -20,7 +20,7 @@ from device_agent.replicas import (
 )
 from device_agent.settings import SUPERNODE, DataSource, DeviceSettings
 from device_agent.turns import Turns
-from models.backends import available_backends
+from models.backends import AUTO, artefact_runtime, available_backends, resolve_backend
 from models.datasets import Dataset, load
 from models.datasets.partition import parse_partition, parse_split, partition
 from trellis.errors import ConfigError, DataError, Fault
@@ -53,6 +53,7 @@ class Options:
     split_seed: int
     backend: str
     threads: int
+    artefact_mb: int
     keepalive: int
     state: Path
     base: str
@@ -98,7 +99,7 @@ async def run_device(settings: DeviceSettings, data: Dataset, turns: Turns, stop
         ConfigError: The journal or the broker's settings cannot be used, or the broker is not there.
     """
     with Journal.open(settings.state / "journal.sqlite", device=settings.principal) as journal:
-        info = describe(data, tuple(available_backends()))
+        info = describe(data, tuple(available_backends()), settings.backend)
         this = Self(settings, info, boot_id=journal.next_boot(), since=now_ms())
         # Bad settings of the broker are told before anything is tried.
         broker = settings.broker_settings()
@@ -155,13 +156,26 @@ def settings_of(options: Options) -> DeviceSettings:
         keyring=keyring,
         tls=tls,
         state=options.state,
-        backend=options.backend,
+        backend=chosen_backend(options.backend),
         threads=options.threads,
+        artefact_bytes=options.artefact_mb * 1024**2,
         link=options.link,
         trust_server_code=options.trust_server_code,
         keepalive_s=options.keepalive,
         topics=Topics(options.base),
     )
+
+
+def chosen_backend(wanted: str) -> str:
+    """Return what trains here. What is named and not installed stays: each task then says what is missing.
+
+    Raises:
+        ConfigError: No such backend; or any would do, and none is installed.
+    """
+    if wanted == AUTO:
+        return resolve_backend(AUTO)
+    artefact_runtime(wanted)
+    return wanted
 
 
 def settings_of_replicas(options: Options, count: int) -> list[DeviceSettings]:

@@ -38,8 +38,10 @@ class DeviceSettings:
         servers: The Flower servers it may connect to, `host:port`; a task that names another is refused.
         tls: Its certificate and the CA it trusts; None means plain connections on loopback.
         keyring: The operators whose tasks it obeys.
-        state: The folder of its journal and its Flower keys.
+        state: The folder of its journal, its Flower keys and its artefacts.
+        backend: What trains: `torch`, or a runtime that trains from artefacts.
         threads: Processor threads that training may use.
+        artefact_bytes: How large an artefact may be.
         link: Which Flower client it is: `warm`, our own, or `supernode`, the stock `flower-supernode`.
         trust_server_code: Whether this device may run what its server's app holds, as a SuperNode does.
         keepalive_s: Of silence after which it says to the broker that it is there; after half as much again
@@ -59,6 +61,7 @@ class DeviceSettings:
     state: Path
     backend: str = "torch"
     threads: int = 1
+    artefact_bytes: int = 256 * 1024**2
     link: str = WARM
     trust_server_code: bool = False
     keepalive_s: int = 20
@@ -83,6 +86,11 @@ class DeviceSettings:
     def principal(self) -> str:
         """The name in its certificate."""
         return f"{self.region}/devices/{self.name}"
+
+    @property
+    def artefact_folder(self) -> Path:
+        """Where what it trains from is kept, where it has no PyTorch."""
+        return self.state / "artefacts"
 
     def broker_settings(self) -> BrokerSettings:
         """Return the broker's settings; the client id is this process's own, and a secret.

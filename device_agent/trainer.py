@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.arrays import Arrays
 from models.backends import Backend, StepReport, TrainPlan, open_backend
 from models.datasets import Dataset, scale
 from trellis.descriptor import TaskDescriptor
-from trellis.errors import InvalidInput, Refused, TensorError, TrainingFailed
+from trellis.errors import ArtefactError, InvalidInput, Refused, TensorError, TrainingFailed
 from trellis.seeds import generator
 from trellis.tensors import check_like
 
@@ -54,10 +55,21 @@ class Trainer:
         region: str,
         device: str,
         threads: int,
+        artefact: Path | None = None,
     ) -> Trainer:
         """Return the trainer of a task whose demands `data` meet.
 
+        Args:
+            descriptor: The task.
+            data: The device's own.
+            backend: What trains.
+            region: The device's region.
+            device: Its name.
+            threads: Processor threads that training may use.
+            artefact: What the backend trains from, if it does not build the model itself.
+
         Raises:
+            ArtefactError: `artefact` is not what the task trains.
             MissingExtra: The backend is not installed.
             Refused: The model is not known, or does not take such samples (code `model`).
         """
@@ -68,8 +80,11 @@ class Trainer:
                 shape=descriptor.data.shape,
                 classes=descriptor.data.classes,
                 seed=descriptor.train.seed,
+                artefact=artefact,
                 threads=threads,
             )
+        except ArtefactError:
+            raise
         except InvalidInput as error:
             raise Refused("model", str(error)) from error
         scaled = scale(data, descriptor.data.normalize)

@@ -105,7 +105,7 @@ class RegionalArtefacts:
         if record is None or record.cleared:
             raise Refused("unknown", f"task {task[:80]!r} was not posted to the gateway of this region")
         descriptor = record.descriptor
-        return (task, descriptor.revision, runtime, self._place.server(descriptor))
+        return (task, descriptor.revision, runtime, self._place.artefacts(descriptor))
 
     async def _offer_above(self, asked: _Asked) -> Offer:
         """Return the offer of the front above; devices that ask at one time make one question."""

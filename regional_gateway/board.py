@@ -39,7 +39,9 @@ class Board:
         if record.cleared:
             return self._retained(Kind.DESCRIPTOR, record.task, b"")
         # Now, and not when it was posted: what it comes with is another gateway's, and fronts may move.
-        envelope = Envelope.parse(record.envelope).with_front(self._place.hint(record.descriptor))
+        descriptor, place = record.descriptor, self._place
+        hints = {"front": place.hint(descriptor), "artefacts": place.cache(descriptor)}
+        envelope = Envelope.parse(record.envelope).with_hints(**hints)
         return self._retained(Kind.DESCRIPTOR, record.task, envelope.to_bytes())
 
     def status_publication(self, record: TaskRecord) -> Publication:

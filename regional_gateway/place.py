@@ -109,6 +109,14 @@ class Place:
         """Return the front that devices are to connect to; None where it is the server that is signed."""
         return self.front if self.aggregates(descriptor) else self._nearest_front(descriptor)
 
+    def cache(self, descriptor: TaskDescriptor) -> str | None:
+        """Return the front that devices ask for artefacts before their server; None: no gateway has one."""
+        return self.front or self._cache_above(descriptor)
+
+    def artefacts(self, descriptor: TaskDescriptor) -> str:
+        """Return the front, `host:port`, that this gateway has artefacts from."""
+        return self._cache_above(descriptor) or descriptor.server.address
+
     def source(self, descriptor: TaskDescriptor) -> str:
         """Return whose rounds and states are those of the tier above: a region's name, or `central`."""
         return next((tier.region for tier in self._path(descriptor)), CENTRAL)
@@ -116,6 +124,9 @@ class Place:
     def _nearest_front(self, descriptor: TaskDescriptor) -> str | None:
         path = self._path(descriptor)
         return next((tier.front for tier in path if is_regional(descriptor, tier.region)), None)
+
+    def _cache_above(self, descriptor: TaskDescriptor) -> str | None:
+        return next((tier.front for tier in self._path(descriptor) if tier.front is not None), None)
 
     def _path(self, descriptor: TaskDescriptor) -> list[TierAbove]:
         """Return the tiers above that take part: those up to the first that the task does not name."""

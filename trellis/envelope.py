@@ -3,8 +3,9 @@
 Source: DSSE 1.0.2 (github.com/secure-systems-lab/dsse, protocol.md), with two changes: `payload` is the JSON
 text itself and not base64, so that a watcher can read it, and beside the signatures stands `relay`, an
 unsigned object in which gateways note where the envelope has been. Nobody may act on `relay`, but for its
-`front`: the Flower front that a region's gateway has devices connect to. A device follows it only to a server
-that is on its own list, so that whoever writes it can send nobody astray.
+`front`, the Flower front that a region's gateway has devices connect to, and its `artefacts`, the front whose
+cache they fetch from what they train from. A device follows them only to a server that is on its own list, so
+that whoever writes them can send nobody astray.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PAYLOAD_TYPE: Final = "application/vnd.trellis.task+json"
 MAX_ENVELOPE_BYTES = 256 * 1024
 MAX_SIGNATURES = 8
 _MAX_FAULTS = 20
-_FRONT = "front"
+_FRONT, _ARTEFACTS = "front", "artefacts"
 _PEM_PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -167,10 +168,17 @@ class Envelope(BaseModel):
         """The front, `host:port`, that devices are to connect to; unsigned, as all of `relay`."""
         return self.relay.get(_FRONT)
 
-    def with_front(self, front: str | None) -> Self:
-        """Return the same signed payload with that front in its relay object, and no earlier one."""
-        others = {key: note for key, note in self.relay.items() if key != _FRONT}
-        return self.model_copy(update={"relay": others if front is None else {**others, _FRONT: front}})
+    @property
+    def artefacts(self) -> str | None:
+        """The front, `host:port`, that keeps artefacts for devices; unsigned, as all of `relay`."""
+        return self.relay.get(_ARTEFACTS)
+
+    def with_hints(self, *, front: str | None = None, artefacts: str | None = None) -> Self:
+        """Return the same signed payload with those fronts in its relay object, and no earlier ones."""
+        hints = {_FRONT: front, _ARTEFACTS: artefacts}
+        others = {key: note for key, note in self.relay.items() if key not in hints}
+        said = {key: hint for key, hint in hints.items() if hint is not None}
+        return self.model_copy(update={"relay": {**others, **said}})
 
     def with_relay(self, notes: Mapping[str, str]) -> Self:
         """Return the same signed payload with `notes` added to its unsigned relay object."""

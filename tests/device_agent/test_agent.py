@@ -103,7 +103,9 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 def self_of(device: Device) -> Self:
-    return Self(device.settings, describe(device.data, ("torch",)), device.journal.next_boot(), since=1)
+    return Self(
+        device.settings, describe(device.data, ("torch",), "torch"), device.journal.next_boot(), since=1
+    )
 
 
 @asynccontextmanager
@@ -236,10 +238,10 @@ async def test_a_front_that_a_gateway_hints_at_is_followed_also_when_it_moves(
         rejected = await fleet.state("blobs", ExecutionState.REJECTED)
         assert "does not say where" in rejected.reason.message
         for front in fronts:
-            await fleet.post("blobs", envelope.with_front(front).to_bytes())
+            await fleet.post("blobs", envelope.with_hints(front=front).to_bytes())
             await fleet.until(lambda front=front: made[-1:] == [front])
             await fleet.until(lambda: fleet.executions("blobs")[-1].phase is Phase.WAITING)
-        await fleet.post("blobs", envelope.with_front("10.9.9.9:1").to_bytes())
+        await fleet.post("blobs", envelope.with_hints(front="10.9.9.9:1").to_bytes())
         await fleet.execution("blobs", lambda e: e.reason and "hint at front 10.9.9.9:1" in e.reason.message)
     assert made == list(fronts)
     assert fleet.executions("blobs")[-1].state is ExecutionState.REJECTED

@@ -60,6 +60,7 @@ def options(keys: Path, tmp_path: Path) -> Options:
         split_seed=42,
         backend="torch",
         threads=1,
+        artefact_mb=256,
         state=tmp_path / "state",
         base="trellis/v1",
         insecure=False,

@@ -50,7 +50,13 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> AsyncIt
         Device(
             "plain", partition="0/8", starts=False, machine=Machine(environment={"PYTHONPATH": str(ROOT)})
         ),
-        Device("bare", partition="1/8", starts=False, machine=Machine(python=torchless)),
+        Device(
+            "bare",
+            partition="1/8",
+            starts=False,
+            machine=Machine(python=torchless),
+            options=("--backend", "torch"),
+        ),
         Device("lettered", data="letters=letters.npz", partition="0/1", starts=False),
         Device("empty", data="digits=nowhere.npz", partition="0/1", starts=False),
     )
@@ -126,7 +132,7 @@ async def test_a_device_that_lacks_the_model_the_extra_or_the_data_is_rejected_a
         "plain": ("model", "model 'odd' is not known here, known are "),
         "bare": (
             "extra",
-            "backend 'torch' is not installed here, installed: none; pip install 'trellis-fl[torch]'",
+            "backend 'torch' is not installed here, installed: ",
         ),
         "lettered": ("data", "data.name: holds 'letters', the task wants 'digits'"),
     }

@@ -42,6 +42,30 @@ def test_the_nearest_region_above_that_averages_is_the_tier_above(
     assert place.parent == "de"
 
 
+@pytest.mark.parametrize(
+    ("regions", "front", "above", "asked", "told"),
+    [
+        (["site"], None, (), SIGNED, None),
+        (["site"], "site:8000", (), SIGNED, "site:8000"),
+        (["site", "de"], "site:8000", (COUNTRY,), "de:8000", "site:8000"),
+        (["site", "de"], None, (COUNTRY,), "de:8000", "de:8000"),
+        (["site"], None, (COUNTRY,), SIGNED, None),  # the country has no such task
+        (["site", "de", "eu"], None, (TierAbove(region="de"), CONTINENT), "eu:8000", "eu:8000"),
+    ],
+)
+def test_artefacts_come_down_by_every_front_on_the_way(  # noqa: PLR0917 - a table's columns
+    operator: Any,
+    regions: list[str],
+    front: str | None,
+    above: tuple[TierAbove, ...],
+    asked: str,
+    told: str | None,
+) -> None:
+    task = operator.descriptor(regions=regions)
+    place = Place("site", front=front, above=above)
+    assert (place.artefacts(task), place.cache(task)) == (asked, told)
+
+
 def test_a_parent_that_the_task_does_not_name_is_passed_over(operator: Any) -> None:
     task = operator.descriptor(regions=["site"], aggregation={"tier": "regional"})
     place = Place("site", front="site:8000", above=(COUNTRY,))

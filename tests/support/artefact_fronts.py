@@ -32,9 +32,10 @@ class OneFile:
         self.path.write_bytes(content)
         self.offered = offer_of(content)
         self.failure: Exception | None = None
-        self.given = 0
+        self.asked = self.given = 0
 
     async def offer(self, task: str, runtime: str) -> Offer:
+        self.asked += 1
         if self.failure is not None:
             raise self.failure
         return self.offered.model_copy(update={"runtime": runtime})

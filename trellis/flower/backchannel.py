@@ -98,6 +98,7 @@ class FleetDevice(_Model):
     message_id: str | None = None
     connects: Count = 0
     samples: int | None = None
+    backend: str | None = None
     reason: Reason | None = None
 
     @property

@@ -205,5 +205,6 @@ def _device(key: Key, seen: _Seen) -> FleetDevice:
         message_id=flower.message_id if flower else None,
         connects=flower.connects if flower else 0,
         samples=execution.samples,
+        backend=execution.backend,
         reason=execution.reason,
     )

@@ -43,7 +43,10 @@ def task(view: Row) -> str:
     members = view.get("devices") or []
     if members:
         parts.append(
-            columns(("DEVICE", "STATE", "PHASE", "SAMPLES", "REASON"), (_execution(one) for one in members))
+            columns(
+                ("DEVICE", "STATE", "PHASE", "BACKEND", "SAMPLES", "REASON"),
+                (_execution(one) for one in members),
+            )
         )
     return "\n\n".join(parts)
 
@@ -52,7 +55,7 @@ def devices(found: Sequence[Row]) -> str:
     """Return a table of a region's devices, or a sentence if there are none."""
     if not found:
         return "no devices"
-    header = ("DEVICE", "STATE", "TASK", "PHASE", "BACKENDS", "DATA", "SAMPLES")
+    header = ("DEVICE", "STATE", "TASK", "PHASE", "BACKEND", "DATA", "SAMPLES")
     return columns(header, (_device(one) for one in found))
 
 
@@ -104,6 +107,7 @@ def _execution(one: Row) -> tuple[object, ...]:
         name,
         execution.get("state"),
         execution.get("phase"),
+        execution.get("backend"),
         execution.get("samples"),
         reason_text(execution.get("reason")),
     )
@@ -117,7 +121,7 @@ def _device(one: Row) -> tuple[object, ...]:
         one.get("state"),
         one.get("task"),
         one.get("phase"),
-        ", ".join(info.get("backends") or ()),
+        info.get("backend") or ", ".join(info.get("backends") or ()),
         held.get("name"),
         held.get("samples"),
     )

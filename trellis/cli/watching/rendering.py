@@ -155,7 +155,7 @@ def _number(value: float | None, form: str) -> str:
 
 def _devices(devices: list[tuple[tuple[str, str], DeviceView]], task: str | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("region", "device", "", "state", "doing", "round", "progress", "loss", "samples"):
+    for name in ("region", "device", "", "state", "doing", "round", "progress", "loss", "samples", "backend"):
         table.add_column(name, justify="right" if name in {"round", "loss", "samples"} else "left")
     for (region, device), view in devices:
         shown = view.current(task)
@@ -183,4 +183,5 @@ def _execution_cells(execution: Execution, progress: Progress | None) -> tuple[R
         bar,
         "" if progress is None else _number(progress.loss, ".4f"),
         "" if execution.samples is None else str(execution.samples),
+        _text(execution.backend or ""),
     )

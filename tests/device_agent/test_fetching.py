@@ -1,0 +1,308 @@
+"""A device without PyTorch: it fetches what it trains from, says so, and refuses what it should not run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import graph_files
+import numpy as np
+import onnx
+import pytest
+import pytest_asyncio
+from artefact_fronts import Cut, OneFile, Scripted, offer_of, partial
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from device_agent import fetching
+from device_agent.eligibility import Believed, artefact_fronts
+from device_agent.participation import Device, Ending, Participation
+from device_agent.reporting import TaskReport
+from models.datasets import Dataset
+from trellis.artefacts.offer import NotYet
+from trellis.artefacts.serving import create_artefact_app
+from trellis.errors import Refused
+from trellis.http.server import HttpServer
+from trellis.mqtt import Bus
+from trellis.mqtt.memory import MemoryBroker
+from trellis.payloads import Execution, ExecutionState, Phase, Reason
+from trellis.tensors import unpack_arrays
+from trellis.tier.door import Front
+
+TINY = {
+    "model": {"name": "tiny"},
+    "data": {"name": "blobs", "shape": [3], "classes": 2, "min_samples": 10},
+}
+INITIAL = {"fc.weight": np.zeros((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)}
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    """A training artefact of a model that no registry here knows."""
+    (tmp_path / "made").mkdir()
+    return graph_files.write_onnx(tmp_path / "made" / "tiny.onnx").read_bytes()
+
+
+@pytest.fixture
+def tiny_device(device: Device) -> Device:
+    rng = np.random.default_rng(3)
+    y = np.arange(40, dtype=np.int64) % 2
+    x = (rng.normal(size=(40, 3)) * 0.3 + np.eye(2, 3)[y]).astype(np.float32)
+    settings = replace(device.settings, backend="onnx")
+    return replace(device, data=Dataset("blobs", x, y, classes=2), settings=settings)
+
+
+@pytest_asyncio.fixture
+async def bus() -> AsyncIterator[Bus]:
+    async with MemoryBroker().bus("device") as bus:
+        yield bus
+
+
+class Told(TaskReport):
+    """The task's report, and every execution that it has said."""
+
+    def __init__(self, device: Device, bus: Bus) -> None:
+        settings = device.settings
+        where = {"region": settings.region, "device": settings.name, "task": "blobs"}
+        super().__init__(bus, device.journal, settings.topics, **where)
+        self.said: list[Execution] = []
+        self._news = asyncio.Event()
+
+    async def _publish(self, change: Callable[[Execution | None], Execution]) -> None:
+        await super()._publish(change)
+        assert self.execution is not None
+        self.said.append(self.execution)
+        self._news.set()
+
+    async def until(self, holds: Callable[[Execution], bool]) -> Execution:
+        async with asyncio.timeout(20):
+            while not (found := [one for one in self.said if holds(one)]):
+                self._news.clear()
+                await self._news.wait()
+        return found[0]
+
+
+@asynccontextmanager
+async def front(app: ASGIApp) -> AsyncIterator[str]:
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@asynccontextmanager
+async def taking_part(
+    device: Device, bus: Bus, task: Any, *, cache: str
+) -> AsyncIterator[tuple[Participation, asyncio.Task[Ending], Told]]:
+    """The device takes part, and has `cache` on its list, which a gateway hints at."""
+    device = replace(device, settings=replace(device.settings, servers=(*device.settings.servers, cache)))
+    told = Told(device, bus)
+    await told.queued(task.revision, samples=len(device.data), backend=device.settings.backend)
+    participation = Participation(Believed(task, "d", "k", artefacts=cache), device=device, report=told)
+    running = asyncio.create_task(participation.run())
+    try:
+        yield participation, running, told
+    finally:
+        running.cancel()
+        await asyncio.wait([running], timeout=40)
+
+
+async def ended(device: Device, bus: Bus, task: Any, app: ASGIApp) -> Execution:
+    """Return the execution of a device that takes part until it has ended by itself."""
+    async with front(app) as cache, taking_part(device, bus, task, cache=cache) as (_, running, told):
+        await asyncio.wait_for(running, 30)
+    assert told.execution is not None
+    return told.execution
+
+
+def kept(device: Device) -> set[str]:
+    folder = device.settings.artefact_folder
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+async def test_a_model_that_is_not_known_here_is_trained_from_its_artefact(  # noqa: PLR0917 - fixtures
+    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any, flower: Any
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    async with front(Front(create_artefact_app(source))) as cache:
+        for number in (1, 2):
+            async with taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as (_, _, told):
+                message = flower.send("train", {"task": "blobs", "round": number}, INITIAL)
+                reply = await asyncio.to_thread(flower.reply, message)
+                assert not reply.has_error(), reply.error
+                trained = unpack_arrays(reply.content["arrays"])
+                assert set(trained) == set(INITIAL)
+                assert np.abs(trained["fc.weight"]).max() > 0.1
+                phases = list(dict.fromkeys(one.phase for one in told.said if one.phase))
+                assert phases[:4] == [Phase.VERIFYING, Phase.FETCHING, Phase.CONNECTING, Phase.WAITING]
+                assert {one.backend for one in told.said} == {"onnx"}
+    assert source.given == 1, "the second time it was here"
+    assert kept(tiny_device) == {hashlib.sha256(content).hexdigest()}
+
+
+def _custom(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "evil.example"
+    model.opset_import.add(domain="evil.example", version=1)
+
+
+def _outside(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.ClearField("int64_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../journal.sqlite"
+
+
+def changed(change: Callable[[onnx.ModelProto], None]) -> bytes:
+    model = graph_files.onnx_model()
+    change(model)
+    return model.SerializeToString()
+
+
+def other(runtime: str = "onnx", **manifest: Any) -> bytes:
+    return graph_files.onnx_model(graph_files.manifest(runtime, **manifest)).SerializeToString()
+
+
+BAD: dict[str, tuple[Callable[[bytes], ASGIApp], str]] = {
+    "other bytes": (lambda good: Scripted(offer_of(good), lambda _: Response(bytes(len(good)))), "SHA-256"),
+    "truncated": (lambda good: honest(good[: len(good) // 2]), ""),
+    "fewer bytes": (lambda good: Scripted(offer_of(good), lambda _: Response(good[:-9])), "it offered"),
+    "3 GB": (
+        lambda good: Scripted(offer_of(good).model_copy(update={"size": 3 * 1024**3})),
+        "has 3221225472 bytes, at most 268435456 are taken here: start the device with a higher",
+    ),
+    "no artefact": (lambda _: honest(b"not a graph at all"), ""),
+    "other model": (lambda _: honest(other(model="lenet5")), "lenet5"),
+    "other shape": (lambda _: honest(other(shape=(4,))), "shape"),
+    "other classes": (lambda _: honest(other(classes=9)), r"(?s)9\) is due"),
+    "other runtime": (lambda _: honest(other(runtime="tflite")), "tflite"),
+    "custom operator": (lambda _: honest(changed(_custom)), "evil.example"),
+    "external data": (lambda _: honest(changed(_outside)), "journal.sqlite|external|outside"),
+}
+
+
+def honest(content: bytes) -> ASGIApp:
+    """Return a front that offers and gives just this."""
+    return Scripted(offer_of(content), lambda _: Response(content))
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_a_bad_artefact_is_rejected_with_its_reason_and_not_kept(  # noqa: PLR0917 - fixtures
+    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any, bad: str
+) -> None:
+    app, problem = BAD[bad]
+    before = {path for path in tmp_path.rglob("*") if path.parent != tiny_device.settings.artefact_folder}
+    execution = await ended(tiny_device, bus, make_task(**TINY), app(content))
+    assert execution.state is ExecutionState.REJECTED
+    assert execution.reason is not None
+    assert execution.reason.code == "artefact", execution.reason
+    assert re.search(problem, execution.reason.message), execution.reason
+    assert kept(tiny_device) == set()
+    assert set(tmp_path.rglob("*")) - before <= {tiny_device.settings.artefact_folder}
+
+
+async def test_a_device_waits_while_it_is_made_and_says_so(
+    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    source.failure = NotYet("the server is exporting tiny", again_s=0.5)
+    app = Front(create_artefact_app(source))
+    async with front(app) as cache, taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as parts:
+        _, _, told = parts
+        waits = await told.until(lambda one: one.reason is not None)
+        assert (waits.state, waits.phase) == (ExecutionState.IN_PROGRESS, Phase.FETCHING)
+        assert waits.reason == Reason(code="artefact", message="the server is exporting tiny")
+        async with asyncio.timeout(20):
+            while source.asked < 3:  # noqa: ASYNC110 - the front's count, and no event
+                await asyncio.sleep(0.05)
+        source.failure = None
+        connected = await told.until(lambda one: one.phase is Phase.WAITING)
+        assert connected.reason is None
+    assert len([one for one in told.said if one.reason is not None]) == 1, "it is said once"
+
+
+async def test_a_task_that_is_called_off_is_waited_for_no_longer(
+    tmp_path: Path, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    source = OneFile(tmp_path / "above")
+    source.failure = NotYet("the server is exporting tiny", again_s=30.0)
+    app = Front(create_artefact_app(source))
+    async with front(app) as cache, taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as parts:
+        participation, running, told = parts
+        await told.until(lambda one: one.reason is not None)
+        participation.end(Ending(ExecutionState.CANCELED))
+        ending = await asyncio.wait_for(running, 5)
+    assert ending.state is ExecutionState.CANCELED
+
+
+async def test_what_is_never_made_is_given_up(
+    tmp_path: Path, tiny_device: Device, bus: Bus, make_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "EXPORT_S", 0.1)
+    source = OneFile(tmp_path / "above")
+    source.failure = NotYet("the server is exporting tiny", again_s=0.5)
+    execution = await ended(tiny_device, bus, make_task(**TINY), Front(create_artefact_app(source)))
+    assert execution.state is ExecutionState.REJECTED
+    assert execution.reason is not None
+    assert "still no artefact: the server is exporting tiny" in execution.reason.message
+
+
+async def test_what_cannot_be_exported_is_rejected_with_the_servers_reason(
+    tmp_path: Path, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    source = OneFile(tmp_path / "above")
+    source.failure = Refused("export", "the server cannot export tiny: torch is not installed")
+    execution = await ended(tiny_device, bus, make_task(**TINY), Front(create_artefact_app(source)))
+    assert execution.state is ExecutionState.REJECTED
+    assert execution.reason == Reason(
+        code="export", message="the server cannot export tiny: torch is not installed"
+    )
+
+
+async def test_a_cut_download_goes_on_where_it_was(
+    content: bytes, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    half = len(content) // 2
+    app = Scripted(offer_of(content), lambda _: Cut(content, half), lambda _: partial(content, half))
+    async with front(app) as cache, taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as parts:
+        _, _, told = parts
+        await told.until(lambda one: one.phase is Phase.WAITING)
+    assert app.ranges == [None, f"bytes={half}-"]
+    waits = next(one for one in told.said if one.reason is not None)
+    assert (waits.phase, waits.reason.code) == (Phase.FETCHING, "unavailable")
+
+
+async def test_where_the_cache_is_away_the_server_is_asked(
+    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    told: list[Reason | None] = []
+    async with front(Front(create_artefact_app(source))) as server:
+        store = fetching.ArtefactStore(tiny_device.settings.artefact_folder)
+        fetcher = fetching.Fetcher(store, tls=None, halt=fetching.Halt(), tell=told.append)
+        path = await asyncio.to_thread(fetcher.fetch, "blobs", "onnx", ["127.0.0.1:1", server])
+    assert path.read_bytes() == content
+    assert told == [None]
+
+
+@pytest.mark.parametrize(
+    ("hint", "due"),
+    [
+        (None, ("s:1",)),
+        ("gw:1", ("gw:1", "s:1")),
+        ("GW:1", ("GW:1", "s:1")),
+        ("evil:1", ("s:1",)),
+        ("s:1", ("s:1",)),
+    ],
+)
+def test_a_gateways_hint_is_followed_to_a_front_on_the_devices_own_list(
+    make_task: Any, hint: str | None, due: tuple[str, ...]
+) -> None:
+    task = Believed(make_task(), "d", "k", artefacts=hint)
+    assert artefact_fronts(task, "s:1", ("s:1", "gw:1")) == due
