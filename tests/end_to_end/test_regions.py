@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from members import Finished
+from observer import Observer
 from tensors_apart import greatest_difference
 
 from trellis.http.client import ServiceClient
@@ -73,11 +75,12 @@ async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fle
     assert [record["round"] for record in here["history"]] == [1, 2, 3]
 
 
-async def post(fleet: Federation, file: str, *regions: str) -> None:
+async def post(fleet: Federation, file: str, *regions: str) -> Finished:
     """Post a signed task to these gateways alone."""
     gateways = [part for region in regions for part in ("--gateway", fleet.gateway_urls[region])]
     posted = await fleet.operator("task", "post", file, *gateways)
     assert posted.code == 0, posted
+    return posted
 
 
 async def signed(fleet: Federation, name: str, **sections: Any) -> str:
@@ -103,7 +106,8 @@ async def test_two_tasks_that_meet_on_the_same_devices_both_end_as_each_does_alo
     files = {name: await signed(fleet, name, train=train, **REGIONAL) for name, train in trains.items()}
     first = {"one": ("eu-1", ("d1", "d2")), "two": ("us-1", ("d3", "d4"))}
     for task, (region, devices) in first.items():
-        await post(fleet, files[task], region)
+        posted = await post(fleet, files[task], region)
+        assert "no round begins" not in posted.err, "the server has it"
         for device in devices:
             await fleet.mqtt.field(fleet.execution(device, task), "phase", "waiting")
     await post(fleet, files["two"], "eu-1")
@@ -138,11 +142,9 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
         apart = {region: {"tier": "central"} for region in ("eu-2", "us-1")}
         aggregation = REGIONAL["aggregation"] | {"regions": apart}
         participants = PARTICIPANTS | {"deadline_s": 100.0}
-        # Posted to the country's gateway, it reaches the sites below.
         file = fleet.task("nested", aggregation=aggregation, participants=participants)
-        urls = [f"{region}={fleet.gateway_urls[region]}" for region in ("eu", "us-1")]
-        gateways = [part for url in urls for part in ("--gateway", url)]
-        done = await fleet.operator("task", "run", file, *gateways)
+        await posted_at_the_top(fleet, file)
+        done = await fleet.operator("task", "run", file)
         assert done.code == 0, done
         for record in (await fleet.view("nested"))["history"]:
             assert members(record) == {"eu/gateway": True, "us-1/d4": True}
@@ -153,6 +155,19 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
             assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
         await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
         await relayed_by_the_country(fleet, apart)
+
+
+async def posted_at_the_top(fleet: Federation, file: str) -> None:
+    """Posted to the country's gateway it reaches the sites below, and their devices; the server lacks it."""
+    done = await post(fleet, file, "eu", "us-1")
+    assert "no round begins yet: " in done.err
+    assert "task 'nested'" in done.err
+    assert f"`trellis task run {file}`" in done.err
+    async with Observer(fleet.region_broker_urls["eu"], fleet.check_alive) as country:
+        for device in ("d1", "d2", "d3"):
+            await country.field(fleet.execution(device, "nested"), "state", "IN_PROGRESS")
+    for region in fleet.regions:
+        assert (await at_gateway(fleet, region, "nested"))["revision"] == 1
 
 
 async def relayed_by_the_country(fleet: Federation, apart: dict[str, Any]) -> None:

@@ -54,7 +54,9 @@ def post(
     keys: KeysOption = DEFAULT_KEYS,
     as_json: JsonOption = False,
 ) -> None:
-    """Post a task to its regions' gateways; the server must have it too (trellis server --task, or task run).
+    """Post a task to its regions' gateways, which hand it on to their devices and to the gateways below them.
+
+    It starts no rounds: they begin once the server has the task, too (trellis task run, server --task).
 
     \b
     Examples:
@@ -63,6 +65,9 @@ def post(
     """
     task = delivery.read_signed(file, keys)
     _report(asyncio.run(_post(task, gateway or [], server, keys)), task.descriptor.task, as_json)
+    if (lack := asyncio.run(delivery.lack_at_server(task.descriptor, server, keys))) is not None:
+        remedy = f"`trellis task run {file}` or `trellis server --task {file}` starts them"
+        typer.echo(harmless(f"no round begins yet: {lack}; {remedy}"), err=True)
 
 
 @app.command()

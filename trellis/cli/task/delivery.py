@@ -148,6 +148,17 @@ async def held_at_server(task: str, url: str, keys: Path) -> TaskDescriptor:
         return _descriptor_in(await client.get(f"/v1/tasks/{task}"))
 
 
+async def lack_at_server(task: TaskDescriptor, url: str, keys: Path) -> str | None:
+    """Return what keeps a task that gateways have from its rounds: the server lacks it, or is not there."""
+    try:
+        held = await held_at_server(task.task, url, keys)
+    except TrellisError as error:
+        return str(error)
+    if held.revision >= task.revision:
+        return None
+    return f"{url} has revision {held.revision} of task {task.task!r}, and not {task.revision}"
+
+
 async def held_at_gateways(
     task: str, gateways: Mapping[str, str], keys: Path, *, required: bool
 ) -> list[TaskDescriptor]:
