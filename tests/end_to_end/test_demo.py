@@ -18,7 +18,7 @@ from members import Ground, listened, listening_ports
 pytestmark = pytest.mark.timeout(300)
 
 WITHIN_S = 150.0
-DEVICE_KEYS = {"device", "region", "state", "samples"}
+DEVICE_KEYS = {"device", "region", "state", "samples", "backend"}
 ROUND_KEYS = {"round", "loss", "accuracy", "replied", "devices", "failed", "duration_s"}
 
 
@@ -87,6 +87,7 @@ async def test_the_demo_ends_with_a_model_and_its_summary_and_leaves_nothing(gro
     assert [one["device"] for one in summary["devices"]] == ["cam-1", "cam-2", "cam-3", "cam-4"]
     assert {one["region"] for one in summary["devices"]} == {"eu-1", "us-1"}
     assert {one["state"] for one in summary["devices"]} == {"SUCCEEDED"}
+    assert {one["backend"] for one in summary["devices"]} == {"torch"}
     # 1797 digits, of which 20 % are the test split that no device holds.
     assert sum(one["samples"] for one in summary["devices"]) == 1437
     assert [set(one) for one in summary["history"]] == [ROUND_KEYS] * 3

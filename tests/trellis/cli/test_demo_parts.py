@@ -16,6 +16,7 @@ import pytest
 import trellis
 from trellis.cli.demo.children import Children, free_ports
 from trellis.cli.demo.plan import DemoPlan, describe, plan_demo
+from trellis.cli.demo.runtimes import parse_backends, python_of
 from trellis.descriptor_tiers import Tier
 from trellis.errors import ConfigError, DataError, DescriptorError, TrellisError, Unavailable
 
@@ -30,6 +31,7 @@ def plan(
     model: str | None = None,
     strategy: str = "fedavg",
     tier: Tier = "regional",
+    backends: tuple[str, ...] = (),
 ) -> DemoPlan:
     return plan_demo(
         regions=regions,
@@ -40,6 +42,7 @@ def plan(
         strategy=strategy,
         split="iid",
         tier=tier,
+        backends=backends,
     )
 
 
@@ -78,6 +81,51 @@ def test_every_region_has_a_device(regions: int, devices: int) -> None:
 def test_more_regions_than_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 are fewer than the 2 regions"):
         plan(devices=1)
+
+
+def test_devices_take_turns_with_the_backends() -> None:
+    found = plan(backends=("torch", "onnx", "tflite"))
+    assert [(one.name, one.backend) for one in found.processes] == [
+        ("cam-1", "torch"),
+        ("cam-2", "onnx"),
+        ("cam-3", "tflite"),
+        ("cam-4", "torch"),
+    ]
+    assert {one.backend for one in plan().processes} == {None}
+
+
+def test_many_devices_share_a_process_for_each_region_and_backend() -> None:
+    found = plan(devices=11, backends=("onnx", "tflite"))
+    assert [(one.name, one.region, one.partition, one.replicas, one.backend) for one in found.processes] == [
+        ("cam-onnx", "eu-1", "0/11", 3, "onnx"),
+        ("cam-tflite", "eu-1", "3/11", 3, "tflite"),
+        ("cam-onnx", "us-1", "6/11", 3, "onnx"),
+        ("cam-tflite", "us-1", "9/11", 2, "tflite"),
+    ]
+    assert [one.name for one in found.devices][2:5] == ["cam-onnx-3", "cam-tflite-1", "cam-tflite-2"]
+    assert len(set(found.devices)) == 11
+
+
+def test_more_backends_than_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="2 are fewer than the 3 backends"):
+        plan(devices=2, backends=("torch", "onnx", "tflite"))
+
+
+@pytest.mark.parametrize("text", ["", "torch,", "torch,keras", "onnx,onnx"])
+def test_backends_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{text}' came, some of torch, onnx, tflite are due, each once"):
+        parse_backends(text)
+
+
+@pytest.mark.parametrize("built", [[], ["bin/python"], ["installed"]])
+def test_an_environment_that_is_not_there_or_half_built_is_named_with_its_remedy(
+    tmp_path: Path, built: list[str]
+) -> None:
+    for name in built:
+        (tmp_path / "onnx" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "onnx" / name).touch()
+    with pytest.raises(ConfigError, match=r"backends: .*no environment for onnx at .*make runtimes"):
+        python_of("onnx", tmp_path)
 
 
 def test_the_task_waits_for_all_devices() -> None:
@@ -162,6 +210,19 @@ async def test_children_see_none_of_the_users_settings(
     monkeypatch.setenv("TRELLIS_NONSENSE", "1")
     async with Children(tmp_path) as children:
         assert await children.result_of("schema", "task", "schema", timeout_s=60)
+
+
+async def test_a_child_of_another_environment_gets_none_of_our_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho path=$PYTHONPATH arguments=$*\n")
+    python.chmod(0o755)
+    async with Children(tmp_path) as children:
+        child = children.start("other", "device", "--name", "d0", python=str(python))
+        child.process.wait(10)
+    assert child.log.read_text() == "path= arguments=-m trellis device --name d0\n"
 
 
 async def test_no_child_is_left_when_the_children_are_left(tmp_path: Path) -> None:

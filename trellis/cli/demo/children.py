@@ -55,11 +55,16 @@ class Children:
         await asyncio.gather(*(asyncio.to_thread(_end, child) for child in rest))
         await asyncio.gather(*(asyncio.to_thread(_end, child) for child in first))
 
-    def start(self, name: str, *arguments: str) -> Child:
-        """Start `trellis ARGUMENTS` as a process of its own, in a folder without settings."""
+    def start(self, name: str, *arguments: str, python: str | None = None) -> Child:
+        """Start `trellis ARGUMENTS` as a process of its own, in a folder without settings.
+
+        Args:
+            name: Of its log.
+            python: That of another environment; None is the one that runs this.
+        """
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
-            process = self._spawn(arguments, output=output.fileno(), errors=subprocess.STDOUT)
+            process = self._spawn(arguments, output=output.fileno(), errors=subprocess.STDOUT, python=python)
         child = Child(name, process, log)
         self._running.append(child)
         return child
@@ -99,11 +104,13 @@ class Children:
                     raise Unavailable(f"{child.name} has ended (exit status {code}):\n{child.last_words()}")
             await asyncio.sleep(_POLL_S)
 
-    def _spawn(self, arguments: Sequence[str], *, output: int, errors: int) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, arguments: Sequence[str], *, output: int, errors: int, python: str | None = None
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "trellis", *arguments],
+            [python or sys.executable, "-m", "trellis", *arguments],
             cwd=self._folder,
-            env=_environment(),
+            env=_environment() if python is None else _foreign_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,
@@ -125,6 +132,11 @@ def free_ports(count: int) -> list[int]:
 def words_of(children: Iterable[Child]) -> str:
     """Return the last lines of every child's log."""
     return "\n".join(f"  {child.name}:\n{child.last_words()}" for child in children)
+
+
+def _foreign_environment() -> dict[str, str]:
+    """Return what children of another environment see: it has its own Trellis, and no package of ours."""
+    return {name: value for name, value in _environment().items() if name != "PYTHONPATH"}
 
 
 def _environment() -> dict[str, str]:

@@ -10,13 +10,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from trellis.cli.demo.plan import DemoPlan, plan_demo
+from trellis.cli.demo.plan import FEW, DemoPlan, plan_demo
+from trellis.cli.demo.runtimes import parse_backends, python_of
 from trellis.cli.demo.stage import Stage
 from trellis.cli.watching.screen import Screen
 from trellis.errors import ConfigError
@@ -50,6 +51,14 @@ def demo(
         Literal["regional", "central"],
         typer.Option("--tier", help="Where updates are averaged: in each region first, or at the centre."),
     ] = "regional",
+    backends: Annotated[
+        str | None,
+        typer.Option(
+            "--backends",
+            metavar="LIST",
+            help="torch,onnx,tflite or some of them: devices take turns, each in its runtime's environment.",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with logs, keys and states.")] = False,
     summary: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there, as JSON.")
@@ -69,10 +78,14 @@ def demo(
       trellis demo --tier central
       trellis demo --devices 6 --split dirichlet:0.3 --strategy fedprox
       trellis demo --regions 4 --devices 40
+      trellis demo --backends torch,onnx,tflite
       trellis demo --data mnist.npz --rounds 3 --json summary.json
     """
     if summary is not None and not summary.absolute().parent.is_dir():
         raise ConfigError(f"--json {str(summary)!r}", "its folder does not exist")
+    chosen = parse_backends(backends) if backends is not None else ()
+    for backend in chosen:
+        python_of(backend)
     plan = plan_demo(
         regions=regions,
         devices=devices,
@@ -82,6 +95,7 @@ def demo(
         strategy=strategy,
         split=split,
         tier=tier,
+        backends=chosen,
     )
     received: list[signal.Signals] = []
     try:
@@ -162,8 +176,21 @@ def _told(found: dict[str, Any], data: str) -> str:
         "",
         f"accuracy   {found['accuracy']:.2%} on data that no device had, {found['rounds']} rounds, "
         f"{found['seconds']:.0f} s",
+        *_trained_by(found["devices"]),
         f"model      {model}",
         f"try it     trellis model evaluate {model} --data {shlex.quote(data)}",
         f"load it    safetensors.numpy.load_file({model!r})",
     ]
     return "\n".join(lines)
+
+
+def _trained_by(devices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which devices trained with which backend, a line for each backend."""
+    by_backend: dict[str, list[str]] = {}
+    for one in devices:
+        by_backend.setdefault(one["backend"] or "unknown", []).append(f"{one['region']}/{one['device']}")
+    return [
+        f"{backend:<10} {', '.join(names[:FEW])}"
+        + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+        for backend, names in by_backend.items()
+    ]

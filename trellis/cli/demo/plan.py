@@ -58,12 +58,17 @@ class DemoDevice:
 
 @dataclass(frozen=True)
 class DemoProcess:
-    """What one `trellis device` is started with: a device's name or its replicas', and part of the data."""
+    """What one `trellis device` is started with: a device's name or its replicas', and part of the data.
+
+    Attributes:
+        backend: What it trains with, in an environment of its own; None: what is installed here.
+    """
 
     name: str
     region: str
     partition: str
     replicas: int | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class DemoPlan:
                 "seed": 42,
             },
             "strategy": {"name": self.strategy},
-            "participants": _everybody(len(self.devices)),
+            "participants": self._all_of(len(self.devices)),
             "aggregation": self._aggregation(),
             "evaluate": {"on": ["server", "devices"], "every": 1},
         }
@@ -119,14 +124,15 @@ class DemoPlan:
         if self.tier == "central":
             return {"tier": "central"}
         regions = {
-            region: {"tier": "regional", "participants": _everybody(self.devices_of(region))}
+            region: {"tier": "regional", "participants": self._all_of(self.devices_of(region))}
             for region in self.regions
         }
-        return {"tier": "regional", "participants": _everybody(len(self.regions)), "regions": regions}
+        return {"tier": "regional", "participants": self._all_of(len(self.regions)), "regions": regions}
 
-
-def _everybody(count: int) -> dict[str, int]:
-    return {"minimum": count, "maximum": max(100, count)}
+    def _all_of(self, count: int) -> dict[str, Any]:
+        everybody = {"minimum": count, "maximum": max(100, count)}
+        # Devices without PyTorch gather once the server has exported the model, which takes it half a minute.
+        return everybody | ({"deadline_s": 300.0} if any(one.backend for one in self.processes) else {})
 
 
 def plan_demo(
@@ -139,37 +145,47 @@ def plan_demo(
     strategy: str,
     split: str,
     tier: Tier = "regional",
+    backends: Sequence[str] = (),
 ) -> DemoPlan:
     """Return the plan that these options make.
 
     Raises:
-        ConfigError: There are fewer devices than regions.
+        ConfigError: There are fewer devices than regions, or than backends.
         DataError: The data cannot be read.
     """
     if devices < regions:
         problem = f"{devices} are fewer than the {regions} regions"
         raise ConfigError("demo", [Fault("devices", problem, "give every region a device")])
+    if devices < len(backends):
+        problem = f"{devices} are fewer than the {len(backends)} backends"
+        raise ConfigError("demo", [Fault("devices", problem, "give every backend a device")])
     names = tuple(_REGIONS[n] if n < len(_REGIONS) else f"region-{n + 1}" for n in range(regions))
     found = describe(data)
     homes = [names[n * regions // devices] for n in range(devices)]
+    trained_by = [backends[n % len(backends)] if backends else None for n in range(devices)]
     if devices > FEW:
-        members, processes = _shared(homes)
+        members, processes = _shared(homes, trained_by)
     else:
         members = tuple(DemoDevice(f"cam-{n + 1}", home) for n, home in enumerate(homes))
         processes = tuple(
-            DemoProcess(one.name, one.region, f"{n}/{devices}") for n, one in enumerate(members)
+            DemoProcess(one.name, one.region, f"{n}/{devices}", backend=trained_by[n])
+            for n, one in enumerate(members)
         )
     return DemoPlan(found, names, members, processes, model or found.model, rounds, strategy, split, tier)
 
 
-def _shared(homes: Sequence[str]) -> tuple[tuple[DemoDevice, ...], tuple[DemoProcess, ...]]:
-    """Return the devices whose regions are `homes`, in order, and one process for each region."""
+def _shared(
+    homes: Sequence[str], trained_by: Sequence[str | None]
+) -> tuple[tuple[DemoDevice, ...], tuple[DemoProcess, ...]]:
+    """Return the devices of these regions and backends, and one process for each region and backend."""
     devices: list[DemoDevice] = []
     processes: list[DemoProcess] = []
-    for region in dict.fromkeys(homes):
-        count = homes.count(region)
-        processes.append(DemoProcess("cam", region, f"{len(devices)}/{len(homes)}", count))
-        devices += [DemoDevice(name, region) for name in replica_names("cam", count)]
+    kinds = list(zip(homes, trained_by, strict=True))
+    for region, backend in dict.fromkeys(kinds):
+        count = kinds.count((region, backend))
+        name = f"cam-{backend}" if backend else "cam"
+        processes.append(DemoProcess(name, region, f"{len(devices)}/{len(homes)}", count, backend))
+        devices += [DemoDevice(replica, region) for replica in replica_names(name, count)]
     return tuple(devices), tuple(processes)
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from trellis.cli.demo.children import Child, Children, free_ports, words_of
 from trellis.cli.demo.plan import DemoPlan
+from trellis.cli.demo.runtimes import python_of
 from trellis.cli.demo.summary import summarise
 from trellis.cli.fleet_keys import make_keys
 from trellis.cli.options import server_client
@@ -122,8 +123,12 @@ class Stage:
             own = ("--name", one.name, "--region", one.region, "--server", self._front_of(one.region))
             part = ("--data", plan.data.source, "--partition", one.partition, "--split", plan.split)
             many = () if one.replicas is None else ("--replicas", str(one.replicas))
-            name = f"device-{one.name}" if one.replicas is None else f"devices-{one.region}"
-            started.append(children.start(name, "device", *own, *part, *many, *shared))
+            name = f"device-{one.name}" if one.replicas is None else f"devices-{one.region}-{one.name}"
+            trains = () if one.backend is None else ("--backend", one.backend)
+            python = None if one.backend is None else python_of(one.backend)
+            started.append(
+                children.start(name, "device", *own, *part, *many, *trains, *shared, python=python)
+            )
         return started
 
     def _front_of(self, region: str) -> str:

@@ -58,4 +58,5 @@ def _device(region: str, name: str, task: str, picture: Picture) -> dict[str, An
         "region": region,
         "state": str(execution.state) if execution else None,
         "samples": execution.samples if execution else None,
+        "backend": execution.backend if execution else None,
     }
