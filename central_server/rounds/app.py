@@ -6,11 +6,9 @@ import logging
 import traceback
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 
 from central_server.logbook import APP_LOG, BookHandler, Logbook
 from central_server.rounds.evaluation import server_data
@@ -20,11 +18,10 @@ from trellis.descriptor import parse_json
 from trellis.errors import Canceled, TrellisError, Unavailable
 from trellis.flower.backchannel import Brief, StateReport
 from trellis.flower.channel import ServiceChannel
-from trellis.flower.grid import TrellisGrid
-from trellis.flower.phase import Policy
+from trellis.identifiers import CENTRAL
 from trellis.payloads import Reason, TaskState
 from trellis.tier.app_log import configure_app_log
-from trellis.tier.strategies import build_strategy
+from trellis.tier.assembly import assemble
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +73,6 @@ def _keep_log(folder: Path) -> None:
 
 def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
     descriptor = parse_json(brief.descriptor)
-    strategy, entry = build_strategy(descriptor)
-    participants = descriptor.participants_at("central")
-    wrapped = TrellisGrid(
-        grid,
-        channel,
-        task=descriptor.task,
-        revision=descriptor.revision,
-        policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
-        rounds=descriptor.train.rounds,
-        fold=entry.sums,
-        due=entry.due,
-    )
 
     @cache
     def backend() -> DefiningBackend:
@@ -102,9 +87,7 @@ def _loop(grid: Grid, channel: ServiceChannel, brief: Brief) -> RoundLoop:
 
     return RoundLoop(
         descriptor=descriptor,
-        strategy=cast(Strategy, strategy),
-        entry=entry,
-        grid=wrapped,
+        tier=assemble(descriptor, CENTRAL, grid=grid, channel=channel),
         channel=channel,
         folder=Path(brief.folder),
         backend=backend,

@@ -14,25 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.serverapp.strategy import Strategy
-
 from central_server.rounds.evaluation import ServerData, evaluate, read_model, write_model
 from models.backends import DefiningBackend
 from trellis.descriptor import TaskDescriptor
 from trellis.flower.backchannel import StateReport
 from trellis.flower.channel import ServiceChannel
 from trellis.flower.exchange import Standing
-from trellis.flower.grid import TrellisGrid
 from trellis.payloads import TaskState
 from trellis.tensors import Arrays
+from trellis.tier.assembly import Tier
 from trellis.tier.checkpoints import Checkpoint, Checkpoints
 from trellis.tier.finishing import finish_round
 from trellis.tier.headline import headline
 from trellis.tier.records import record_of
-from trellis.tier.round import RoundFailed, TierRounds
+from trellis.tier.round import RoundFailed
 from trellis.tier.stopping import advance
 from trellis.tier.strategy_state import restore_strategy, strategy_state
-from trellis.tier.strategy_table import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -52,31 +49,19 @@ class RoundLoop:
         self,
         *,
         descriptor: TaskDescriptor,
-        strategy: Strategy,
-        entry: Entry,
-        grid: TrellisGrid,
+        tier: Tier,
         channel: ServiceChannel,
         folder: Path,
         backend: Callable[[], DefiningBackend],
         data: ServerData | None,
     ) -> None:
-        self._task, self._strategy, self._entry = descriptor, strategy, entry
-        self._grid, self._channel = grid, channel
+        self._task, self._channel = descriptor, channel
+        self._strategy, self._entry = tier.strategy, tier.entry
+        self._grid, self._tier = tier.grid, tier.rounds
         self._backend, self._data = backend, data
         self._checkpoints = Checkpoints(folder)
         self._model_file = folder / "model.safetensors"
-        self._rounds = descriptor.train.rounds
-        self._reported: StateReport | None = None
-        self._tier = TierRounds(
-            task=descriptor.task,
-            seed=descriptor.train.seed,
-            rounds=self._rounds,
-            participants=descriptor.participants_at("central"),
-            strategy=strategy,
-            entry=entry,
-            grid=grid,
-            report=self._report,
-        )
+        self._rounds = tier.count
 
     def run(self) -> Finished:
         """Run what is left of the task."""
@@ -139,7 +124,7 @@ class RoundLoop:
 
     def _finish(self, last: Checkpoint) -> Finished:
         """Write the model, and return the metrics of the file as it was saved."""
-        self._report(StateReport(state=TaskState.FINISHING))
+        self._channel.report(StateReport(state=TaskState.FINISHING))
         write_model(self._model_file, last.arrays, self._task, last.round)
         saved = read_model(self._model_file)
         metrics = dict(last.record.metrics) if last.record is not None else {}
@@ -159,11 +144,6 @@ class RoundLoop:
                 self._tier.gather(number)
             except RoundFailed as error:
                 logger.warning("the final evaluation goes without: %s", error)
-
-    def _report(self, report: StateReport) -> None:
-        if report != self._reported:
-            self._channel.report(report)
-            self._reported = report
 
     def _is_evaluated(self, number: int) -> bool:
         every = self._task.evaluate.every

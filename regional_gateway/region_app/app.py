@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 
 from regional_gateway.region_app.herald import Herald
 from regional_gateway.region_app.member import RegionMember
@@ -17,15 +16,12 @@ from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.errors import ConfigError
 from trellis.flower.backchannel import GATEWAY, Above, Brief
 from trellis.flower.channel import ServiceChannel
-from trellis.flower.grid import TrellisGrid
 from trellis.flower.link import FlowerLink
 from trellis.flower.link_loop import Halt, LinkLoop, Pace
-from trellis.flower.phase import Policy
 from trellis.flower.questions import Membership
 from trellis.tier.app_log import configure_app_log
+from trellis.tier.assembly import assemble
 from trellis.tier.checkpoints import Checkpoints
-from trellis.tier.round import TierRounds
-from trellis.tier.strategies import build_strategy
 from trellis.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -69,37 +65,10 @@ def _keep_log(folder: Path) -> None:
 def _member(grid: Grid, channel: ServiceChannel, brief: Brief, herald: Herald) -> RegionMember:
     descriptor = parse_json(brief.descriptor)
     region = _due(brief.region, "region")
-    built, entry = build_strategy(descriptor, regional=True)
-    strategy = cast(Strategy, built)
-    participants = descriptor.participants_at(region)
-    regional_rounds = descriptor.regional_rounds_of(region)
-    rounds = descriptor.train.rounds * regional_rounds
-    wrapped = TrellisGrid(
-        grid,
-        channel,
-        task=descriptor.task,
-        revision=descriptor.revision,
-        policy=Policy(deadline_s=participants.deadline_s, quorum=participants.quorum),
-        rounds=rounds,
-        fold=entry.sums,
-        due=entry.due,
-    )
     return RegionMember(
         membership=_membership(descriptor, region),
-        regional_rounds=regional_rounds,
-        rounds=rounds,
-        strategy=(strategy, entry),
-        tier=TierRounds(
-            task=descriptor.task,
-            seed=descriptor.train.seed,
-            rounds=rounds,
-            participants=participants,
-            strategy=strategy,
-            entry=entry,
-            grid=wrapped,
-            report=channel.report,
-        ),
-        grid=wrapped,
+        regional_rounds=descriptor.regional_rounds_of(region),
+        tier=assemble(descriptor, region, grid=grid, channel=channel),
         channel=channel,
         checkpoints=Checkpoints(Path(brief.folder)),
         give_up=herald.give_up,

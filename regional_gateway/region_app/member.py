@@ -15,21 +15,18 @@ import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Strategy
 
 from trellis.errors import PayloadError, TrainingFailed, Unavailable
 from trellis.flower.backchannel import Outcome, Tally, Uplink
 from trellis.flower.channel import ServiceChannel
-from trellis.flower.grid import TrellisGrid
 from trellis.flower.questions import Membership, Question, answered, nonce_of, question_of, who_answers
 from trellis.flower.updates import TALLY, WEIGHT
 from trellis.tensors import pack_arrays, unpack_arrays
+from trellis.tier.assembly import Tier
 from trellis.tier.checkpoints import Checkpoint, Checkpoints
 from trellis.tier.finishing import finish_round
 from trellis.tier.records import record_of
-from trellis.tier.round import TierRounds
 from trellis.tier.strategy_state import restore_strategy, strategy_state
-from trellis.tier.strategy_table import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +40,7 @@ class RegionMember:
     Args:
         membership: Who it is to the tier above.
         regional_rounds: Rounds of its own to each round above.
-        rounds: All of them, for announcements.
-        strategy: Flower's strategy for its own rounds, and the table's word on it.
-        tier: Its own rounds.
-        grid: Reaches its members.
+        tier: Its own rounds, and what they are run with.
         channel: Reaches its gateway.
         checkpoints: Where its rounds survive a crash.
         give_up: Is told what ends this run: a full disk, or a gateway that is not there, is no answer to the
@@ -58,19 +52,16 @@ class RegionMember:
         *,
         membership: Membership,
         regional_rounds: int,
-        rounds: int,
-        strategy: tuple[Strategy, Entry],
-        tier: TierRounds,
-        grid: TrellisGrid,
+        tier: Tier,
         channel: ServiceChannel,
         checkpoints: Checkpoints,
         give_up: Callable[[Exception], None],
     ) -> None:
         self._membership = membership
-        self._regional_rounds, self._rounds = regional_rounds, rounds
-        self._strategy, self._entry = strategy
-        self._tier, self._grid, self._channel = tier, grid, channel
-        self._checkpoints, self._give_up = checkpoints, give_up
+        self._regional_rounds, self._rounds = regional_rounds, tier.count
+        self._strategy, self._entry = tier.strategy, tier.entry
+        self._grid, self._tier = tier.grid, tier.rounds
+        self._channel, self._checkpoints, self._give_up = channel, checkpoints, give_up
         last = checkpoints.latest()
         if last is not None:
             restore_strategy(self._strategy, last.strategy, self._entry.state)

@@ -19,6 +19,7 @@ from trellis.flower.exchange import Standing
 from trellis.flower.questions import CANCELED, NOT_MY_TASK, TRAINING_FAILED, Membership
 from trellis.flower.updates import TALLY
 from trellis.tensors import Arrays, pack_arrays, unpack_arrays
+from trellis.tier.assembly import Tier
 from trellis.tier.checkpoints import Checkpoints
 from trellis.tier.round import RoundFailed, Trained
 from trellis.tier.strategy_table import STRATEGIES
@@ -92,12 +93,13 @@ class Region:
         self.given_up: list[Exception] = []
 
     def member(self, rounds: Rounds) -> RegionMember:
-        parts: dict[str, Any] = {"tier": rounds, "grid": Grid(), "channel": self.channel}
+        # Of the strategy nothing is asked: fedavg has no state.
+        made: dict[str, Any] = {"strategy": object(), "grid": Grid(), "rounds": rounds}
+        parts: dict[str, Any] = {"channel": self.channel}
         return RegionMember(
             membership=WHO,
             regional_rounds=self.regional_rounds,
-            rounds=30,
-            strategy=(object(), STRATEGIES["fedavg"]),  # type: ignore[arg-type] - fedavg has no state
+            tier=Tier(count=30, entry=STRATEGIES["fedavg"], **made),
             checkpoints=Checkpoints(self.folder),
             give_up=self.given_up.append,
             **parts,

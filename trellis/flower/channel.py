@@ -71,6 +71,7 @@ class ServiceChannel:
         self._changed = threading.Condition()
         self._view = FleetView(version=0)
         self._lost: str | None = None
+        self._reported: StateReport | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="fleet-view", daemon=True)
         self._speaker = ThreadPoolExecutor(1, "speaker")
@@ -102,9 +103,11 @@ class ServiceChannel:
         self._say("record", record)
 
     def report(self, report: StateReport) -> None:
-        """Hand over the task's state, after all that was said before."""
-        self.flush()
-        self._post("state", report)
+        """Hand over the task's state, after all that was said before; the same word twice is said once."""
+        if report != self._reported:
+            self.flush()
+            self._post("state", report)
+            self._reported = report
 
     def uplink(self, news: Uplink) -> None:
         """Hand over how a region fares as a member of the tier above; it has been said when this returns."""

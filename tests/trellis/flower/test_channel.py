@@ -110,6 +110,7 @@ async def test_everything_said_arrives_as_it_was_said(service: Service) -> None:
             channel.announce(standing)
             channel.record(record)
             channel.report(report)
+            channel.report(report)  # said once
             return brief
 
     assert await asyncio.to_thread(talk) == BRIEF
