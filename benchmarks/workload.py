@@ -47,10 +47,7 @@ def write_data(folder: Path, devices: int, source: Path | None) -> list[Path]:
 
 def open_model() -> DefiningBackend:
     """Return the model, with its initial parameters."""
-    import torch  # noqa: PLC0415 - the benchmark itself never needs it
-
-    torch.set_num_threads(1)
-    return open_backend("torch", MODEL, shape=SHAPE, classes=CLASSES, seed=SEED)
+    return open_backend("torch", MODEL, shape=SHAPE, classes=CLASSES, seed=SEED, threads=1)
 
 
 def read_data(file: Path) -> Dataset:

@@ -1,8 +1,8 @@
 """A warm Flower client: one long-lived process, one HTTP connection, one node key that lasts.
 
 Stock Flower starts a process for every message; a `FlowerLink` pulls a message, hands it out, and pushes the
-reply. Everything of Flower that is not public is used in this file alone, behind the contract tests in
-`tests/contract/test_link.py`.
+reply. Everything of Flower that is not public is used in this file and `device_headers`, behind the contract
+tests in `tests/contract/test_link.py` and `test_device_headers.py`.
 
     FlowerLink.connect / pull / push
     ├── Unavailable         the server does not answer, or does not know this node any more: connect again
@@ -39,7 +39,6 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
@@ -55,14 +54,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_object_contents_from_iterable,
 )
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from trellis.errors import ConfigError, DiskFailed, PayloadError, Refused, Unavailable
 from trellis.files import write_atomically
+from trellis.flower.device_headers import FLEET_RUN_STATUS_NOT_ALLOWED, DeviceHeaders
 from trellis.flower.inbox import Inbox, Letter
 from trellis.flower.inline import OFFER, identify, objects_of, posted, whole
 from trellis.flower.node_key import load_node_key
@@ -355,13 +352,11 @@ class FlowerLink:
     def _open(self, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
         if self._client is not None:
             self._client.close()
-        interceptors: list[ProtobufClientInterceptor] = [
-            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-            NodeAuthHttpInterceptor(key, key.public_key()),
-        ]
         scheme = "http" if self._tls is None else "https"
         verify = False if self._tls is None else client_context(self._tls)
-        self._client = FleetHttpClient(f"{scheme}://{self.address}", interceptors=interceptors, verify=verify)
+        self._client = FleetHttpClient(
+            f"{scheme}://{self.address}", interceptors=[DeviceHeaders(key)], verify=verify
+        )
         return self._client
 
     def _resume(self) -> int | None:
@@ -454,7 +449,7 @@ def _is_of_ended_run(response: httpx.Response) -> bool:
         said = response.json()
     except ValueError:
         return False
-    return isinstance(said, dict) and said.get("code") == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
+    return isinstance(said, dict) and said.get("code") == FLEET_RUN_STATUS_NOT_ALLOWED
 
 
 def _settle(
