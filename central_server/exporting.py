@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 EXPORT_S = 600.0
 """How long an export may take."""
+MOST_BATCH = 256
+"""A fixed batch takes its memory on every device; a larger one is trained in parts."""
 _SAID_BYTES = 65536
 _REASON_CHARS = 1000
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge-litert")
@@ -44,17 +47,24 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be exported."""
+    """What is to be exported.
+
+    Attributes:
+        batch: Samples that a TFLite graph takes at once, which are the task's, so that no step is padded and
+            batch statistics are PyTorch's; None where a graph takes any number.
+    """
 
     model: str
     shape: tuple[int, ...]
     classes: int
     runtime: str
+    batch: int | None = None
 
     @classmethod
     def of(cls, descriptor: TaskDescriptor, runtime: str) -> Self:
         """Return what the devices of a task need that train with `runtime`."""
-        return cls(descriptor.model.name, descriptor.data.shape, descriptor.data.classes, runtime)
+        batch = min(descriptor.train.batch_size, MOST_BATCH) if runtime == "tflite" else None
+        return cls(descriptor.model.name, descriptor.data.shape, descriptor.data.classes, runtime, batch)
 
     def __str__(self) -> str:
         return f"{self.model} for {self.runtime}, {'×'.join(map(str, self.shape))} to {self.classes} classes"
@@ -67,7 +77,8 @@ Command = Callable[[Wanted, Path], Sequence[str]]
 def export_command(wanted: Wanted, path: Path) -> list[str]:
     """Return the command that exports with our own exporter."""
     shape = ",".join(map(str, wanted.shape))
-    what = ("--shape", shape, "--classes", str(wanted.classes))
+    batch = () if wanted.batch is None else ("--batch", str(wanted.batch))
+    what = ("--shape", shape, "--classes", str(wanted.classes), *batch)
     to = ("--format", wanted.runtime, "--for", "training", "-o", str(path))
     return [sys.executable, "-m", "trellis", "export", wanted.model, *what, *to]
 
@@ -168,27 +179,29 @@ class Exporter:
         logger.info("export %s: %d bytes, SHA-256 %s", wanted, offer.size, offer.sha256)
 
     async def _made_by_child(self, wanted: Wanted) -> Offer:
-        made = self._folder / f"making.{wanted.runtime}"
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Compilers leave a lot behind where temporary files are.
+        workshop = self._folder / "making"
+        made = workshop / f"made.{wanted.runtime}"
         try:
-            await self._run(self._command(wanted, made))
+            await asyncio.to_thread(_empty, workshop)
+            await self._run(self._command(wanted, made), workshop)
             size = made.stat().st_size
             sha256 = await asyncio.to_thread(self.store.take, made)
         except FileNotFoundError as error:
             raise TrellisError(f"the export wrote no file: {error}") from error
         finally:
-            made.unlink(missing_ok=True)
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, workshop, ignore_errors=True))
         return Offer(runtime=wanted.runtime, model=wanted.model, sha256=sha256, size=size)
 
-    async def _run(self, command: Sequence[str]) -> None:
-        """Run an export to its end; it never outlives this call."""
+    async def _run(self, command: Sequence[str], workshop: Path) -> None:
+        """Run an export in its folder to its end; it never outlives this call."""
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            env=_environment(),
-            cwd=self._folder,
+            env={**_environment(), "TMPDIR": str(workshop)},
+            cwd=workshop,
             preexec_fn=die_with_parent,
         )
         self._pid_file.write(process.pid)
@@ -205,6 +218,11 @@ class Exporter:
             self._pid_file.clear()
         if status != 0:
             raise TrellisError(_reason(said, status))
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
 
 
 async def _end_of(stream: asyncio.StreamReader | None) -> str:

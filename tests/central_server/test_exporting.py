@@ -16,6 +16,7 @@ import pytest
 from central_server import exporting
 from central_server.exporting import Exporter, Wanted, export_command
 from trellis.artefacts.offer import NotYet, Offer
+from trellis.descriptor import parse_mapping
 from trellis.errors import Refused
 from trellis.processes import PidFile
 
@@ -36,6 +37,9 @@ if how == "bad":
 if how == "kill":
     import os
     os.kill(os.getpid(), 9)
+pathlib.Path("scratch").write_text("a compiler's")
+import tempfile
+tempfile.mkdtemp()
 if how != "nothing":
     pathlib.Path(path).write_text(what)
 """
@@ -78,6 +82,7 @@ async def test_an_export_is_made_once_however_many_ask(tmp_path: Path, child: Ch
     path = exporter.store.find(offers[0].sha256)
     assert path is not None
     assert hashlib.sha256(path.read_bytes()).hexdigest() == offers[0].sha256
+    assert {one.name for one in (tmp_path / "artefacts").iterdir() if one.suffix != ".json"} == {"files"}
     assert child.runs == [str(WANTED), str(later)]
 
 
@@ -88,10 +93,11 @@ async def test_every_model_shape_and_runtime_has_its_own(tmp_path: Path, child: 
         replace(WANTED, shape=(64,)),
         replace(WANTED, classes=2),
         replace(WANTED, runtime="tflite"),
+        replace(WANTED, batch=16),
     ]
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         offers = [await made(exporter, one) for one in others]
-    assert len({offer.sha256 for offer in offers}) == 5
+    assert len({offer.sha256 for offer in offers}) == 5  # the stand-in writes no batch
     assert sorted(child.runs) == sorted(map(str, others))
 
 
@@ -168,9 +174,27 @@ async def test_what_a_killed_server_left_is_ended_at_the_next_start(tmp_path: Pa
         assert await asyncio.wait_for(left.wait(), 5) != 0
 
 
+def test_a_tflite_graph_has_the_tasks_batch_and_an_onnx_graph_any() -> None:
+    value = {
+        "task": "digits",
+        "regions": ["eu-1"],
+        "server": {"address": "127.0.0.1:8000", "tls": False},
+        "model": {"name": "softmax"},
+        "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
+        "train": {"rounds": 1, "batch_size": 16, "learning_rate": 0.1},
+    }
+    task = parse_mapping(value)
+    assert Wanted.of(task, "onnx") == WANTED
+    assert Wanted.of(task, "tflite") == replace(WANTED, runtime="tflite", batch=16)
+    value["train"] = {"rounds": 1, "batch_size": 60_000, "learning_rate": 0.1}
+    assert Wanted.of(parse_mapping(value), "tflite").batch == exporting.MOST_BATCH
+
+
 def test_our_own_exporter_is_asked_by_its_command_line(tmp_path: Path) -> None:
     command = export_command(WANTED, tmp_path / "made")
     assert command[1:] == [
         *("-m", "trellis", "export", "softmax", "--shape", "1,8,8", "--classes", "10"),
         *("--format", "onnx", "--for", "training", "-o", str(tmp_path / "made")),
     ]
+    sized = export_command(replace(WANTED, batch=16), tmp_path / "made")
+    assert sized[sized.index("--batch") + 1] == "16"

@@ -21,7 +21,7 @@ from trellis.flower.inline import OFFER
 from trellis.flower.mail import Mail
 from trellis.flower.pulling import Pulled, Puller
 from trellis.flower.updates import one_line
-from trellis.payloads import ExecutionState
+from trellis.payloads import ExecutionState, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class CheckIn:
 
     Attributes:
         newcomers: Devices that work on the task and have not checked in yet.
-        queued: Devices that are here, and come once they have done the tasks before this one.
+        queued: Devices that are here, and come once they have done the tasks before this one, or have what
+            they train from.
 
     Args:
         mail: Sends messages, and takes in replies.
@@ -112,7 +113,7 @@ class CheckIn:
         elif self._deserted_at is None:
             self._deserted_at = now
         self.newcomers = sum(_is_coming(d) and not self._knows(d) for d in view.devices)
-        self.queued = sum(d.online and d.state is ExecutionState.QUEUED for d in view.devices)
+        self.queued = sum(map(_comes_later, view.devices))
         if unasked:
             self._ask(unasked, now)
 
@@ -191,6 +192,11 @@ class CheckIn:
 
 def _is_coming(device: FleetDevice) -> bool:
     return device.online and device.state is ExecutionState.IN_PROGRESS
+
+
+def _comes_later(device: FleetDevice) -> bool:
+    # An export takes a minute on a small server, and is no fault of the device's.
+    return device.online and (device.state is ExecutionState.QUEUED or device.phase is Phase.FETCHING)
 
 
 def _member(device: FleetDevice, question: _Question, reply: Message) -> Member | None:

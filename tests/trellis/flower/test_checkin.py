@@ -196,6 +196,17 @@ def test_who_does_not_take_part_is_neither_asked_nor_a_member(desk: Desk, change
     assert desk.asked == [1]
 
 
+def test_who_comes_later_through_no_fault_is_counted(desk: Desk) -> None:
+    desk.step(
+        device("waits", None, state=ExecutionState.QUEUED),
+        device("fetches", None, phase=Phase.FETCHING),
+        device("fetched-last-time", None, state=ExecutionState.REJECTED),
+        device("gone", None, phase=Phase.FETCHING, online=False),
+        device("connects", None, phase=Phase.CONNECTING),
+    )
+    assert desk.checkin.queued == 2
+
+
 def test_members_stand_by_name(desk: Desk) -> None:
     devices = [device(name, node) for name, node in (("zoe", 1), ("amy", 2))]
     desk.step(*devices)
