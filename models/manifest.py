@@ -32,6 +32,7 @@ MAX_MANIFEST_BYTES = 1024 * 1024
 
 Purpose = Literal["training", "inference"]
 Runtime = Literal["onnx", "tflite"]
+QuantizationMethod = Literal["fp16", "int8-dynamic", "int8-static"]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -113,6 +114,31 @@ class Scaling(_Part):
     std: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Quantization(_Part):
+    """How the numbers of a trained model were made smaller.
+
+    Attributes:
+        method: `fp16` halves the weights; `int8-dynamic` has weights of 8 bits, and finds the range of what
+            goes through anew for every batch; `int8-static` has ranges that calibration found.
+        calibration: The name of the data set that found them (`int8-static` only).
+        samples: How many of its samples did.
+    """
+
+    method: QuantizationMethod
+    calibration: Name | None = None
+    samples: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        calibrated = self.calibration is not None and self.samples > 0
+        if calibrated != (self.method == "int8-static") or (self.calibration is None and self.samples):
+            raise ValueError(
+                f"{self.method} with calibration {self.calibration!r} on {self.samples} samples came; "
+                "int8-static has both, the others have none"
+            )
+        return self
+
+
 class Manifest(_Part):
     """What an artefact says of itself.
 
@@ -132,6 +158,7 @@ class Manifest(_Part):
         masks: What dropout draws; empty for models without.
         programs: By name, see `PROGRAMS`.
         normalize: How samples are scaled for a trained model, if they are (`inference` only).
+        quantization: What was done to the numbers, if anything was (`inference` only).
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -147,12 +174,17 @@ class Manifest(_Part):
     masks: tuple[DropoutMask, ...] = ()
     programs: dict[str, Program]
     normalize: Scaling | None = None
+    quantization: Quantization | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         names = [tensor.name for tensor in self.tensors]
         if len(set(names)) < len(names):
             raise ValueError("tensors name one array twice")
+        if self.purpose != "inference" and (self.normalize or self.quantization):
+            raise ValueError(
+                f"normalize and quantization are an inference artefact's, this is for {self.purpose}"
+            )
         if set(self.programs) != PROGRAMS[self.purpose]:
             due = " and ".join(sorted(PROGRAMS[self.purpose]))
             raise ValueError(f"programs {sorted(self.programs)} came, {due} are due for {self.purpose}")

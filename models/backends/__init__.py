@@ -18,10 +18,12 @@ from typing import Literal, Protocol, cast, overload
 import numpy as np
 
 from models.arrays import Arrays
+from models.backends.graph import GraphBackend, Runtime
+from models.backends.loop import Batch
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.datasets import Dataset
 from models.exported import Artefact, read_artefact, require_model
-from models.manifest import Runtime
+from models.manifest import Runtime as RuntimeName
 from models.registry import ModelSpec, find_model
 from trellis.errors import ConfigError, Fault, MissingExtra
 
@@ -36,6 +38,7 @@ __all__ = [
     "artefact_runtime",
     "available_backends",
     "open_backend",
+    "open_runtime",
     "resolve_backend",
 ]
 
@@ -81,10 +84,17 @@ class Backend(Protocol):
 
 
 class DefiningBackend(Backend, Protocol):
-    """A backend that holds the model's definition, and so can say what training starts from."""
+    """A backend that holds the model's definition: it knows what training starts from, and can predict."""
 
     def initial(self) -> Arrays:
         """Return the parameters and buffers that training starts from: a function of model and seed only."""
+
+    def predictor(self, arrays: Arrays) -> Callable[[Batch], Batch]:
+        """Return what makes (batch, classes) logits of (batch, *shape) samples with these arrays.
+
+        Raises:
+            TensorError: `arrays` are not the model's.
+        """
 
 
 class _DefiningModule(Protocol):
@@ -94,7 +104,7 @@ class _DefiningModule(Protocol):
 
 
 class _GraphModule(Protocol):
-    def open_artefact(self, artefact: Artefact, *, threads: int) -> Backend: ...
+    def open_runtime(self, artefact: Artefact, *, threads: int) -> Runtime: ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class _Entry:
     module: str
     package: str
     extra: str
-    runtime: Runtime | None = None
+    runtime: RuntimeName | None = None
 
 
 # In the order in which `auto` prefers them.
@@ -147,7 +157,7 @@ def resolve_backend(wanted: str, available: Sequence[str] | None = None) -> str:
     return wanted
 
 
-def artefact_runtime(name: str) -> Runtime | None:
+def artefact_runtime(name: str) -> RuntimeName | None:
     """Return the runtime whose artefacts the backend of that name trains, None if it needs none.
 
     Raises:
@@ -214,8 +224,7 @@ def open_backend(
     entry = _entry(name)
     if threads is not None and threads < 1:
         raise ConfigError(f"backend {name!r}", f"{threads} threads came, at least 1 is due")
-    if importlib.util.find_spec(entry.package) is None:
-        raise MissingExtra(entry.package, entry.extra)
+    _require_installed(entry)
     if entry.runtime is None:
         if artefact is not None:
             raise ConfigError(f"backend {name!r}", "trains from the model's definition and takes no artefact")
@@ -227,7 +236,26 @@ def open_backend(
         raise ConfigError(f"backend {name!r}", problem)
     checked = read_artefact(artefact, runtime=entry.runtime, purpose="training")
     require_model(checked, model, shape=shape, classes=classes)
-    return cast(_GraphModule, _imported(name, entry)).open_artefact(checked, threads=threads or 1)
+    return GraphBackend(checked.manifest, open_runtime(checked, threads=threads or 1))
+
+
+def open_runtime(artefact: Artefact, *, threads: int = 1) -> Runtime:
+    """Return what runs the programs of an artefact, of either purpose.
+
+    Raises:
+        ConfigError: The runtime cannot be imported.
+        MissingExtra: It is not installed.
+        ArtefactError: It does not take the file.
+    """
+    wanted = artefact.manifest.runtime
+    name, entry = next((name, entry) for name, entry in _BACKENDS.items() if entry.runtime == wanted)
+    _require_installed(entry)
+    return cast(_GraphModule, _imported(name, entry)).open_runtime(artefact, threads=threads)
+
+
+def _require_installed(entry: _Entry) -> None:
+    if importlib.util.find_spec(entry.package) is None:
+        raise MissingExtra(entry.package, entry.extra)
 
 
 def _entry(name: str) -> _Entry:

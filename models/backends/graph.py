@@ -16,7 +16,7 @@ from models.backends.loop import Batch, GradientOutcome, Outcome, evaluate_loop,
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.datasets import Dataset
 from models.exported import LABEL_DTYPES
-from models.manifest import Manifest, buffer_role, gradient_role, mask_role, tensor_role
+from models.manifest import Manifest, Program, buffer_role, gradient_role, mask_role, tensor_role
 from trellis.errors import TrainingFailed
 
 EVALUATION_BATCH = 32
@@ -35,11 +35,26 @@ class Runtime(Protocol):
     name: str
 
     def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the outputs of a program but its logits; their memory is the caller's.
+        """Return those outputs of a program that `fetched_roles` names; their memory is the caller's.
 
         Raises:
             TrainingFailed: The runtime failed.
         """
+
+
+def fetched_roles(program: Program) -> list[str]:
+    """Return the outputs that anybody asks for: logits only where there is nothing that is told of them."""
+    told = [role for role in program.outputs if role != "logits"]
+    return told or list(program.outputs)
+
+
+def padded(array: Array, size: int) -> Array:
+    """Return the array as long as a graph's fixed batch, its own samples again and again.
+
+    What is added counts nowhere. It is no zeros, because the batch statistics of a model, or the ranges of a
+    quantised one, see it: of samples repeated they stay what they are, or nearly.
+    """
+    return array if len(array) == size else array[np.arange(size) % len(array)]
 
 
 class GraphBackend:
@@ -176,13 +191,7 @@ class GraphBackend:
             yield x[start : start + size], y[start : start + size]
 
     def _padded(self, array: Batch) -> Batch:
-        """Return the array as long as the graph's fixed batch, its own samples again and again.
-
-        What is added does not count in the loss. It is no zeros, because the batch statistics of a model
-        see it: of samples repeated they stay what they are, or nearly.
-        """
-        size = self._manifest.batch or len(array)
-        return array if len(array) == size else array[np.arange(size) % len(array)]
+        return padded(array, self._manifest.batch or len(array))
 
 
 def _mask(rng: np.random.Generator, shape: tuple[int, ...], keep: float) -> Array:

@@ -9,23 +9,22 @@ from collections.abc import Mapping
 
 import onnxruntime
 
-from models.backends.graph import Array, GraphBackend
+from models.backends.graph import Array, fetched_roles
 from models.exported import Artefact
-from models.manifest import Manifest
 from trellis.errors import ArtefactError, TrainingFailed
 
 
-def open_artefact(artefact: Artefact, *, threads: int) -> GraphBackend:
-    """Return the backend on a training artefact; see `models.backends.open_backend`.
-
-    Raises:
-        ArtefactError: ONNX Runtime does not take it.
-    """
-    return GraphBackend(artefact.manifest, OnnxRuntime(artefact, threads=threads))
+def open_runtime(artefact: Artefact, *, threads: int) -> OnnxRuntime:
+    """Return what runs the artefact; see `models.backends.open_runtime`."""
+    return OnnxRuntime(artefact, threads=threads)
 
 
 class OnnxRuntime:
-    """A `models.backends.graph.Runtime`."""
+    """A `models.backends.graph.Runtime`.
+
+    Raises:
+        ArtefactError: ONNX Runtime does not take the file.
+    """
 
     name = "onnx"
 
@@ -38,7 +37,10 @@ class OnnxRuntime:
             problem = f"ONNX Runtime {onnxruntime.__version__} does not take it: {_first_line(error)}"
             raise ArtefactError(f"artefact {artefact.where!r}", problem) from error
         self._manifest = artefact.manifest
-        self._outputs = _wanted(artefact.manifest)
+        self._outputs = {
+            name: {role: program.outputs[role] for role in fetched_roles(program)}
+            for name, program in artefact.manifest.programs.items()
+        }
         self._run = onnxruntime.RunOptions()
         # One graph holds all programs: an evaluation is not to pay for gradients.
         self._run.only_execute_path_to_fetches = True
@@ -55,13 +57,6 @@ class OnnxRuntime:
                 f"model {self._manifest.model!r} failed in ONNX Runtime: {_first_line(error)}"
             ) from error
         return dict(zip(outputs, found, strict=True))
-
-
-def _wanted(manifest: Manifest) -> dict[str, dict[str, str]]:
-    return {
-        name: {role: called for role, called in program.outputs.items() if role != "logits"}
-        for name, program in manifest.programs.items()
-    }
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

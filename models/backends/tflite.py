@@ -10,22 +10,22 @@ from collections.abc import Mapping
 
 from ai_edge_litert.interpreter import Interpreter
 
-from models.backends.graph import Array, GraphBackend
+from models.backends.graph import Array, fetched_roles
 from models.exported import Artefact
 from trellis.errors import ArtefactError, TrainingFailed
 
 
-def open_artefact(artefact: Artefact, *, threads: int) -> GraphBackend:
-    """Return the backend on a training artefact; see `models.backends.open_backend`.
-
-    Raises:
-        ArtefactError: LiteRT does not take it.
-    """
-    return GraphBackend(artefact.manifest, TfliteRuntime(artefact, threads=threads))
+def open_runtime(artefact: Artefact, *, threads: int) -> TfliteRuntime:
+    """Return what runs the artefact; see `models.backends.open_runtime`."""
+    return TfliteRuntime(artefact, threads=threads)
 
 
 class TfliteRuntime:
-    """A `models.backends.graph.Runtime`."""
+    """A `models.backends.graph.Runtime`.
+
+    Raises:
+        ArtefactError: LiteRT does not take the file.
+    """
 
     name = "tflite"
 
@@ -53,4 +53,4 @@ class TfliteRuntime:
             raise TrainingFailed(
                 f"model {self._manifest.model!r} failed in LiteRT: {str(error)[:500]}"
             ) from error
-        return {role: found[called] for role, called in names.outputs.items()}
+        return {role: found[names.outputs[role]] for role in fetched_roles(names)}

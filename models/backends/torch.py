@@ -51,10 +51,20 @@ def open_model(
     """Return the backend with the model built; see `models.backends.open_backend`."""
     if threads is not None:
         torch.set_num_threads(threads)
+    module = build_module(spec, shape=shape, classes=classes, seed=seed)
+    return TorchBackend(spec.name, module, shape, classes)
+
+
+def build_module(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed: int) -> torch.nn.Module:
+    """Return the model's module with the weights that training starts from.
+
+    Raises:
+        InvalidInput: It does not turn such samples into logits.
+    """
     with _TorchRandomness(generator(seed, "initial", spec.name)).drawn():
         module = spec.build(shape, classes)
         _require_logits(spec, module, shape, classes)
-    return TorchBackend(spec.name, module, shape, classes)
+    return module
 
 
 class TorchBackend:
@@ -124,22 +134,40 @@ class TorchBackend:
         module.eval()
 
         def score(x: Batch, y: Batch) -> Outcome:
-            with torch.no_grad(), self._failures_named():
-                # Copied: x and y are the caller's memory, and a user's module may write to its input.
-                logits, labels = module(torch.tensor(x)), torch.tensor(y)
+            logits, labels = self._logits(module, x), torch.tensor(y)
+            with self._failures_named():
                 loss = functional.cross_entropy(logits, labels)
             return Outcome(loss.item(), _correct(logits, labels))
 
         return evaluate_loop(data, batch_size, score, should_stop=should_stop)
 
+    def predictor(self, arrays: Arrays) -> Callable[[Batch], Batch]:
+        module = self._holding(arrays)
+        module.eval()
+
+        def logits(x: Batch) -> Batch:
+            return self._logits(module, x).numpy()
+
+        return logits
+
     def _loaded(self, arrays: Arrays, data: Dataset) -> torch.nn.Module:
         """Return a module of its own that holds the arrays, once they and the data are found to fit."""
-        require_like(arrays, _views(self._module))
+        module = self._holding(arrays)
         require_feedable(data, shape=self._shape, classes=self._classes)
+        return module
+
+    def _holding(self, arrays: Arrays) -> torch.nn.Module:
+        require_like(arrays, _views(self._module))
         module = copy.deepcopy(self._module)
         # torch.tensor copies, so that nothing that is trained shares memory with what came.
         module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
         return module
+
+    def _logits(self, module: torch.nn.Module, x: Batch) -> torch.Tensor:
+        with torch.no_grad(), self._failures_named():
+            # Copied: x is the caller's memory, and a user's module may write to its input.
+            logits: torch.Tensor = module(torch.tensor(x))
+        return logits
 
     def _gradient(
         self,

@@ -38,6 +38,7 @@ TRAINING: dict[str, Any] = {
         },
     },
     "normalize": None,
+    "quantization": None,
 }  # fmt: skip
 
 
@@ -78,6 +79,11 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
         (changed("programs", "train", "outputs", "gradient:fc.weight", to=...), "'gradient:fc.weight' is"),
         (changed("programs", "train", "outputs", "buffer:norm.mean", to=...), "'buffer:norm.mean' is m"),
         (changed("programs", "train", "outputs", "loss", to="c"), "two roles have one name in the graph"),
+        (changed("quantization", to={"method": "fp16"}), "are an inference artefact's, this is for training"),
+        (changed("quantization", to={"method": "int4"}), "quantization.method: "),
+        (changed("quantization", to={"method": "int8-static"}), "int8-static has both, the others have none"),
+        (changed("quantization", to={"method": "fp16", "samples": 9}), "int8-static has both"),
+        (changed("quantization", to={"method": "fp16", "calibration": "mnist", "samples": 9}), "has both"),
         ("x" * 1_048_577, "has 1048577 bytes, at most 1048576 are due"),
     ],
 )  # fmt: skip
@@ -86,3 +92,15 @@ def test_a_manifest_that_is_not_whole_is_refused_with_the_file_and_the_fault(tex
         Manifest.parse(text, where="a.onnx")
     assert str(caught.value).startswith("artefact 'a.onnx': its manifest")
     assert caught.value.exit_code == 2
+
+
+def test_what_was_quantised_and_by_which_samples_is_read_back() -> None:
+    said = {"method": "int8-static", "calibration": "mnist", "samples": 512}
+    text = json.loads(changed("quantization", to=said))
+    text |= {
+        "purpose": "inference",
+        "programs": {"predict": {"inputs": {"x": "x"}, "outputs": {"logits": "z"}}},
+    }
+    manifest = Manifest.parse(json.dumps(text), where="a.onnx")
+    assert manifest.quantization is not None
+    assert json.loads(manifest.to_json())["quantization"] == said
