@@ -103,7 +103,7 @@ def live(device: Device, fleet: Fleet, address: str, folder: Path, stop: threadi
 
 def note_calls(link: FlowerLink, calls: list[str]) -> None:
     """Have `calls` show every object that goes up or comes down."""
-    client: Any = link._connected()
+    client: Any = link._node.client
 
     def noted(name: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def noting(request: Any) -> Any:
@@ -122,7 +122,7 @@ def note_calls(link: FlowerLink, calls: list[str]) -> None:
 def upload_half(link: FlowerLink, reply: Message) -> None:
     """Break the connection after the first object of the reply, which goes as objects."""
     link._inline.clear()
-    client: Any = link._connected()
+    client: Any = link._node.client
     push_object, pushed = client.PushObject, []
 
     def cut(request: Any) -> Any:

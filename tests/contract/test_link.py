@@ -175,7 +175,7 @@ async def test_a_message_that_is_cut_while_it_comes_costs_what_was_on_its_way(
         pulled_objects.append(request.object_id)
         return pull_object(self, request)
 
-    monkeypatch.setattr("trellis.flower.link.pull_objects", one_by_one)
+    monkeypatch.setattr("trellis.flower.incoming.pull_objects", one_by_one)
     with monkeypatch.context() as patched:
         patched.setattr(FleetHttpClient, "PullObject", cut)
         with pytest.raises(Unavailable, match="the connection is cut"):

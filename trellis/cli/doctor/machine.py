@@ -20,7 +20,7 @@ from trellis.processes import port_owner
 
 MIN_PYTHON = (3, 11)
 FLWR = "1.41"
-"""The release that this one is written for; `trellis/flower/link.py` stands on its Fleet client."""
+"""The release that this one is written for; `trellis/flower/node.py` stands on its Fleet client."""
 
 EXTRAS = {
     "torch": ("torch", "training on a device, and evaluation and aggregation at the server"),
