@@ -45,17 +45,24 @@ def test_a_task_from_post_to_model(ends: Network, tmp_path: Path, *, own_broker:
         assert json.loads(measured.out)["accuracy"] > 0.6
 
 
-def test_a_region_with_a_broker_of_its_own_takes_part(ends: Network, tmp_path: Path) -> None:
-    with SecureFleet(tmp_path, ends, bridged=True) as fleet:
-        file = fleet.task_file(fleet.task("bridged", train={"rounds": 1}))
+def test_a_region_with_a_broker_of_its_own_and_one_below_it_take_part(ends: Network, tmp_path: Path) -> None:
+    with SecureFleet(tmp_path, ends, bridged=True, fronts=True) as fleet:
+        # The region with the broker only relays; the one below it averages its one device.
+        below = {"tier": "regional", "participants": {"minimum": 1}}
+        aggregation = {"regions": {OTHER: below}, "participants": {"minimum": 3}}
+        task = fleet.task("bridged", regions=[REGION, OTHER], train={"rounds": 1}, aggregation=aggregation)
+        file = fleet.task_file(task)
         where = ("--server", fleet.server_url)
         done = fleet.operator("task", "run", file, *where, "--broker", fleet.broker_url)
         assert done.code == 0, done.err + done.out
         shown = json.loads(fleet.operator("task", "show", "bridged", *where, "--json").out)
         # The server has no other way to know of them: they are on the region's broker alone.
-        assert [(one["device"], one["online"]) for one in shown["devices"]] == [("d1", True), ("d2", True)]
+        members = [(f"{one['region']}/{one['device']}", one["online"]) for one in shown["devices"]]
+        assert members == [(f"{REGION}/d1", True), (f"{REGION}/d2", True), (f"{OTHER}/gateway", True)]
+        assert {one["outcome"] for one in shown["history"][0]["outcomes"]} == {"replied"}
         assert " u'eu-1/devices/d1')" in fleet.running["region-broker"].said()
         assert " u'eu-1/devices/" not in fleet.running["broker"].said()
+        assert " u'us-1/" not in fleet.running["broker"].said()
 
 
 def test_two_regions_average_behind_fronts_of_their_own(ends: Network, tmp_path: Path) -> None:

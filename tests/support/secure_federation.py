@@ -40,7 +40,8 @@ class SecureFleet:
         network: Its two ends.
         own_broker: Whether `trellis broker` is the broker, instead of mosquitto with the shipped file.
         bridged: Whether the region has a broker of its own, at the edge.
-        fronts: Whether gateways have fronts; then the gateway and the device `d3` of `us-1` are there, too.
+        fronts: Whether gateways have fronts; then gateway and device `d3` of `us-1` are there, too, and where
+            the region is bridged they stand below it.
     """
 
     def __init__(
@@ -119,7 +120,8 @@ class SecureFleet:
         for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER), ("d4", REGION)):
             self.administrate("device", name, "--region", region, "--keys", str(self.keys))
         if self._bridged:
-            self.administrate("acl", str(self.keys), "--bridged", REGION)
+            below = ("--below", f"{OTHER}={REGION}") if self._fronts else ()
+            self.administrate("acl", str(self.keys), "--bridged", REGION, *below)
 
     def administrate(self, *arguments: str) -> str:
         """Run `trellis keys ARGUMENTS`, and return what it says."""
@@ -168,22 +170,23 @@ class SecureFleet:
         keys = self.issued("server", to=self.centre)
         command = ("server", "--keys", keys, "--broker", self.broker_url, "--host", host, *ports)
         server = self.start("server", self.centre, *TRELLIS, *command, "--data", "digits")
-        gateways = [self._start_gateway("gateway", REGION)]
-        if self._fronts:
-            gateways.append(self._start_gateway("other-gateway", OTHER))
+        gateways = [self._start_gateway("gateway", REGION, self.broker_url)]
         listens = gateways[0].says(r"gateway listens api=", within_s=START_S)
         self.gateway_port = int(listens.rpartition(":")[2])
+        if self._fronts:
+            parent = ("--parent", self.gateway_url) if self._bridged else ()
+            gateways.append(self._start_gateway("other-gateway", OTHER, self.region_broker_url, *parent))
         for gateway in gateways:
             gateway.says("gateway serves", within_s=START_S)
         server.says("central_server.*API", within_s=START_S)
         until(lambda: self._is_well() or None, "the server is well", within_s=START_S)
 
-    def _start_gateway(self, name: str, region: str) -> Running:
+    def _start_gateway(self, name: str, region: str, parent_broker: str, *more: str) -> Running:
         keys = self.issued("gateways", region, to=self.edge)
-        brokers = ("--broker", self.region_broker_url, "--parent-broker", self.broker_url)
+        brokers = ("--broker", self.region_broker_url, "--parent-broker", parent_broker)
         where = ("--server", self.server_url, "--host", self.network.edge, "--api-port", "0")
         front = ("--front-port", str(self.front_ports[region])) if self._fronts else ()
-        command = ("gateway", "--region", region, "--keys", keys, *brokers, *where, *front)
+        command = ("gateway", "--region", region, "--keys", keys, *brokers, *where, *front, *more)
         return self.start(name, self.edge, *TRELLIS, *command)
 
     def _is_well(self) -> bool:
