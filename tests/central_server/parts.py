@@ -17,8 +17,9 @@ from central_server.service import CentralServer
 from central_server.settings import ServerSettings, Timing
 from central_server.store import Store
 from trellis.descriptor import TaskDescriptor, parse_mapping
-from trellis.envelope import Keyring, SigningKey, sign
+from trellis.envelope import Keyring, sign
 from trellis.mqtt import MemoryBroker
+from trellis.signing_key import SigningKey
 
 APPS = Path(__file__).parent / "stand_in_app.py"
 OPERATOR = SigningKey.generate()

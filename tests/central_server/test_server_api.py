@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.central_server.parts import Launcher, descriptor, signed, until
-from trellis.envelope import SigningKey
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import CentralTask, Execution, ExecutionState, Presence, Round, State, now_ms
+from trellis.signing_key import SigningKey
 
 BASE = "trellis/v1"
 

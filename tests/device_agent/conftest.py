@@ -20,9 +20,10 @@ from device_agent.participation import Device
 from device_agent.settings import DataSource, DeviceSettings
 from models.datasets import Dataset
 from trellis.descriptor import TaskDescriptor, parse_mapping
-from trellis.envelope import Keyring, SigningKey, sign
+from trellis.envelope import Keyring, sign
 from trellis.errors import Refused, Unavailable
 from trellis.flower.link_loop import Pace
+from trellis.signing_key import SigningKey
 from trellis.tensors import pack_arrays
 
 NODE_ID = 4711

@@ -23,7 +23,7 @@ from device_agent.eligibility import Seen
 from device_agent.participation import Device
 from device_agent.presence import Self, describe
 from models.backends import open_backend
-from trellis.envelope import Envelope, SigningKey
+from trellis.envelope import Envelope
 from trellis.errors import ConfigError
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import (
@@ -37,6 +37,7 @@ from trellis.payloads import (
     TaskState,
     TaskStatus,
 )
+from trellis.signing_key import SigningKey
 
 BASE = "trellis/v1/eu-1"
 OWN = f"{BASE}/devices/cam-7"

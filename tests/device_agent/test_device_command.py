@@ -13,10 +13,11 @@ import pytest
 
 from device_agent.service import Options, main, own_data, settings_of
 from device_agent.settings import DataSource, DeviceSettings
-from trellis.envelope import Keyring, SigningKey
+from trellis.envelope import Keyring
 from trellis.errors import ConfigError, DataError
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import device
+from trellis.signing_key import SigningKey
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "tensorflow", "onnxruntime", "jax", "sklearn")

@@ -21,8 +21,9 @@ from device_agent.eligibility import (
 )
 from models.datasets import Dataset
 from trellis.descriptor import Model, TaskDescriptor
-from trellis.envelope import Envelope, Keyring, SigningKey, sign
+from trellis.envelope import Envelope, Keyring, sign
 from trellis.errors import DataError, DescriptorError, MissingExtra, Refused
+from trellis.signing_key import SigningKey
 
 MakeTask = Callable[..., TaskDescriptor]
 ISSUED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -25,8 +25,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from secure_federation import OTHER, REGION, SecureFleet, tls_files
 
 from trellis.descriptor import parse_mapping
-from trellis.envelope import SigningKey, sign
+from trellis.envelope import sign
 from trellis.keys.identity import load_signing_key
+from trellis.signing_key import SigningKey
 from trellis.tls import client_context
 
 pytestmark = pytest.mark.timeout(240)

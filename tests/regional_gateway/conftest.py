@@ -20,7 +20,7 @@ from regional_gateway.settings import GatewaySettings
 from regional_gateway.store import Store
 from regional_gateway.tier import RegionalTier
 from trellis.descriptor import TaskDescriptor, parse_mapping
-from trellis.envelope import Keyring, SigningKey, sign
+from trellis.envelope import Keyring, sign
 from trellis.http.server import HttpServer
 from trellis.mqtt import Birth, Bus, MemoryBroker, Publication
 from trellis.payloads import (
@@ -35,6 +35,7 @@ from trellis.payloads import (
     TaskState,
     TaskStatus,
 )
+from trellis.signing_key import SigningKey
 from trellis.tier.supervision import RunTiming
 
 REGION_URL, PARENT_URL = "mqtt://127.0.0.1:11", "mqtt://127.0.0.1:12"

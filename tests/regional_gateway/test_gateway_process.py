@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from trellis.descriptor import parse_mapping
-from trellis.envelope import Envelope, SigningKey, sign
+from trellis.envelope import Envelope, sign
 from trellis.keys.acl import clients, render
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.identity import Identity, load_signing_key
@@ -26,6 +26,7 @@ from trellis.mqtt import BrokerSettings, Bus, MqttBus
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
 from trellis.payloads import Presence, Round, RoundPhase, State
+from trellis.signing_key import SigningKey
 from trellis.tls import client_context
 from trellis.topics import Topics
 

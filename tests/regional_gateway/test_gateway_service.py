@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from trellis.descriptor import parse_json
-from trellis.envelope import Envelope, SigningKey, sign
+from trellis.envelope import Envelope, sign
 from trellis.payloads import ExecutionState, TaskState, now_ms
+from trellis.signing_key import SigningKey
 
 DESCRIPTOR, STATUS, ROUND = (f"eu-1/tasks/digits/{what}" for what in ("descriptor", "status", "round"))
 CENTRAL_ROUND, CENTRAL_STATE = "central/tasks/digits/round", "central/tasks/digits/state"

@@ -14,9 +14,10 @@ from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.place import Place
 from regional_gateway.relay import Relay
 from regional_gateway.store import Store, StoredTask
-from trellis.envelope import Envelope, SigningKey, sign
+from trellis.envelope import Envelope, sign
 from trellis.errors import PayloadError, Refused, Unavailable
 from trellis.payloads import CentralTask, TaskState
+from trellis.signing_key import SigningKey
 
 
 @dataclass

@@ -9,28 +9,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from trellis.envelope import (
-    MAX_ENVELOPE_BYTES,
-    PAYLOAD_TYPE,
-    Envelope,
-    Keyring,
-    Signature,
-    SigningKey,
-    pae,
-    sign,
-)
+from trellis.envelope import MAX_ENVELOPE_BYTES, PAYLOAD_TYPE, Envelope, Keyring, Signature, pae, sign
 from trellis.errors import ConfigError, PayloadError, Refused
+from trellis.signing_key import SigningKey
 
-# RFC 8032, section 7.1, test 1: the secret key, and the public key that belongs to it.
+# RFC 8032, section 7.1, test 1.
 RFC_SECRET = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-RFC_PUBLIC = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 TASK = '{"task":"mnist-lenet","instructions":"Zähle 数 – bitte"}'
 
 
@@ -57,13 +43,6 @@ def test_signature_is_ed25519_over_the_pre_authentication_encoding() -> None:
         base64.b64decode(envelope.signatures[0].sig),
         b"DSSEv1 33 application/vnd.trellis.task+json 2 {}",
     )
-
-
-def test_keyid_is_the_head_of_the_sha256_of_the_raw_public_key() -> None:
-    key = SigningKey(Ed25519PrivateKey.from_private_bytes(RFC_SECRET))
-    assert key.public.public_bytes(Encoding.Raw, PublicFormat.Raw).hex() == RFC_PUBLIC
-    # printf d75a…511a | xxd -r -p | sha256sum
-    assert key.keyid == "21fe31dfa154a261"
 
 
 def test_envelope_is_readable_json_with_the_payload_as_text(key: SigningKey) -> None:
@@ -185,12 +164,6 @@ def test_a_payload_too_large_to_be_read_is_not_signed(key: SigningKey) -> None:
         sign("{}", key).with_relay({"a": "x" * MAX_ENVELOPE_BYTES}).to_bytes()
 
 
-def test_signing_key_survives_pem_and_never_shows_itself(key: SigningKey) -> None:
-    again = SigningKey.from_pem(key.to_pem(), source="signing.key")
-    assert again.keyid == key.keyid
-    assert "rivate" not in repr(key)
-
-
 def test_keyring_loads_several_keys_from_several_files(tmp_path: Path) -> None:
     first, second, third = (SigningKey.generate() for _ in range(3))
     (tmp_path / "two.pub").write_bytes(b"# ours\n" + first.public_pem() + second.public_pem())
@@ -215,11 +188,3 @@ def test_keyring_names_every_file_that_is_no_use(tmp_path: Path) -> None:
     assert [Path(fault.field).name for fault in error.value.faults] == [*contents, "missing.pub"]
     with pytest.raises(ConfigError, match="no file was named"):
         Keyring.load([])
-
-
-def test_a_signing_key_that_is_none_is_a_config_error() -> None:
-    curve = ec.generate_private_key(ec.SECP256R1())
-    pem = curve.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    for content in (b"", b"not a key", SigningKey.generate().public_pem(), pem):
-        with pytest.raises(ConfigError, match=r"signing\.key"):
-            SigningKey.from_pem(content, source="signing.key")

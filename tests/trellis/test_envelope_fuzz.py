@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from trellis.envelope import Envelope, Keyring, Signature, SigningKey, sign
+from trellis.envelope import Envelope, Keyring, Signature, sign
 from trellis.errors import PayloadError, Refused
+from trellis.signing_key import SigningKey
 
 KEY = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 RING = Keyring([KEY.public])

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from trellis.envelope import SigningKey
 from trellis.errors import ConfigError
 from trellis.keys.files import write_folder
 from trellis.keys.principals import OPERATOR, Principal, Role
+from trellis.signing_key import SigningKey
 
 LEAF_DAYS = 365
 CA_DAYS = 3650

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from trellis.envelope import Keyring, SigningKey
+from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Fault, InvalidInput
+from trellis.signing_key import SigningKey
 from trellis.tls import TlsFiles
 
 _FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
