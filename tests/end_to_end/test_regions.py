@@ -174,7 +174,11 @@ async def relayed_by_the_country(fleet: Federation, apart: dict[str, Any]) -> No
     """The country's gateway only relays: what is below it is a member of the centre."""
     regions = apart | {"eu": {"tier": "central"}}
     aggregation = {"tier": "regional", "regions": regions, "participants": PARTICIPANTS | {"minimum": 3}}
-    await fleet.submit("relayed", aggregation=aggregation, participants=PARTICIPANTS)
+    train = {"rounds": 3, "local_epochs": 20}
+    await fleet.submit("relayed", aggregation=aggregation, participants=PARTICIPANTS, train=train)
+    await fleet.rounds_done("relayed", 1)
+    fleet.gateways["eu"].kill()  # back again it carries what was said meanwhile
+    fleet.gateways["eu"].start()
     for record in (await fleet.ended("relayed"))["history"]:
         assert members(record) == {"eu-1/gateway": True, "eu-2/d3": True, "us-1/d4": True}
     topic = "eu-1/gateway/tasks/relayed/execution"

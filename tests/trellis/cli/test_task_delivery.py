@@ -137,6 +137,30 @@ def test_post_goes_to_the_gateways_that_are_named(started: Started, capsys: Said
     assert [row["to"] for row in delivered] == [one.url, other.url]
 
 
+def test_post_says_that_no_round_begins_while_the_server_lacks_the_task(
+    started: Started, capsys: Said, tmp_path: Path
+) -> None:
+    server, gateway = started(), started()
+
+    def said_of(url: str) -> str:
+        capsys.readouterr()
+        assert main(["task", "post", "task.yaml", "--gateway", gateway.url, "--server", url]) == 0
+        return capsys.readouterr().err
+
+    server.knows_none = True
+    said = said_of(server.url)
+    assert said.startswith("no round begins yet: there is no task 'digits'")
+    assert "`trellis task run task.yaml` or `trellis server --task task.yaml` starts them" in said
+    assert "no round begins yet: http://127.0.0.1:1" in said_of("http://127.0.0.1:1")
+    server.knows_none = False
+    post = ["task", "run", "task.yaml", "--no-watch", "--server", server.url]
+    assert main([*post, "--gateway", f"eu-1={gateway.url}"]) == 0
+    assert said_of(server.url) == ""
+    task = tmp_path / "task.yaml"
+    task.write_text(task.read_text().replace("revision: 1 ", "revision: 2 "))
+    assert f"{server.url} has revision 1 of task 'digits', and not 2" in said_of(server.url)
+
+
 def test_a_signed_task_is_posted_as_it_is_without_the_operators_key(started: Started, tmp_path: Path) -> None:
     gateway = started()
     assert main(["task", "sign", "task.yaml", "-o", "signed.json"]) == 0
