@@ -126,7 +126,7 @@ class Exporter:
         if wanted in self._under_way:
             raise NotYet(f"the server is exporting {wanted}")
         source = await asyncio.to_thread(_source_digest, wanted)
-        if (made := self._found(wanted, source)) is not None:
+        if (made := await asyncio.to_thread(self._found, wanted, source)) is not None:
             return made
         failed = self._failed.get(wanted)
         if failed is not None and failed[0] == source:
@@ -154,7 +154,7 @@ class Exporter:
                 known = (source, Offer.parse(text, where=str(self._folder)))
             except (OSError, ArtefactError):
                 return None
-        if self.store.find(known[1].sha256) is None:
+        if self.store.find_intact(known[1].sha256) is None:
             return None
         self._made[wanted] = known
         return known[1]

@@ -89,7 +89,7 @@ class RegionalArtefacts:
         """
         asked = self._asked(task, runtime)
         offer = await self._offer_above(asked)
-        if self._store.find(offer.sha256) is not None:
+        if await asyncio.to_thread(self._store.find_intact, offer.sha256) is not None:
             return offer
         if offer.sha256 not in self._fetching:
             self._raise_failure(offer)

@@ -114,6 +114,16 @@ async def test_a_later_server_finds_it_again_until_the_source_changes(
     assert len(child.runs) == 2
 
 
+async def test_a_file_that_the_disk_has_spoilt_is_made_anew(tmp_path: Path, child: Child) -> None:
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        first = await made(exporter)
+        (exporter.store.folder / first.sha256).write_bytes(b"spoilt")
+        assert await made(exporter) == first
+        path = exporter.store.find_intact(first.sha256)
+    assert path is not None
+    assert len(child.runs) == 2
+
+
 async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
     tmp_path: Path, child: Child
 ) -> None:

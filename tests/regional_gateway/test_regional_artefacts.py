@@ -74,6 +74,18 @@ async def test_it_comes_once_for_all_who_ask_at_one_time(tmp_path: Path) -> None
     assert source.given == 1
 
 
+async def test_a_file_that_the_disk_has_spoilt_comes_down_anew(tmp_path: Path) -> None:
+    source = OneFile(tmp_path / "above")
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        await offered(cache)
+        (tmp_path / "cache" / DIGEST).write_bytes(bytes(len(CONTENT)))
+        await offered(cache)
+        path = cache.file(DIGEST)
+        assert path is not None
+        assert path.read_bytes() == CONTENT
+    assert source.given == 2
+
+
 async def test_a_cut_is_mended_without_a_device_that_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

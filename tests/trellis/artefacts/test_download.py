@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from artefact_fronts import CONTENT, DIGEST, Cut, OneFile, Scripted, offer_of, partial
+from secure_federation import tls_files
+from slow_link import Line, SlowLink
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -19,7 +25,10 @@ from trellis.artefacts.serving import create_artefact_app
 from trellis.artefacts.store import ArtefactStore
 from trellis.errors import ArtefactError, Canceled, ConfigError, Refused, Unavailable
 from trellis.http.server import HttpServer
+from trellis.keys.authority import create_authority, issue
+from trellis.keys.principals import SERVER, device
 from trellis.tier.door import Front
+from trellis.tls import TlsFiles
 
 HALF = len(CONTENT) // 2
 
@@ -174,6 +183,52 @@ async def test_nobody_at_the_port_is_unavailable() -> None:
 def test_beyond_this_machine_nothing_is_asked_in_the_clear() -> None:
     with pytest.raises(ConfigError, match="beyond this machine"):
         FrontClient("10.0.0.5:8000", tls=None)
+
+
+async def test_both_ends_show_a_certificate_of_the_fleet(
+    tmp_path: Path, store: ArtefactStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, strangers = tmp_path / "keys", tmp_path / "strangers"
+    for folder in (keys, strangers):
+        create_authority(folder)
+    issue(keys, SERVER)
+    ours, others = (tls_files(issue(folder, device("eu-1", "cam-7"))) for folder in (keys, strangers))
+    app = Front(create_artefact_app(OneFile(tmp_path / "above")))
+    server = HttpServer(app, host="127.0.0.1", port=0, tls=tls_files(keys / SERVER.folder))
+    async with server:
+        address = f"localhost:{server.port}"
+        with caplog.at_level(logging.INFO, "trellis.artefacts"):
+            path = await asyncio.to_thread(FrontClient(address, tls=ours).fetch, offer_of(), store)
+        assert path.read_bytes() == CONTENT
+        assert f"artefact {DIGEST}: all to eu-1/devices/cam-7" in caplog.text
+        for tls in (others, TlsFiles(ca=ours.ca, cert=others.cert, key=others.key), None):
+            with pytest.raises(Unavailable):
+                await asyncio.to_thread(FrontClient(address, tls=tls).offer, "digits", "onnx")
+
+
+async def test_over_a_link_that_is_cut_again_and_again_nothing_comes_twice(store: ArtefactStore) -> None:
+    content = os.urandom(3_000_000)
+    offer = offer_of(content)
+
+    def answer(asked: str | None) -> Response:
+        return partial(content, int(asked[6:-1])) if asked else Response(content)
+
+    app = Scripted(offer, answer)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    line = Line(latency_s=0.0, bits_per_s=12_000_000, lives_s=0.1, least_s=1.0)
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+        async with SlowLink(port, server.port, line) as link:
+            client = FrontClient(f"127.0.0.1:{port}", tls=None)
+            async with asyncio.timeout(60):
+                while store.find(offer.sha256) is None:
+                    with contextlib.suppress(Unavailable):
+                        await asyncio.to_thread(client.fetch, offer, store)
+        assert link.cuts >= 2
+        assert link.carried["down"] < 1.2 * len(content)
+    path = store.find(offer.sha256)
+    assert path is not None
+    assert path.read_bytes() == content
 
 
 async def test_a_download_stops_when_it_is_called_off(store: ArtefactStore) -> None:
