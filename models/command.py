@@ -77,7 +77,7 @@ def list_models(
     Example:
       trellis model list --shape 1,8,8 --classes 10
     """
-    sizes = _parsed_shape(shape)
+    sizes = parsed_shape(shape)
     listed = [_listed(name, sizes, classes) for name in model_names()]
     if as_json:
         typer.echo(json.dumps([asdict(model) for model in listed], indent=2))
@@ -105,7 +105,12 @@ def _listed(name: str, shape: tuple[int, ...], classes: int) -> _Listed:
     return _Listed(name, spec.describe, sum(part.numel() for part in module.parameters()), True, "")
 
 
-def _parsed_shape(text: str) -> tuple[int, ...]:
+def parsed_shape(text: str) -> tuple[int, ...]:
+    """Return the shape that `--shape` gives as `1,28,28`.
+
+    Raises:
+        ConfigError: It is none.
+    """
     try:
         sizes = tuple(int(size) for size in text.split(","))
     except ValueError:

@@ -29,8 +29,12 @@ GROUP = "trellis.models"
 
 BUILT_IN = {
     "convnet": "models.zoo.convnet:MODEL",
+    "gru": "models.zoo.gru:MODEL",
     "lenet5": "models.zoo.lenet5:MODEL",
     "mlp": "models.zoo.mlp:MODEL",
+    "mobile-cnn": "models.zoo.mobile_cnn:MODEL",
+    "resnet8": "models.zoo.resnet8:MODEL",
+    "sensor-cnn": "models.zoo.sensor_cnn:MODEL",
     "softmax": "models.zoo.softmax:MODEL",
 }
 """Ours, so that they are there in a checkout that nobody installed."""

@@ -40,6 +40,7 @@ ENTRIES = (
     ),
     Entry("devices", ("trellis.cli.devices:app",), "List a region's devices."),
     Entry("model", ("trellis.cli.model:app", "models.command:app"), "Fetch, evaluate and list models."),
+    Entry("export", ("models.export.command:app",), "Export a model as ONNX or TFLite, to train or predict."),
     Entry("predict", ("models.predict_command:app",), "Run a trained or exported model on a data set."),
     Entry("watch", ("trellis.cli.watching.command:app",), "Watch rounds, gateways and devices live."),
     Entry("logs", ("trellis.cli.logs.command:app",), "Read a task's log, of all machines in one."),

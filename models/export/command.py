@@ -1,0 +1,152 @@
+"""`trellis export`: a model as ONNX or TFLite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.artefacts import ModelCard, load_model
+from models.command import parsed_shape
+from models.export import TRAINING_BATCH, export_inference, export_training
+from models.manifest import Manifest, Purpose, Runtime
+from trellis.errors import ConfigError, Fault
+
+app = typer.Typer(name="export")
+
+
+class _Format(StrEnum):
+    ONNX = "onnx"
+    TFLITE = "tflite"
+
+
+class _Purpose(StrEnum):
+    TRAINING = "training"
+    INFERENCE = "inference"
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A name of 'trellis model list', or a trained model's file."),
+    ],
+    *,
+    runtime: Annotated[_Format, typer.Option("--format", help="Whose file: ONNX Runtime's or LiteRT's.")],
+    purpose: Annotated[_Purpose, typer.Option("--for", help="To train, or to predict with trained weights.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where it goes, MODEL-PURPOSE.FORMAT if not given."
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="SIZES", help="The shape of a sample, such as 1,28,28.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, help="How many classes to tell apart.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            max=65536,
+            help=f"Samples that TFLite takes at once; {TRAINING_BATCH} to train, 1 to predict by default.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Export a model as data: one file that ONNX Runtime or LiteRT runs without PyTorch.
+
+    For training the file takes weights and gives gradients; they are held against PyTorch's before it is
+    written. For inference it has trained weights inside.
+
+    \b
+    Examples:
+      trellis export lenet5 --shape 1,28,28 --classes 10 --format onnx --for training -o lenet5.onnx
+      trellis export digits.safetensors --format tflite --for inference -o digits.tflite
+    """
+    wanted: Runtime = "onnx" if runtime is _Format.ONNX else "tflite"
+    aim: Purpose = "training" if purpose is _Purpose.TRAINING else "inference"
+    file = Path(model)
+    is_file = file.suffix == ".safetensors" or file.is_file()
+    path = output or Path(f"{file.stem if is_file else model}-{aim}.{wanted}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--output {str(path)!r}", f"folder {str(path.parent)!r} does not exist")
+    if is_file:
+        _refuse_sizes(shape, classes, file)
+        manifest = _from_file(file, aim, wanted, path, batch)
+    elif aim == "inference":
+        problem = f"{model[:80]!r} came, a trained model's file is due: a new model predicts nothing"
+        raise ConfigError("options", [Fault("MODEL", problem, "such as runs/TASK/model.safetensors")])
+    else:
+        sizes, count = _required_sizes(shape, classes)
+        manifest = export_training(
+            model, shape=sizes, classes=count, runtime=wanted, path=path, batch=batch or TRAINING_BATCH
+        )
+    _report(path, manifest, as_json=as_json)
+
+
+def _from_file(file: Path, purpose: Purpose, runtime: Runtime, path: Path, batch: int | None) -> Manifest:
+    arrays, metadata = load_model(file)
+    card = ModelCard.from_metadata(metadata, where=str(file))
+    if purpose == "training":
+        return export_training(
+            card.model,
+            shape=card.shape,
+            classes=card.classes,
+            runtime=runtime,
+            path=path,
+            batch=batch or TRAINING_BATCH,
+        )
+    return export_inference(
+        card.model,
+        arrays,
+        shape=card.shape,
+        classes=card.classes,
+        normalize=card.normalize,
+        runtime=runtime,
+        path=path,
+        batch=batch or 1,
+    )
+
+
+def _required_sizes(shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:
+    faults = []
+    if shape is None:
+        faults.append(Fault("shape", "is missing", "the shape of a sample, such as 1,28,28"))
+    if classes is None:
+        faults.append(Fault("classes", "is missing", "how many classes to tell apart, such as 10"))
+    if shape is None or classes is None:
+        raise ConfigError("options", faults)
+    return parsed_shape(shape), classes
+
+
+def _refuse_sizes(shape: str | None, classes: int | None, file: Path) -> None:
+    given = {"shape": shape, "classes": classes}
+    faults = [
+        Fault(name, f"{value!r} came, {str(file)!r} says it by itself", "leave it out")
+        for name, value in given.items()
+        if value is not None
+    ]
+    if faults:
+        raise ConfigError("options", faults)
+
+
+def _report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if as_json:
+        said = {"file": str(path), "bytes": len(content), "sha256": sha256}
+        typer.echo(json.dumps({**said, "manifest": json.loads(manifest.to_json())}, indent=2))
+        return
+    batch = "a batch of any size" if manifest.batch is None else f"batches of {manifest.batch}"
+    typer.echo(
+        f"{path}: {manifest.model} for {manifest.purpose}, {manifest.opset}, {batch}\n"
+        f"{len(content)} bytes, sha256 {sha256}"
+    )
