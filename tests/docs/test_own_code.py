@@ -90,7 +90,8 @@ def test_the_models_page_lists_the_zoo() -> None:
     listed = table(read("docs/models.md"), "zoo")
     assert {codes(row[0])[0] for row in listed} == set(BUILT_IN)
     for row in listed:
-        module = find_model(codes(row[0])[0]).build((1, 28, 28), 10)
+        shape, classes = row[4].removesuffix(" classes").split(", ")
+        module = find_model(codes(row[0])[0]).build(tuple(map(int, shape.split("×"))), int(classes))
         assert row[3] == f"{sum(part.numel() for part in module.parameters()):,}"
 
 
