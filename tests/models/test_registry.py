@@ -48,7 +48,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_and_all_known() -> None:
     assert caught.value.code == "model"
     message = str(caught.value)
     assert message.startswith("model 'lenet' is not known here: did you mean 'lenet5'? Known are ")
-    assert "convnet, lenet5, mlp, softmax" in message
+    assert "convnet, gru, lenet5, mlp, mobile-cnn, resnet8, sensor-cnn, softmax" in message
 
 
 def test_an_installed_package_offers_a_model_that_trains(site: Path) -> None:
