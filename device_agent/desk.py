@@ -13,7 +13,6 @@ from device_agent.eligibility import (
     Means,
     Seen,
     believe,
-    reason_of,
     require_data,
     require_means,
     require_server,
@@ -25,7 +24,7 @@ from models.registry import model_names
 from trellis.descriptor import parse_json
 from trellis.disk import has_room
 from trellis.envelope import Envelope
-from trellis.errors import DiskFailed, InvalidInput, Refused, TrellisError
+from trellis.errors import DiskFailed, InvalidInput, Refused
 from trellis.execution import central_end
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import ExecutionState, Reason, Round, TaskStatus
@@ -103,7 +102,7 @@ class TaskDesk:
         except (Refused, InvalidInput) as error:
             if isinstance(error, Refused) and error.code == "clock":
                 self._early[task] = payload
-            await self._refuse_stranger(report, error)
+            await report.refuse(error)
             return
         await self._accept(believed, report)
 
@@ -182,7 +181,7 @@ class TaskDesk:
         self._starved[task] = believed
         self._examined.pop(task, None)
         if task not in self._queue and not self._has_in_hand(task):
-            await self._reject(report, error, believed.descriptor.revision)
+            await report.reject(error, believed.descriptor.revision)
 
     async def _examine(self, believed: Believed, report: TaskReport) -> None:
         task, revision = believed.descriptor.task, believed.descriptor.revision
@@ -199,7 +198,7 @@ class TaskDesk:
             require_data(believed.descriptor, self._device.data)
         except (Refused, InvalidInput) as error:
             self._queue.pop(task, None)
-            await self._reject(report, error, revision)
+            await report.reject(error, revision)
             return
         settings = self._device.settings
         await report.queued(revision, samples=len(self._device.data), backend=settings.backend)
@@ -258,27 +257,6 @@ class TaskDesk:
         if self._in_hand is not None and self._has_in_hand(task):
             self._in_hand[1].end(ending)
 
-    async def _refuse_stranger(self, report: TaskReport, error: TrellisError) -> None:
-        """Say that a descriptor is not believed; what it is not may not end what was believed."""
-        last = report.execution
-        if last is None or last.state is ExecutionState.REJECTED:
-            await self._reject(report, error, 0)
-        else:
-            logger.error(
-                "a descriptor of task %s is refused: %s", report.task, error, extra={"task": report.task}
-            )
-
-    async def _reject(self, report: TaskReport, error: TrellisError, revision: int) -> None:
-        reason = reason_of(error)
-        last = report.execution
-        if last is not None and last.state is ExecutionState.REJECTED and last.revision == revision:
-            said_before = last.reason is not None and last.reason.code == reason.code
-            if said_before:
-                await report.again()
-                return
-        logger.error("task %s is rejected: %s", report.task, error, extra={"task": report.task})
-        await report.end(ExecutionState.REJECTED, reason, revision=revision)
-
     def _ended_centrally(self, task: str) -> Ending | None:
         status = self._statuses.get(task)
         if status is None or status.central is None or not status.central.ended:
@@ -296,14 +274,8 @@ class TaskDesk:
     def _report(self, task: str) -> TaskReport:
         if task not in self._reports:
             settings = self._device.settings
-            self._reports[task] = TaskReport(
-                self._bus,
-                self._device.journal,
-                settings.topics,
-                region=settings.region,
-                device=settings.name,
-                task=task,
-            )
+            who = {"region": settings.region, "device": settings.name, "task": task}
+            self._reports[task] = TaskReport(self._bus, self._device.journal, settings.topics, **who)
         return self._reports[task]
 
     def _turn(self, task: Believed) -> tuple[bool, datetime, str]:

@@ -9,14 +9,15 @@ import traceback
 from collections import deque
 from contextvars import ContextVar
 
+from device_agent.eligibility import reason_of
 from device_agent.journal import Journal
+from trellis.errors import TrellisError
 from trellis.execution import ExecutionReport
 from trellis.mqtt import Bus
-from trellis.payloads import (
-    Log,
-    Progress,
-)
+from trellis.payloads import ExecutionState, Log, Progress
 from trellis.topics import Kind, Topics
+
+logger = logging.getLogger(__name__)
 
 SPEAKER: ContextVar[str | None] = ContextVar("speaker", default=None)
 """The device, `<region>/devices/<device>`, whose code is running: several may share a process."""
@@ -40,6 +41,29 @@ class TaskReport(ExecutionReport):
     async def progress(self, progress: Progress) -> None:
         """Publish where training stands."""
         await self._bus.publish(self._progress_topic, progress.to_bytes(), qos=0)
+
+    async def reject(self, error: TrellisError, revision: int) -> None:
+        """Say, once, why the device does not take part in this revision."""
+        reason, last = reason_of(error), self.execution
+        if (
+            last is not None
+            and (last.state, last.revision) == (ExecutionState.REJECTED, revision)
+            and last.reason is not None
+            and last.reason.code == reason.code
+        ):
+            await self.again()
+            return
+        logger.error("task %s is rejected: %s", self.task, error, extra={"task": self.task})
+        await self.end(ExecutionState.REJECTED, reason, revision=revision)
+
+    async def refuse(self, error: TrellisError) -> None:
+        """Say that a descriptor is not believed; what it is not may not end what was believed."""
+        if self.execution is None or self.execution.state is ExecutionState.REJECTED:
+            await self.reject(error, 0)
+        else:
+            logger.error(
+                "a descriptor of task %s is refused: %s", self.task, error, extra={"task": self.task}
+            )
 
 
 class TaskLog(logging.Handler):
