@@ -1,0 +1,145 @@
+"""Three runtimes in one task: what two of them train from is exported once, and comes down by gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from artefact_fronts import CONTENT, Scripted, offer_of
+from federation import Device, Federation
+from members import ROOT, Machine, Member
+from starlette.responses import Response
+
+from trellis.http.server import HttpServer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]
+
+BACKENDS = {"d1": "torch", "d2": "onnx", "d3": "onnx", "d4": "tflite"}
+SPY = ROOT / "tests" / "support" / "spy_modules"
+PATIENT = {"deadline_s": 240.0}
+PARTS = {"participants": {"minimum": 4, "quorum": 1.0, **PATIENT}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lying() -> AsyncIterator[str]:
+    """A front that gives other bytes than it offers."""
+    app = Scripted(offer_of(), lambda _: Response(bytes(len(CONTENT))))
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory, lying: str) -> AsyncIterator[Federation]:
+    folder = tmp_path_factory.mktemp("artefacts") / "fleet"
+    told = folder / "told"
+    path = os.pathsep.join([str(SPY), str(ROOT)])
+    spied = Machine(environment={"PYTHONPATH": path, "MODULES_TOLD": str(told)})
+    devices = [
+        Device(name, "eu-1", partition=f"{number}/4", options=("--backend", backend), machine=spied)
+        for number, (name, backend) in enumerate(BACKENDS.items())
+    ]
+    fooled = Device("d5", "us-1", partition="0/4", options=("--backend", "onnx", "--server", lying))
+    honest = Device("d6", "us-1", partition="1/4", options=("--backend", "torch"))
+    made = Federation(folder, devices=(*devices, fooled, honest))
+    told.mkdir()
+    made.gateways["us-1"].arguments += ("--front-address", lying)
+    async with made as started:
+        yield started
+
+
+def sent(member: Member) -> Counter[str]:
+    """Return how often a front has begun to send each artefact, by its digest."""
+    return Counter(re.findall(r"trellis\.artefacts\.serving: artefact ([0-9a-f]{64}): ", member.said()))
+
+
+async def test_three_runtimes_train_one_model_and_say_which_they_are(fleet: Federation) -> None:
+    task = await fleet.submit("mixed", regions=("eu-1",), model={"name": "mlp"}, **PARTS)
+    view = await fleet.ended(task, within_s=300)
+    for record in view["history"]:
+        assert {one["device"]: one["outcome"] for one in record["outcomes"]} == dict.fromkeys(
+            BACKENDS, "replied"
+        )
+    assert view["metrics"]["accuracy"] > 0.5
+    shown = await fleet.operator("task", "show", task)
+    for name, backend in BACKENDS.items():
+        topic = fleet.execution(name, task)
+        assert set(fleet.mqtt.said(topic, "backend")) == {backend}
+        assert ("fetching" in fleet.mqtt.said(topic, "phase")) == (backend != "torch")
+        assert fleet.mqtt.latest[f"eu-1/devices/{name}/info"]["backend"] == backend
+        (line,) = [line for line in shown.out.splitlines() if f"eu-1/{name} " in line]
+        assert f" {backend} " in line
+
+
+async def test_each_artefact_is_exported_once_and_passes_the_gateway_once(fleet: Federation) -> None:
+    exported = re.findall(r"export mlp for (\w+), .*: begins", fleet.server.said())
+    assert sorted(exported) == ["onnx", "tflite"]
+    assert sorted(sent(fleet.server).values()) == [1, 1], (
+        "the region relays: its gateway keeps them all the same"
+    )
+    assert sorted(sent(fleet.gateways["eu-1"]).values()) == [1, 2]
+
+
+async def test_a_region_that_averages_has_it_from_its_gateway_and_no_device_fetches_twice(
+    fleet: Federation,
+) -> None:
+    at_the_centre = sent(fleet.server)
+    at_the_gateway = sent(fleet.gateways["eu-1"])
+    regional: dict[str, Any] = {
+        "aggregation": {"tier": "regional", "participants": {"minimum": 1, **PATIENT}},
+        "model": {"name": "mlp"},
+    }
+    assert await fleet.devices["d2"].stop() == 0
+    fleet.devices["d2"].start()
+    await fleet.all_online()
+    task = await fleet.submit("regional", regions=("eu-1",), **regional, **PARTS)
+    await fleet.ended(task, within_s=200)
+    for name in BACKENDS:
+        await fleet.mqtt.field(fleet.execution(name, task), "state", "SUCCEEDED")
+    assert sent(fleet.server) == at_the_centre
+    assert sent(fleet.gateways["eu-1"]) == at_the_gateway, (
+        "each has it in its own cache, d2 also after a restart"
+    )
+
+
+async def test_a_device_with_a_light_runtime_has_loaded_no_other(fleet: Federation) -> None:
+    for name, backend in BACKENDS.items():
+        pid = fleet.devices[name].pid
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        os.kill(pid, signal.SIGUSR1)
+        told = fleet.folder / "told" / f"modules.{pid}"
+        async with asyncio.timeout(20):
+            while not told.exists():  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.05)
+        loaded = {module.partition(".")[0] for module in told.read_text().splitlines()}
+        heavy = {"torch", "tensorflow", "jax", "onnx", "onnxscript", "litert_torch"} & loaded
+        if backend == "torch":
+            assert heavy == {"torch"}, "or else this would see nothing"
+            assert "libtorch" in mapped
+        else:
+            runtimes = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+            assert heavy == set()
+            assert {"onnxruntime", "ai_edge_litert"} & loaded == {runtimes[backend]}
+            assert not re.search("libtorch|tensorflow|libjax", mapped)
+        assert not {"fastapi", "uvicorn", "sklearn"} & loaded
+
+
+async def test_a_front_that_lies_is_refused_and_the_others_go_on(fleet: Federation) -> None:
+    one = {"participants": {"minimum": 1, "quorum": 0.5, **PATIENT}}
+    task = await fleet.submit("lied-to", regions=("us-1",), model={"name": "mlp"}, **one)
+    view = await fleet.ended(task)
+    assert [record["replied"] for record in view["history"]] == [1, 1]
+    topic = fleet.execution("d5", task)
+    await fleet.mqtt.field(topic, "state", "REJECTED")
+    reason = fleet.mqtt.latest[topic]["reason"]
+    assert reason["code"] == "artefact"
+    assert "SHA-256" in reason["message"]
+    cache = fleet.folder / "state" / "us-1" / "d5" / "artefacts"
+    assert list(cache.iterdir()) == []
