@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -143,7 +143,7 @@ class Exporter:
         What goes wrong is told to whoever asks for it.
         """
         self._failed.pop(wanted, None)
-        with contextlib.suppress(TrellisError):
+        with contextlib.suppress(TrellisError, OSError):
             await self.offer(wanted)
 
     def _found(self, wanted: Wanted, source: str) -> Offer | None:
@@ -247,16 +247,24 @@ def _environment() -> dict[str, str]:
     return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
+def _source_folder(model: str) -> Path | None:
+    """Return where a model is defined, if that is a folder: it may be built of its neighbours' parts."""
+    spec = find_model(model)
+    build: object = spec.build
+    while isinstance(build, functools.partial):
+        build = build.func
+    # A function has a module of its own, an object that is called has its class's.
+    file = getattr(sys.modules.get(str(build.__module__)), "__file__", None)
+    return None if file is None else Path(file).parent
+
+
 def _source_digest(wanted: Wanted) -> str:
     """Return a digest of what an export follows from: exporter, PyTorch, and the model's source."""
     digest = hashlib.sha256(f"trellis {__version__}\n".encode())
     for tool in _TOOLS:
         with contextlib.suppress(PackageNotFoundError):
             digest.update(f"{tool} {version(tool)}\n".encode())
-    # A model may be built of its neighbours' parts.
-    built_in = inspect.getsourcefile(find_model(wanted.model).build)
-    folders = [Path(models.__file__).parent / "export", *([Path(built_in).parent] if built_in else [])]
-    for folder in folders:
-        for path in sorted(folder.glob("*.py")):
+    for folder in (Path(models.__file__).parent / "export", _source_folder(wanted.model)):
+        for path in sorted(folder.glob("*.py")) if folder is not None else ():
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from central_server import exporting
 from central_server.exporting import Exporter, Wanted, export_command
+from models.registry import ModelSpec
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.descriptor import parse_mapping
 from trellis.errors import Refused
@@ -122,6 +125,23 @@ async def test_a_file_that_the_disk_has_spoilt_is_made_anew(tmp_path: Path, chil
         path = exporter.store.find_intact(first.sha256)
     assert path is not None
     assert len(child.runs) == 2
+
+
+class Built:
+    """A model that an object builds."""
+
+    def __call__(self, shape: tuple[int, ...], classes: int) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("build", [Built(), partial(Built().__call__), partial(partial(print), 1)])
+async def test_a_model_may_be_built_by_anything_that_can_be_called(
+    tmp_path: Path, child: Child, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "find_model", lambda name: ModelSpec(name, "odd", build))
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await exporter.begin(WANTED)
+        await made(exporter)
 
 
 async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
