@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from regional_gateway.outlet import Outlet
 from trellis.mqtt import Publication
+from trellis.mqtt.backoff import Backoff
 from trellis.topics import Address, Kind, Topics
 
-RETURN_S = 30.0
-"""How long devices may take to come back after their broker was away; their waits go up to 10 s."""
+RETURN_S = Backoff().late_s + 15.0
+"""How long devices may take to come back after their broker was away: their longest wait, and a connect."""
 
 _PRESENCE = (Kind.DEVICE_STATE, Kind.GATEWAY_STATE)
 
@@ -83,8 +85,11 @@ class Upward:
         """
         while True:
             await reconnected.wait()
-            reconnected.clear()
-            await asyncio.sleep(RETURN_S)
+            # Each connect begins with nobody there, so that from each everybody has the whole time.
+            while reconnected.is_set():
+                reconnected.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reconnected.wait(), RETURN_S)
             for topic in self.standing:
                 address = self._topics.parse(topic)
                 if address.kind in _PRESENCE and topic not in self._present:

@@ -14,6 +14,9 @@ from models.exported.graph_file import MalformedFile
 MAX_READS = 1_000_000
 """Done in seconds; LeNet's training graph takes 10,000."""
 
+COPIES = 4
+"""How many times its own size a file may have read as text and content: tables may share what they hold."""
+
 Read = TypeVar("Read")
 
 
@@ -23,6 +26,7 @@ class FlatFile:
     def __init__(self, content: bytes, *, reads: int = MAX_READS) -> None:
         self._content = memoryview(content)
         self._left = reads
+        self._bytes_left = COPIES * len(content)
 
     def root(self, identifier: bytes) -> Table:
         """Return the root table of a file with that identifier of four bytes."""
@@ -57,6 +61,9 @@ class FlatFile:
 
     def piece(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` to below `end`, which a vector's range holds."""
+        self._bytes_left -= end - start
+        if self._bytes_left < 0:
+            raise MalformedFile("its parts share what they hold more often than any model's")
         return bytes(self._content[start:end])
 
 

@@ -122,7 +122,7 @@ def _strange_parts(model: Table, parts: _Parts) -> Iterator[str]:
             name = code.text(_CODE_CUSTOM)[:80] or _NOT_BUILT_IN[number]
             yield f"it needs the operator {name!r}, which is not built into LiteRT"
     for index, buffer in enumerate(parts.buffers):
-        buffer.content(_BUFFER_CONTENT)
+        buffer.length(_BUFFER_CONTENT)
         if buffer.number(_BUFFER_OFFSET, "Q") not in _ABSENT_BUFFERS:
             yield f"buffer {index} lies behind the FlatBuffer, all are due inside of it"
     if any(model.length(field) for field in _MODEL_EXTERNAL):

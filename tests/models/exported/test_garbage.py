@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from models.exported import read_artefact
 from models.exported.graph_file import MalformedFile
 from models.exported.protobuf import Budget, Message
+from models.exported.tflite_file import read_tflite
 from trellis.errors import ArtefactError
 
 RUNTIMES = ("onnx", "tflite")
@@ -141,3 +143,22 @@ def test_a_message_reads_each_kind_of_field() -> None:
     assert 5 not in message
     with pytest.raises(MalformedFile, match="field 2 stands 2 times"):
         message.text(2)
+
+
+def shared_name(entries: int, size: int) -> bytes:
+    """A TFLite file all of whose metadata entries are one table, whose name is long."""
+    model, vector = 28, 36
+    entry_fields = vector + 4 + 4 * entries
+    entry, name = entry_fields + 8, entry_fields + 16
+    content = struct.pack("<I4s", model, b"TFL3") + struct.pack("<9H", 18, 8, *[0] * 6, 4) + bytes(2)
+    content += struct.pack("<iI", model - 8, 4) + struct.pack("<I", entries)
+    content += b"".join(struct.pack("<I", entry - (vector + 4 + 4 * index)) for index in range(entries))
+    content += struct.pack("<3H2x", 6, 8, 4) + struct.pack("<iI", entry - entry_fields, 4)
+    assert len(content) == name
+    return content + struct.pack("<I", size) + b"a" * size
+
+
+def test_a_part_that_many_share_is_not_read_without_end() -> None:
+    assert read_tflite(shared_name(1, 100), metadata_key="trellis").manifest is None
+    with pytest.raises(MalformedFile, match="share what they hold more often"):
+        read_tflite(shared_name(1000, 1_000_000), metadata_key="trellis")

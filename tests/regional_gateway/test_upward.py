@@ -1,0 +1,50 @@
+"""What a gateway says above of others, and when it no longer does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+
+from regional_gateway.outlet import Outlet
+from regional_gateway.upward import Upward
+from trellis.mqtt import Publication
+from trellis.topics import Topics
+
+TOPICS = Topics("trellis/v1")
+STATE = TOPICS.parse("trellis/v1/eu-1/devices/cam-1/state")
+
+
+class Above:
+    """The parent's broker, as far as this goes."""
+
+    def __init__(self) -> None:
+        self.removed = asyncio.Event()
+        self.at = 0.0
+
+    async def send(self, publication: Publication) -> None:
+        assert not publication.payload
+        self.at = time.monotonic()
+        self.removed.set()
+
+
+async def test_after_each_connect_devices_have_the_whole_time_to_come_back(monkeypatch: Any) -> None:
+    monkeypatch.setattr("regional_gateway.upward.RETURN_S", 3.0)
+    upward, above, connected = Upward(TOPICS), Above(), asyncio.Event()
+    upward.note(STATE, b"{}")
+    upward.forget_presence()
+    clearing = asyncio.create_task(upward.clear_lost(cast(Outlet, above), connected))
+    connected.set()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(above.removed.wait(), 0.5)
+    connected.set()
+    second = time.monotonic()
+    await asyncio.wait_for(above.removed.wait(), 10)
+    clearing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await clearing
+    assert above.at - second >= 3.0
+    assert upward.standing == ()
