@@ -30,10 +30,10 @@ runtimes: $(RUNTIMES:%=.runtimes/%/installed)
 demo: install
 	$(BIN)/trellis demo $(DEMO)
 
-test: install
+test: install runtimes
 	$(BIN)/python -m pytest -m 'not long' $(WORKERS) $(TESTS)
 
-test-long: install
+test-long: install runtimes
 	$(BIN)/python -m pytest -m long $(WORKERS) $(TESTS)
 
 check: install
