@@ -97,7 +97,7 @@ async def test_all_that_is_wrong_with_a_task_is_said_at_once_each_with_its_field
         said = {one["field"]: one["problem"] for one in answer.json()["error"]["faults"]}
     assert list(said) == ["expires_at", "model.name", "strategy.name", "evaluate.on"]
     assert "expired at" in said["expires_at"]
-    assert "did you mean 'lenet5'? Known are convnet, lenet5, mlp, softmax" in said["model.name"]
+    assert "did you mean 'lenet5'? Known are convnet, gru, lenet5, mlp, mobile-cnn, " in said["model.name"]
     assert "did you mean 'fedavg'?" in said["strategy.name"]
     assert "with 'digts', which has: digits; did you mean 'digits'?" in said["evaluate.on"]
 
