@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported_models import LONGEST_S
 from torch import nn
 from torch.nn import functional
 
@@ -13,6 +14,9 @@ from models.export import export_training
 from models.manifest import Runtime
 from models.registry import ModelSpec
 from trellis.errors import InvalidInput
+
+# A converter is slow on a busy machine.
+pytestmark = pytest.mark.timeout(LONGEST_S)
 
 REMEDY = "or train it on devices with the extra torch alone"
 
