@@ -19,8 +19,8 @@ from models.exported.tflite_file import read_tflite
 from models.manifest import METADATA_KEY, Manifest, Purpose, Runtime
 from trellis.errors import ArtefactError, Fault
 
-MAX_ARTEFACT_BYTES = 64 * 1024**2
-"""Training artefacts hold no weights: those of the zoo have a tenth of a megabyte."""
+MAX_ARTEFACT_BYTES = 256 * 1024**2
+"""As much as a device fetches by default. Training artefacts hold no weights: the zoo's have 0.3 MB."""
 
 _READERS: Mapping[Runtime, Callable[..., GraphFile]] = {"onnx": read_onnx, "tflite": read_tflite}
 LABEL_DTYPES: Mapping[Runtime, str] = {"onnx": "int64", "tflite": "int32"}
