@@ -60,7 +60,16 @@ def residue(folder: Path) -> list[str]:
     return left + [path.name for path in (folder / "temporary").iterdir()]
 
 
-SCRIPTS = ("front", "round_overhead", "round_profile", "footprint", "recovery", "hierarchy", "hierfavg")
+SCRIPTS = (
+    "front",
+    "round_overhead",
+    "round_profile",
+    "footprint",
+    "recovery",
+    "hierarchy",
+    "hierfavg",
+    "runtimes",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -170,6 +179,27 @@ def test_averaging_in_regions_often_and_seldom_is_drawn(tmp_path: Path) -> None:
     assert row["ahead_points"] == pytest.approx(row["accuracy_10x6"] - row["accuracy_1x60"])
     drawing = ElementTree.parse(tmp_path / "curves.svg").getroot()  # noqa: S314 - we drew it
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_every_backend_is_weighed_and_timed(tmp_path: Path) -> None:
+    options = ("--models", "softmax", "--steps", "3", "--repeats", "1")
+    found = rows("runtimes.py", tmp_path, *options, timeout_s=580)
+    assert [(row["backend"], row["model"]) for row in found] == [
+        ("torch", "softmax"),
+        ("onnx", "softmax"),
+        ("tflite", "softmax"),
+    ]
+    figures = {"step_ms_median", "agent_rss_mb", "import_s", "installed_mb"}
+    assert all(row.keys() == {"backend", "model", "artefact_bytes"} | figures for row in found)
+    assert all(row[name] > 0 for row in found for name in figures)
+    torch, *light = found
+    assert torch["artefact_bytes"] is None
+    for row in light:
+        assert row["artefact_bytes"] > 0
+        assert row["agent_rss_mb"] < 0.7 * torch["agent_rss_mb"]
+        assert row["installed_mb"] < 0.7 * torch["installed_mb"]
 
 
 def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path) -> None:
