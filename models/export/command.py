@@ -6,14 +6,18 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from models.artefacts import ModelCard, load_model
 from models.command import parsed_shape
+from models.datasets import load
 from models.export import TRAINING_BATCH, export_inference, export_training
-from models.manifest import Manifest, Purpose, Runtime
+from models.manifest import Manifest, Purpose, QuantizationMethod, Runtime
+from models.quantization import quantize as write_quantized
+from models.quantization import require_calibration
 from trellis.errors import ConfigError, Fault
 
 app = typer.Typer(name="export")
@@ -27,6 +31,19 @@ class _Format(StrEnum):
 class _Purpose(StrEnum):
     TRAINING = "training"
     INFERENCE = "inference"
+
+
+class _Quantize(StrEnum):
+    FP16 = "fp16"
+    INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
+
+
+_METHODS: dict[_Quantize, QuantizationMethod] = {
+    _Quantize.FP16: "fp16",
+    _Quantize.INT8_DYNAMIC: "int8-dynamic",
+    _Quantize.INT8_STATIC: "int8-static",
+}
 
 
 @app.command()
@@ -59,6 +76,18 @@ def export(
             help=f"Samples that TFLite takes at once; {TRAINING_BATCH} to train, 1 to predict by default.",
         ),
     ] = None,
+    quantize: Annotated[
+        _Quantize | None,
+        typer.Option("--quantize", help="Write fewer bits: weights of 16, weights of 8, all of 8."),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="SOURCE",
+            help="Data whose training split int8-static measures, as 'trellis device' takes them.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export a model as data: one file that ONNX Runtime or LiteRT runs without PyTorch.
@@ -70,6 +99,7 @@ def export(
     Examples:
       trellis export lenet5 --shape 1,28,28 --classes 10 --format onnx --for training -o lenet5.onnx
       trellis export digits.safetensors --format tflite --for inference -o digits.tflite
+      trellis export digits.safetensors --format onnx --for inference --quantize int8-dynamic
     """
     wanted: Runtime = "onnx" if runtime is _Format.ONNX else "tflite"
     aim: Purpose = "training" if purpose is _Purpose.TRAINING else "inference"
@@ -78,9 +108,14 @@ def export(
     path = output or Path(f"{file.stem if is_file else model}-{aim}.{wanted}")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {str(path)!r}", f"folder {str(path.parent)!r} does not exist")
+    method = None if quantize is None else _METHODS[quantize]
+    _require_sense(aim, method, calibrate)
     if is_file:
         _refuse_sizes(shape, classes, file)
-        manifest = _from_file(file, aim, wanted, path, batch)
+        if method is None:
+            manifest = _from_file(file, aim, wanted, path, batch)
+        else:
+            manifest = _quantized(file, wanted, path, batch=batch, method=method, calibrate=calibrate)
     elif aim == "inference":
         problem = f"{model[:80]!r} came, a trained model's file is due: a new model predicts nothing"
         raise ConfigError("options", [Fault("MODEL", problem, "such as runs/TASK/model.safetensors")])
@@ -116,6 +151,33 @@ def _from_file(file: Path, purpose: Purpose, runtime: Runtime, path: Path, batch
     )
 
 
+def _quantized(
+    file: Path,
+    runtime: Runtime,
+    path: Path,
+    *,
+    batch: int | None,
+    method: QuantizationMethod,
+    calibrate: str | None,
+) -> Manifest:
+    data = None if calibrate is None else load(calibrate, split="train")
+    with TemporaryDirectory(prefix="trellis-export-") as folder:
+        whole = Path(folder) / f"whole.{runtime}"
+        _from_file(file, "inference", runtime, whole, batch)
+        return write_quantized(whole, method, runtime=runtime, path=path, calibration=data)
+
+
+def _require_sense(purpose: Purpose, method: QuantizationMethod | None, calibrate: str | None) -> None:
+    if method is not None and purpose == "training":
+        problem = "a training file has no weights, and computes in float32"
+        raise ConfigError("options", [Fault("quantize", problem, "--for inference, or leave it out")])
+    if method is not None:
+        require_calibration(method, given=calibrate is not None)
+    elif calibrate is not None:
+        problem = "nothing is measured where nothing is quantised"
+        raise ConfigError("options", [Fault("calibrate", problem, "--quantize int8-static, or leave it out")])
+
+
 def _required_sizes(shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:
     faults = []
     if shape is None:
@@ -147,6 +209,10 @@ def _report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         return
     batch = "a batch of any size" if manifest.batch is None else f"batches of {manifest.batch}"
     typer.echo(
-        f"{path}: {manifest.model} for {manifest.purpose}, {manifest.opset}, {batch}\n"
+        f"{path}: {manifest.model} for {manifest.purpose}, {_bits(manifest)}{manifest.opset}, {batch}\n"
         f"{len(content)} bytes, sha256 {sha256}"
     )
+
+
+def _bits(manifest: Manifest) -> str:
+    return "" if manifest.quantization is None else f"{manifest.quantization.method}, "

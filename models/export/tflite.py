@@ -57,11 +57,17 @@ def programs_of(content: bytes, graphs: Sequence[Graph]) -> dict[str, Program]:
 
 
 def finished(content: bytes, manifest: Manifest) -> bytes:
-    """Return the file: the model with the manifest inside."""
+    """Return the file: the model with the manifest inside, in place of one that is there."""
     model = schema.ModelT.InitFromPackedBuf(content)
     added = schema.BufferT(np.frombuffer(manifest.to_json().encode(), dtype=np.uint8))
-    model.buffers = [_Aligned(buffer) for buffer in [*model.buffers, added]]
-    model.metadata = [*(model.metadata or []), schema.MetadataT(METADATA_KEY, len(model.buffers) - 1)]
+    metadata = list(model.metadata or [])
+    there = [entry.buffer for entry in metadata if entry.name == METADATA_KEY.encode()]
+    if there:
+        model.buffers[there[0]] = added
+    else:
+        model.metadata = [*metadata, schema.MetadataT(METADATA_KEY, len(model.buffers))]
+        model.buffers = [*model.buffers, added]
+    model.buffers = [_Aligned(buffer) for buffer in model.buffers]
     builder = flatbuffers.Builder(len(content) + len(added.data))
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     return bytes(builder.Output())

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import psutil
 import pytest
+import trained_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "FEDERATION_UNDER_MEASUREMENT"
@@ -69,6 +70,7 @@ SCRIPTS = (
     "hierarchy",
     "hierfavg",
     "runtimes",
+    "quantization",
 )
 
 
@@ -200,6 +202,22 @@ def test_every_backend_is_weighed_and_timed(tmp_path: Path) -> None:
         assert row["artefact_bytes"] > 0
         assert row["agent_rss_mb"] < 0.7 * torch["agent_rss_mb"]
         assert row["installed_mb"] < 0.7 * torch["installed_mb"]
+
+
+@pytest.mark.timeout(300)
+def test_fewer_bits_are_weighed(tmp_path: Path) -> None:
+    digits = trained_files.write_digits(tmp_path / "digits.npz")
+    found = rows("quantization.py", tmp_path, "--data", str(digits), "--epochs", "1")
+    methods = ["float32", "fp16", "int8-dynamic", "int8-static"]
+    named = [(row["runtime"], row["quantization"]) for row in found]
+    assert named == [(runtime, method) for runtime in ("onnx", "tflite") for method in methods]
+    whole = {row["runtime"]: row for row in found if row["quantization"] == "float32"}
+    for row in found:
+        other = whole[row["runtime"]]
+        assert row["ratio"] == row["bytes"] / other["bytes"]
+        assert row["points_lost"] == pytest.approx(other["accuracy"] - row["accuracy"])
+        assert row["ms_per_sample"] > 0
+    assert all(row["ratio"] < 1 for row in found if row["quantization"] != "float32")
 
 
 def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path) -> None:
