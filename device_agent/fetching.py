@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trellis.artefacts.download import FrontClient
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.artefacts.store import ArtefactStore
-from trellis.errors import Canceled, Refused, Unavailable
+from trellis.errors import Canceled, InvalidInput, Refused, Unavailable
 from trellis.flower.link_loop import Halt
 from trellis.payloads import Reason
 from trellis.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
-EXPORT_S = 1200.0
-"""How long an artefact may be in the making: an export has ten minutes, and others may come first."""
 _AGAIN_S, _AGAIN_MOST_S = 0.5, 30.0
 
 
@@ -38,7 +35,6 @@ class Fetcher:
     ) -> None:
         self._store, self._tls, self._halt, self._tell = store, tls, halt, tell
         self._told: Reason | None = None
-        self._making_since: float | None = None
         self._failures = 0
 
     def fetch(self, task: str, runtime: str, fronts: Sequence[str]) -> Path:
@@ -47,41 +43,56 @@ class Fetcher:
         Args:
             task: The task's name.
             runtime: What is to train.
-            fronts: Whom to ask, `host:port`; the next one where one is away, or does not know the task.
+            fronts: Whom to ask, `host:port`; the next one where one is away, does not know the task, or gives
+                something that cannot be used.
 
         Raises:
-            Refused: It cannot be exported (`export`), or is too long in the making (`artefact`).
-            ArtefactError: It is too large, or is not what was offered; nothing of it is left.
+            Refused: It cannot be exported (`export`).
+            ArtefactError: Of the last front: it is too large, or not what was offered; nothing of it is left.
             DiskFailed: The disk does not take it.
-            Canceled: The task has ended meanwhile.
+            Canceled: The task has ended meanwhile, which alone ends the wait for what is not there yet.
         """
         self._tell(None)
         self._store.tidy()
         clients = [FrontClient(front, tls=self._tls) for front in fronts]
         while not self._halt.called:
-            waits, again_s = None, 0.0
-            for client in clients:
-                try:
-                    return self._fetch_from(client, task, runtime)
-                except NotYet as error:
-                    waits, again_s = self._making(error), error.again_s
-                    break
-                except Unavailable as error:
-                    waits, again_s = Reason(code="unavailable", message=str(error)), self._backoff_s()
-                except Refused as error:
-                    if error.code != "unknown":
-                        raise
-                    # A task may reach its devices before it reaches the server.
-                    waits, again_s = Reason(code="unknown", message=str(error)), self._backoff_s()
+            try:
+                return self._fetch_from_any(clients, task, runtime)
+            except NotYet as error:
+                self._failures = 0
+                waits = Reason(code="artefact", message=str(error))
+                # Thousands that were told the same come spread.
+                again_s = random.uniform(1.0, 2.0) * error.again_s  # noqa: S311 - no secret
+            except Unavailable as error:
+                waits, again_s = Reason(code="unavailable", message=str(error)), self._backoff_s()
+            except Refused as error:
+                if error.code != "unknown":
+                    raise
+                # A task may reach its devices before it reaches the server.
+                waits, again_s = Reason(code="unknown", message=str(error)), self._backoff_s()
             self._say(waits)
-            spread = random.uniform(1.0, 1.25)  # noqa: S311 - spreads a fleet's questions, no secret
-            self._halt.wait_called(again_s * spread)
+            self._halt.wait_called(again_s)
         raise Canceled(f"task {task!r} has ended before what it trains from was here")
+
+    def _fetch_from_any(self, clients: Sequence[FrontClient], task: str, runtime: str) -> Path:
+        """Return the artefact of the first front that has it; what the last one says is final."""
+        *caches, last = clients
+        for client in caches:
+            try:
+                return self._fetch_from(client, task, runtime)
+            except NotYet:
+                raise
+            except Refused as error:
+                if error.code != "unknown":
+                    raise
+            except (Unavailable, InvalidInput) as error:
+                logger.warning("%s", error)
+        return self._fetch_from(last, task, runtime)
 
     def _fetch_from(self, client: FrontClient, task: str, runtime: str) -> Path:
         offer = client.offer(task, runtime)
         offer.require_size(self._store.limit, remedy="start the device with a higher --artefact-mb")
-        self._making_since = None
+        self._say(None)
         held = self._held(offer)
         try:
             path = client.fetch(offer, self._store, should_stop=lambda: self._halt.called)
@@ -96,22 +107,16 @@ class Fetcher:
         partial = self._store.partial(offer.sha256)
         return partial.stat().st_size if partial.exists() else 0
 
-    def _making(self, error: NotYet) -> Reason:
-        now = time.monotonic()
-        self._making_since = self._making_since or now
-        if now - self._making_since > EXPORT_S:
-            raise Refused("artefact", f"after {EXPORT_S:g} s there is still no artefact: {error}") from error
-        self._failures = 0
-        return Reason(code="artefact", message=str(error))
-
     def _backoff_s(self) -> float:
-        again_s = min(_AGAIN_MOST_S, _AGAIN_S * 2.0 ** min(self._failures, 20))
+        longest = min(_AGAIN_MOST_S, _AGAIN_S * 2.0 ** min(self._failures, 20))
         self._failures += 1
-        return again_s
+        return random.uniform(_AGAIN_S / 2, longest)  # noqa: S311 - spreads a fleet's questions, no secret
 
     def _say(self, waits: Reason | None) -> None:
         # What goes on for minutes is told once, not with every try.
-        if waits is not None and waits != self._told:
+        if waits == self._told:
+            return
+        if waits is not None:
             logger.warning("%s", waits.message)
-            self._tell(waits)
+        self._tell(waits)
         self._told = waits

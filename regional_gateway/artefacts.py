@@ -85,7 +85,7 @@ class RegionalArtefacts:
         Raises:
             Refused: There is no such task here, or the server cannot export it.
             NotYet: It is being made, or on its way.
-            Unavailable: The front above does not answer.
+            Unavailable: The front above does not answer, or gives nothing that can be used.
         """
         asked = self._asked(task, runtime)
         offer = await self._offer_above(asked)
@@ -132,6 +132,9 @@ class RegionalArtefacts:
         self._clients.add(client)
         try:
             return await asyncio.to_thread(client.offer, task, runtime)
+        except ArtefactError as error:
+            # Not the task's end: the server may do better by a device that asks it itself.
+            raise Unavailable(str(error)) from error
         finally:
             self._clients.discard(client)
 
@@ -140,12 +143,10 @@ class RegionalArtefacts:
         if failure is None or time.monotonic() - failure.since > HOLDS_S:
             return
         self._failed[offer.sha256] = failure
-        why = (
-            f"the gateway of region {self._place.region!r} has no artefact of {offer.model}: {failure.error}"
+        region = self._place.region
+        raise Unavailable(
+            f"the gateway of region {region!r} has no artefact of {offer.model}: {failure.error}"
         )
-        if isinstance(failure.error, ArtefactError):
-            raise Refused("artefact", why)
-        raise Unavailable(why)
 
     def _begin_fetching(self, offer: Offer, front: str) -> None:
         fetching = asyncio.create_task(self._fetch(offer, front), name=f"artefact {offer.sha256[:12]}")
@@ -165,11 +166,13 @@ class RegionalArtefacts:
             self._clients.discard(client)
 
     def _fetch_in_thread(self, client: FrontClient, offer: Offer) -> None:
-        for again_s in _FETCH_AGAIN_S:
+        for again_s in (*_FETCH_AGAIN_S, None):
             try:
                 client.fetch(offer, self._store, should_stop=self._ending.is_set)
             except Unavailable as error:
                 logger.warning("artefact %s: %s", offer.sha256, error)
+                if again_s is None:
+                    raise
                 if self._ending.wait(again_s):
                     return
             else:

@@ -8,6 +8,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from device_agent.reporting import TaskReport
 from models.datasets import Dataset
 from trellis.artefacts.offer import NotYet
 from trellis.artefacts.serving import create_artefact_app
-from trellis.errors import Refused
+from trellis.errors import Refused, Unavailable
 from trellis.http.server import HttpServer
 from trellis.mqtt import Bus
 from trellis.mqtt.memory import MemoryBroker
@@ -111,10 +113,12 @@ async def taking_part(
         await asyncio.wait([running], timeout=40)
 
 
-async def ended(device: Device, bus: Bus, task: Any, app: ASGIApp) -> Execution:
-    """Return the execution of a device that takes part until it has ended by itself."""
-    async with front(app) as cache, taking_part(device, bus, task, cache=cache) as (_, running, told):
-        await asyncio.wait_for(running, 30)
+async def ended(device: Device, bus: Bus, make: Callable[..., Any], app: ASGIApp) -> Execution:
+    """Return the execution of a device whose task's server is `app`, once it has ended by itself."""
+    async with front(app) as server:
+        task = make(**TINY, server={"address": server, "tls": False})
+        async with taking_part(device, bus, task, cache=server) as (_, running, told):
+            await asyncio.wait_for(running, 30)
     assert told.execution is not None
     return told.execution
 
@@ -198,7 +202,7 @@ async def test_a_bad_artefact_is_rejected_with_its_reason_and_not_kept(  # noqa:
 ) -> None:
     app, problem = BAD[bad]
     before = {path for path in tmp_path.rglob("*") if path.parent != tiny_device.settings.artefact_folder}
-    execution = await ended(tiny_device, bus, make_task(**TINY), app(content))
+    execution = await ended(tiny_device, bus, make_task, app(content))
     assert execution.state is ExecutionState.REJECTED
     assert execution.reason is not None
     assert execution.reason.code == "artefact", execution.reason
@@ -241,16 +245,16 @@ async def test_a_task_that_is_called_off_is_waited_for_no_longer(
     assert ending.state is ExecutionState.CANCELED
 
 
-async def test_what_is_never_made_is_given_up(
-    tmp_path: Path, tiny_device: Device, bus: Bus, make_task: Any, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_never_made_is_waited_for_until_the_task_expires(
+    tmp_path: Path, tiny_device: Device, bus: Bus, make_task: Any
 ) -> None:
-    monkeypatch.setattr(fetching, "EXPORT_S", 0.1)
     source = OneFile(tmp_path / "above")
     source.failure = NotYet("the server is exporting tiny", again_s=0.5)
-    execution = await ended(tiny_device, bus, make_task(**TINY), Front(create_artefact_app(source)))
-    assert execution.state is ExecutionState.REJECTED
-    assert execution.reason is not None
-    assert "still no artefact: the server is exporting tiny" in execution.reason.message
+    expires = (datetime.now(UTC) + timedelta(seconds=3)).replace(microsecond=0).isoformat()
+    make = partial_call(make_task, expires_at=expires)
+    execution = await ended(tiny_device, bus, make, Front(create_artefact_app(source)))
+    assert execution.state is ExecutionState.TIMED_OUT
+    assert source.asked >= 2
 
 
 async def test_what_cannot_be_exported_is_rejected_with_the_servers_reason(
@@ -258,7 +262,7 @@ async def test_what_cannot_be_exported_is_rejected_with_the_servers_reason(
 ) -> None:
     source = OneFile(tmp_path / "above")
     source.failure = Refused("export", "the server cannot export tiny: torch is not installed")
-    execution = await ended(tiny_device, bus, make_task(**TINY), Front(create_artefact_app(source)))
+    execution = await ended(tiny_device, bus, make_task, Front(create_artefact_app(source)))
     assert execution.state is ExecutionState.REJECTED
     assert execution.reason == Reason(
         code="export", message="the server cannot export tiny: torch is not installed"
@@ -278,17 +282,55 @@ async def test_a_cut_download_goes_on_where_it_was(
     assert (waits.phase, waits.reason.code) == (Phase.FETCHING, "unavailable")
 
 
-async def test_where_the_cache_is_away_the_server_is_asked(
-    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any
+def away(folder: Path) -> ASGIApp:
+    """Return a gateway's front with nobody above it."""
+    source = OneFile(folder)
+    source.failure = Unavailable("the front above does not answer")
+    return Front(create_artefact_app(source))
+
+
+USELESS: dict[str, Callable[[bytes, Path], ASGIApp]] = {
+    "nobody above it": lambda _, folder: away(folder),
+    "a server that starts": lambda _, __: Response("Service Unavailable", status_code=503),
+    "other bytes": lambda good, _: Scripted(offer_of(good), lambda _: Response(bytes(len(good)))),
+    "too large": lambda good, _: Scripted(offer_of(good).model_copy(update={"size": 3 * 1024**3})),
+    "no offer": lambda _, __: Response("[]"),
+}
+
+
+@pytest.mark.parametrize("cache", [None, *USELESS])
+async def test_where_the_cache_is_of_no_use_the_server_is_asked(
+    tmp_path: Path, content: bytes, tiny_device: Device, cache: str | None
 ) -> None:
     source = OneFile(tmp_path / "above", content)
     told: list[Reason | None] = []
-    async with front(Front(create_artefact_app(source))) as server:
+    useless = USELESS[cache or "nobody above it"](content, tmp_path / "cache")
+    async with front(Front(create_artefact_app(source))) as server, front(useless) as first:
         store = fetching.ArtefactStore(tiny_device.settings.artefact_folder)
         fetcher = fetching.Fetcher(store, tls=None, halt=fetching.Halt(), tell=told.append)
-        path = await asyncio.to_thread(fetcher.fetch, "blobs", "onnx", ["127.0.0.1:1", server])
+        fronts = [first if cache else "127.0.0.1:1", server]
+        path = await asyncio.wait_for(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", fronts), 10)
     assert path.read_bytes() == content
     assert told == [None]
+
+
+async def test_once_the_download_begins_nothing_is_waited_for(
+    tmp_path: Path, content: bytes, tiny_device: Device
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    source.failure = NotYet("the server is exporting tiny", again_s=0.5)
+    told: list[Reason | None] = []
+
+    def tell(reason: Reason | None) -> None:
+        told.append(reason)
+        if reason is not None:
+            source.failure = None
+
+    async with front(Front(create_artefact_app(source))) as server:
+        store = fetching.ArtefactStore(tiny_device.settings.artefact_folder)
+        fetcher = fetching.Fetcher(store, tls=None, halt=fetching.Halt(), tell=tell)
+        await asyncio.wait_for(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", [server]), 10)
+    assert [reason and reason.code for reason in told] == [None, "artefact", None]
 
 
 @pytest.mark.parametrize(

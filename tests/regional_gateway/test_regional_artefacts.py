@@ -103,12 +103,30 @@ async def test_a_cut_is_mended_without_a_device_that_asks(
 async def test_a_lying_front_above_is_told_and_nothing_of_it_kept(tmp_path: Path) -> None:
     app = Scripted(offer_of(), lambda _: Response(bytes(len(CONTENT))))
     async with below(app, tmp_path / "cache") as cache:
-        with pytest.raises(Refused, match=r"'eu-1' has no artefact of softmax.*SHA-256") as error:
-            await offered(cache)
-        assert error.value.code == "artefact"
+        with pytest.raises(Unavailable, match=r"'eu-1' has no artefact of softmax.*SHA-256"):
+            await offered(cache)  # a device may ask the server itself
         assert cache.file(DIGEST) is None
     assert list((tmp_path / "cache").iterdir()) == []
     assert len(app.ranges) == 1
+
+
+async def test_what_does_not_come_down_is_not_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefacts, "_FETCH_AGAIN_S", (0.05, 0.05))
+    app = Scripted(offer_of(), lambda _: Cut(CONTENT, 0))
+    async with below(app, tmp_path / "cache") as cache:
+        with pytest.raises(
+            Unavailable, match=r"'eu-1' has no artefact of softmax.*(does not give|broke off)"
+        ):
+            await offered(cache)
+        assert len(app.ranges) == 3
+
+
+async def test_a_bad_offer_from_above_is_the_gateways_trouble(tmp_path: Path) -> None:
+    async with below(Response("[]"), tmp_path / "cache") as cache:
+        with pytest.raises(Unavailable, match="offer of an artefact by"):
+            await cache.offer(TASK, "onnx")
 
 
 async def test_what_the_server_says_comes_down(tmp_path: Path) -> None:

@@ -28,7 +28,15 @@ from typing import Self
 
 from trellis.artefacts.offer import NotYet, Offer, file_path, offer_path
 from trellis.artefacts.store import ArtefactStore
-from trellis.errors import ArtefactError, Canceled, ConfigError, DiskFailed, TrellisError, Unavailable
+from trellis.errors import (
+    ArtefactError,
+    Canceled,
+    ConfigError,
+    DiskFailed,
+    Refused,
+    TrellisError,
+    Unavailable,
+)
 from trellis.http.errors import from_json
 from trellis.loopback import is_loopback
 from trellis.tls import TlsFiles, client_context
@@ -135,7 +143,7 @@ class FrontClient:
         error = from_json(response.status, body, url=self.address)
         if response.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             return ArtefactError("artefact", f"{self.address} has less of it than it offered")
-        if response.status == http.client.SERVICE_UNAVAILABLE:
+        if isinstance(error, Refused) and error.code == NotYet.code:
             return NotYet(str(error), again_s=_again_s(response.headers.get("retry-after")))
         if type(error) is TrellisError:
             # A stranger on that port, or an older Trellis: it may be another's turn.

@@ -1,6 +1,6 @@
 """What a front says of a task's artefact, and the paths under which it says so and gives it.
 
-GET /v1/tasks/<task>/artefacts/<runtime>   an `Offer`; 503 and Retry-After while it is being made
+GET /v1/tasks/<task>/artefacts/<runtime>   an `Offer`; 503, `not-yet` and Retry-After while it is being made
 GET /v1/artefacts/<sha256>                 the file, or what a Range asks of it
 """
 
@@ -31,8 +31,11 @@ class NotYet(Unavailable):
     """What was asked for is being made or fetched; the message says what goes on.
 
     Attributes:
+        code: What says so in the body of a 503, which may as well come of a front that is away.
         again_s: After how long to ask again.
     """
+
+    code = "not-yet"
 
     def __init__(self, message: str, *, again_s: float = 2.0) -> None:
         super().__init__(message)

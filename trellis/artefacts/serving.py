@@ -44,8 +44,9 @@ def create_artefact_app(source: Source) -> FastAPI:
 
     @app.exception_handler(NotYet)
     async def not_yet(_request: Request, error: NotYet) -> JSONResponse:
-        headers = {"retry-after": f"{error.again_s:.0f}"}
-        return JSONResponse(to_json(error), status_code=503, headers=headers)
+        body = to_json(error)
+        body["error"]["code"] = error.code
+        return JSONResponse(body, status_code=503, headers={"retry-after": f"{error.again_s:.0f}"})
 
     @app.get("/v1/tasks/{task}/artefacts/{runtime}")
     async def offer(task: str, runtime: str) -> Response:

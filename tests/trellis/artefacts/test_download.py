@@ -147,6 +147,10 @@ async def test_what_a_front_says_comes_back_as_the_error_it_is(tmp_path: Path) -
         with pytest.raises(NotYet, match="is exporting") as not_yet:
             await asyncio.to_thread(client.offer, "digits", "onnx")
         assert not_yet.value.again_s == 3.0
+        source.failure = Unavailable("the front above does not answer")
+        with pytest.raises(Unavailable, match="does not answer") as away:
+            await asyncio.to_thread(client.offer, "digits", "onnx")
+        assert not isinstance(away.value, NotYet)
         source.failure = Refused("export", "no operator for that")
         with pytest.raises(Refused, match="no operator") as refused:
             await asyncio.to_thread(client.offer, "digits", "onnx")
