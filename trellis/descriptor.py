@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, ValidationError, field_validator, model_validator
 
-from trellis import descriptor_fields, plain_yaml
+from trellis import descriptor_fields
 from trellis.descriptor_fields import Finite, Moment, Name, Positive, Section
 from trellis.descriptor_tiers import LONGEST_DEADLINE_S, Aggregation, Participants, Strategy, Tier
 from trellis.descriptor_work import DataDemands, Train
@@ -235,6 +235,8 @@ def load(path: Path) -> TaskDescriptor:
         raise DescriptorError(
             f"task file {str(path)!r}", f"has {len(raw)} bytes, at most {MAX_DESCRIPTOR_BYTES}"
         )
+    from trellis import plain_yaml  # noqa: PLC0415 - a device reads signed JSON, and YAML takes 1.5 MB
+
     try:
         value = plain_yaml.load(raw, what=f"task file {str(path)!r}")
     except InvalidInput as error:

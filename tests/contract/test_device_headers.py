@@ -48,10 +48,10 @@ def test_the_code_of_an_ended_run_is_flowers() -> None:
     assert ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED == FLEET_RUN_STATUS_NOT_ALLOWED
 
 
-def test_a_device_loads_no_package_that_only_servers_use() -> None:
+def test_a_device_loads_no_package_that_only_servers_and_operators_use() -> None:
     code = (
         "import sys; import device_agent.service, device_agent.command, trellis.flower.link\n"
-        "print([name for name in ('fastapi', 'starlette', 'uvicorn', 'requests', 'sqlalchemy') "
+        "print([name for name in ('fastapi', 'starlette', 'uvicorn', 'requests', 'sqlalchemy', 'yaml') "
         "if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]

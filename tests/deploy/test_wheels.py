@@ -60,11 +60,14 @@ def missing(wheels: list[Path]) -> Iterator[str]:
                 yield f"{wheel.name} needs {need}"
 
 
-def test_every_base_dependency_is_one_that_a_device_loads() -> None:
+def test_every_base_dependency_is_one_that_a_device_or_the_reading_of_a_task_loads() -> None:
     modules = {"paho-mqtt": "paho.mqtt", "pyyaml": "yaml"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     due = [Requirement(need).name for need in project["dependencies"]]
-    code = "import sys, device_agent.service, device_agent.command, trellis.cli.root; print(*sys.modules)"
+    code = (
+        "import sys, device_agent.service, device_agent.command, trellis.cli.root, trellis.plain_yaml; "
+        "print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
