@@ -2,7 +2,8 @@
 
 An export runs in a child process, one at a time, because the server keeps PyTorch out of its memory. What it
 made lies in the artefact store and is found again by a later server, as long as exporter, PyTorch and the
-model's source are what they were; why it failed is kept as long.
+model's source are what they were. Why a model cannot be exported is kept as long; what may be this machine's
+fault and pass (a disk, memory, time) is tried again.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,14 +25,15 @@ from types import TracebackType
 from typing import Self
 
 import models
+from central_server.export_child import run_export
 from models.registry import find_model
 from trellis import __version__
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.artefacts.store import ArtefactStore
 from trellis.descriptor import TaskDescriptor
-from trellis.errors import ArtefactError, Refused, TrellisError
+from trellis.errors import ArtefactError, Refused, TrellisError, Unavailable
 from trellis.files import write_atomically
-from trellis.processes import PidFile, die_with_parent, terminate_tree
+from trellis.processes import PidFile
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,8 @@ EXPORT_S = 600.0
 """How long an export may take."""
 MOST_BATCH = 256
 """A fixed batch takes its memory on every device; a larger one is trained in parts."""
-_SAID_BYTES = 65536
-_REASON_CHARS = 1000
+_AGAIN_S, _AGAIN_MOST_S = 30.0, 600.0
+"""How long what may pass rests before it is tried again; twice as long each time."""
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge-litert")
 """Whatever of them is installed in another version may export differently."""
 
@@ -68,6 +70,28 @@ class Wanted:
 
     def __str__(self) -> str:
         return f"{self.model} for {self.runtime}, {'×'.join(map(str, self.shape))} to {self.classes} classes"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why an export failed.
+
+    Attributes:
+        source: The digest of what it followed from.
+        lasts: It is the model's, and would fail again.
+        tries: How many failed that were not.
+    """
+
+    source: str
+    reason: str
+    lasts: bool
+    tries: int
+    since: float
+
+    @property
+    def rests_s(self) -> float:
+        rest_s = min(_AGAIN_MOST_S, _AGAIN_S * 2.0 ** min(self.tries - 1, 20))
+        return self.since + rest_s - time.monotonic()
 
 
 Command = Callable[[Wanted, Path], Sequence[str]]
@@ -101,7 +125,7 @@ class Exporter:
         self._turn = asyncio.Lock()
         self._under_way: dict[Wanted, asyncio.Task[None]] = {}
         self._made: dict[Wanted, tuple[str, Offer]] = {}
-        self._failed: dict[Wanted, tuple[str, str]] = {}
+        self._failed: dict[Wanted, _Failure] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._pid_file.end_previous)
@@ -120,8 +144,9 @@ class Exporter:
         """Return the export.
 
         Raises:
-            NotYet: It is under way.
-            Refused: It has failed (`export`), and why.
+            NotYet: It is under way, or is tried again after it failed for what may pass.
+            Refused: It cannot be made (`export`), and why.
+            Unavailable: The model's source cannot be read.
         """
         if wanted in self._under_way:
             raise NotYet(f"the server is exporting {wanted}")
@@ -129,8 +154,12 @@ class Exporter:
         if (made := await asyncio.to_thread(self._found, wanted, source)) is not None:
             return made
         failed = self._failed.get(wanted)
-        if failed is not None and failed[0] == source:
-            raise Refused("export", failed[1])
+        if failed is not None and failed.source == source:
+            if failed.lasts:
+                raise Refused("export", failed.reason)
+            if (rests_s := failed.rests_s) > 0:
+                again = f"{failed.reason}; it tries again in {rests_s:.0f} s"
+                raise NotYet(again, again_s=min(max(rests_s, 1.0), 30.0))
         if wanted not in self._under_way:
             task = asyncio.create_task(self._export(wanted, source), name=f"export {wanted}")
             self._under_way[wanted] = task
@@ -143,8 +172,12 @@ class Exporter:
         What goes wrong is told to whoever asks for it.
         """
         self._failed.pop(wanted, None)
-        with contextlib.suppress(TrellisError, OSError):
+        try:
             await self.offer(wanted)
+        except NotYet:
+            pass
+        except TrellisError as error:
+            logger.error("export %s does not begin: %s", wanted, error)
 
     def _found(self, wanted: Wanted, source: str) -> Offer | None:
         known = self._made.get(wanted)
@@ -173,8 +206,12 @@ class Exporter:
         except (TrellisError, OSError) as error:
             reason = f"the server cannot export {wanted}: {error}"
             logger.error("%s", reason)
-            self._failed[wanted] = (source, reason)
+            lasts = isinstance(error, Refused | ArtefactError)
+            before = self._failed.get(wanted)
+            tries = 1 + (before.tries if before is not None else 0)
+            self._failed[wanted] = _Failure(source, reason, lasts, tries, time.monotonic())
             return
+        self._failed.pop(wanted, None)
         self._made[wanted] = (source, offer)
         logger.info("export %s: %d bytes, SHA-256 %s", wanted, offer.size, offer.sha256)
 
@@ -184,7 +221,7 @@ class Exporter:
         made = workshop / f"made.{wanted.runtime}"
         try:
             await asyncio.to_thread(_empty, workshop)
-            await self._run(self._command(wanted, made), workshop)
+            await run_export(self._command(wanted, made), workshop, self._pid_file, limit_s=EXPORT_S)
             size = made.stat().st_size
             sha256 = await asyncio.to_thread(self.store.take, made)
         except FileNotFoundError as error:
@@ -193,58 +230,10 @@ class Exporter:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, workshop, ignore_errors=True))
         return Offer(runtime=wanted.runtime, model=wanted.model, sha256=sha256, size=size)
 
-    async def _run(self, command: Sequence[str], workshop: Path) -> None:
-        """Run an export in its folder to its end; it never outlives this call."""
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**_environment(), "TMPDIR": str(workshop)},
-            cwd=workshop,
-            preexec_fn=die_with_parent,
-        )
-        self._pid_file.write(process.pid)
-        try:
-            async with asyncio.timeout(EXPORT_S):
-                said = await _end_of(process.stderr)
-                status = await process.wait()
-        except TimeoutError:
-            raise TrellisError(f"it took longer than {EXPORT_S:g} s") from None
-        finally:
-            if process.returncode is None:
-                await asyncio.shield(asyncio.to_thread(terminate_tree, process.pid))
-                await process.wait()
-            self._pid_file.clear()
-        if status != 0:
-            raise TrellisError(_reason(said, status))
-
 
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
-
-
-async def _end_of(stream: asyncio.StreamReader | None) -> str:
-    """Return the last of what a child says, which may be a lot."""
-    said = b""
-    while stream is not None and (piece := await stream.read(_SAID_BYTES)):
-        said = (said + piece)[-_SAID_BYTES:]
-    return said.decode(errors="replace")
-
-
-def _reason(said: str, status: int) -> str:
-    """Return why a child failed: what follows its `error:`, or else its last line."""
-    _, found, error = f"\n{said}".rpartition("\nerror: ")
-    lines = said.strip().splitlines() or ["it said nothing"]
-    why = " ".join((error if found else lines[-1]).split())[:_REASON_CHARS]
-    return why if found else f"its process ended with status {status}: {why}"
-
-
-def _environment() -> dict[str, str]:
-    """Return what a child inherits: not our options, and the path that our own modules were found on."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRELLIS_")}
-    return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _source_folder(model: str) -> Path | None:
@@ -264,7 +253,10 @@ def _source_digest(wanted: Wanted) -> str:
     for tool in _TOOLS:
         with contextlib.suppress(PackageNotFoundError):
             digest.update(f"{tool} {version(tool)}\n".encode())
-    for folder in (Path(models.__file__).parent / "export", _source_folder(wanted.model)):
-        for path in sorted(folder.glob("*.py")) if folder is not None else ():
-            digest.update(path.read_bytes())
+    try:
+        for folder in (Path(models.__file__).parent / "export", _source_folder(wanted.model)):
+            for path in sorted(folder.glob("*.py")) if folder is not None else ():
+                digest.update(path.read_bytes())
+    except OSError as error:
+        raise Unavailable(f"the source of model {wanted.model!r} cannot be read: {error}") from error
     return digest.hexdigest()

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
-from central_server import exporting
+from central_server import export_child, exporting
 from central_server.exporting import Exporter, Wanted, export_command
 from models.registry import ModelSpec
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.descriptor import parse_mapping
-from trellis.errors import Refused
+from trellis.errors import Refused, Unavailable
 from trellis.processes import PidFile
 
 WANTED = Wanted("softmax", (1, 8, 8), 10, "onnx")
@@ -37,6 +38,9 @@ if how == "bad":
     print("Traceback: noise", file=sys.stderr)
     print("error: model 'softmax': operator aten::odd in module 'head' cannot be exported", file=sys.stderr)
     sys.exit(2)
+if how == "full":
+    print("error: made.onnx cannot be written: No space left on device", file=sys.stderr)
+    sys.exit(1)
 if how == "kill":
     import os
     os.kill(os.getpid(), 9)
@@ -44,7 +48,7 @@ pathlib.Path("scratch").write_text("a compiler's")
 import tempfile
 tempfile.mkdtemp()
 if how != "nothing":
-    pathlib.Path(path).write_text(what)
+    pathlib.Path(path).write_text("" if how == "empty" else what)
 """
 
 
@@ -75,6 +79,17 @@ async def made(exporter: Exporter, wanted: Wanted = WANTED) -> Offer:
                 return await exporter.offer(wanted)
             except NotYet:
                 await asyncio.sleep(0.02)
+
+
+async def not_yet(exporter: Exporter, problem: str) -> NotYet:
+    """Return what is said instead of an offer, once it says so."""
+    async with asyncio.timeout(20):
+        while True:
+            with pytest.raises(NotYet) as told:
+                await exporter.offer(WANTED)
+            if problem in str(told.value):
+                return told.value
+            await asyncio.sleep(0.02)
 
 
 async def test_an_export_is_made_once_however_many_ask(tmp_path: Path, child: Child) -> None:
@@ -161,25 +176,58 @@ async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
     assert sorted(path.suffix for path in (tmp_path / "artefacts").iterdir()) == ["", ".json"]
 
 
-@pytest.mark.parametrize(("how", "problem"), [("kill", "ended with status -9"), ("nothing", "wrote no file")])
-async def test_a_child_that_fails_without_a_word_is_a_failure(
-    tmp_path: Path, child: Child, how: str, problem: str
-) -> None:
-    child.how = how
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        with pytest.raises(Refused, match=problem):
-            await made(exporter)
-
-
-async def test_a_child_that_takes_too_long_is_ended(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [("kill", "ended with status -9"), ("nothing", "wrote no file"), ("slow", "longer than 1 s")],
+)
+async def test_what_may_pass_is_tried_again_after_a_while(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, how: str, problem: str
 ) -> None:
     monkeypatch.setattr(exporting, "EXPORT_S", 1.0)
-    child.how = "slow"
+    child.how = how
     async with Exporter(tmp_path / "artefacts", child) as exporter:
-        with pytest.raises(Refused, match="longer than 1 s"):
-            await made(exporter)
-    assert not psutil.Process().children()
+        told = await not_yet(exporter, problem)
+        assert 0 < told.again_s <= 30
+        await not_yet(exporter, "tries again in")
+        assert len(child.runs) == 1
+        assert not psutil.Process().children()
+        monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
+        child.how = "good"
+        await made(exporter)
+    assert len(child.runs) == 2
+
+
+async def test_a_full_disk_is_not_the_models_fault(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_child, "has_room", lambda _: False)
+    child.how = "full"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await not_yet(exporter, "No space left")
+
+
+async def test_an_empty_export_is_a_failure_that_is_kept(tmp_path: Path, child: Child) -> None:
+    child.how = "empty"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        for _ in range(2):
+            with pytest.raises(Refused, match="is empty"):
+                await made(exporter)
+    assert len(child.runs) == 1
+
+
+async def test_a_source_that_cannot_be_read_ends_no_server(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    (package / "broken.py").mkdir(parents=True)  # reads as no file does
+    module = SimpleNamespace(__file__=str(package / "model.py"))
+    monkeypatch.setitem(sys.modules, "broken_package", cast(ModuleType, module))
+    build = SimpleNamespace(__module__="broken_package")
+    monkeypatch.setattr(exporting, "find_model", lambda _: ModelSpec("softmax", "", cast(Any, build)))
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await exporter.begin(WANTED)
+        with pytest.raises(Unavailable, match="source of model 'softmax' cannot be read"):
+            await exporter.offer(WANTED)
 
 
 async def test_the_child_is_ended_with_the_server(tmp_path: Path, child: Child) -> None:

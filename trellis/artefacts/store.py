@@ -104,10 +104,12 @@ class ArtefactStore:
         """Take in a file that was made on the same disk; return its digest.
 
         Raises:
-            ArtefactError: It is larger than is taken here, and stays where it is.
+            ArtefactError: It is empty, or larger than is taken here, and stays where it is.
             DiskFailed: The disk does not take it.
         """
         size = made.stat().st_size
+        if not size:
+            raise ArtefactError(f"artefact {made.name}", "is empty")
         if size > self.limit:
             raise ArtefactError(
                 f"artefact {made.name}", f"has {size} bytes, at most {self.limit} are taken here"
