@@ -32,6 +32,13 @@ class LastState(nn.Module):
         return states[:, -1]
 
 
+class Twice(nn.Module):
+    """Every pixel twice, side by side, so that each window of two has equal maxima."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, x], -1).flatten(-2)
+
+
 class Words(nn.Module):
     """The sum of the embeddings of numbers, which the picture has as floats."""
 
@@ -48,10 +55,10 @@ class Words(nn.Module):
 CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
     "strides and uneven padding": (
         (2, 9, 8),
-        lambda: [nn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding=(2, 1))],
+        lambda: [nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding=(2, 1))],
     ),
-    "dilation": ((2, 9, 9), lambda: [nn.Conv2d(2, 3, 3, padding=1, dilation=2)]),
-    "groups": ((4, 6, 6), lambda: [nn.Conv2d(4, 6, 3, groups=2, stride=2)]),
+    "dilation": ((2, 9, 9), lambda: [nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 3, padding=1, dilation=2)]),
+    "groups": ((4, 6, 6), lambda: [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, groups=2, stride=2)]),
     "depthwise, after another": (
         (2, 7, 7),
         lambda: [nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4, stride=2, padding=1)],
@@ -62,10 +69,7 @@ CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
     "pooled, some pixels left over": ((1, 7, 5), lambda: [nn.Conv2d(1, 2, 1), nn.MaxPool2d(2)]),
     "pooled, windows overlap": ((1, 8, 8), lambda: [nn.Conv2d(1, 2, 1), nn.MaxPool2d(3, 2, padding=1)]),
     "pooled, dilated": ((1, 8, 8), lambda: [nn.Conv2d(1, 2, 1), nn.MaxPool2d(2, 1, dilation=2)]),
-    "pooled, equal maxima": (
-        (1, 4, 4),
-        lambda: [nn.Conv2d(1, 2, 1), nn.Hardtanh(-0.1, 0.1), nn.MaxPool2d(2)],
-    ),
+    "pooled, equal maxima": ((1, 4, 4), lambda: [nn.Conv2d(1, 2, 1), Twice(), nn.MaxPool2d(2)]),
     "pooled along one axis": ((1, 9), lambda: [nn.Conv1d(1, 2, 1), nn.MaxPool1d(2)]),
     "averaged, windows apart": ((1, 7, 6), lambda: [nn.Conv2d(1, 2, 1), nn.AvgPool2d(2)]),
     "averaged, windows overlap": ((1, 8, 8), lambda: [nn.Conv2d(1, 2, 1), nn.AvgPool2d(3, 2, padding=1)]),
@@ -118,6 +122,19 @@ def test_a_written_out_step_has_the_gradients_of_autograd(case: str, runtime: Ru
 
     differences = [greatest_difference(run, spec, manifest, seed=seed) for seed in range(2)]
     assert min(difference.share for difference in differences) <= TOLERANCE
+
+
+def test_dropouts_mask_is_what_the_layer_multiplies_by() -> None:
+    spec = _model(lambda: [nn.Linear(3, 4), nn.Dropout(0.5)])
+    with quiet():
+        source = open_source(spec, shape=(3,), classes=2, runtime="onnx")
+        graph = trace(source, ["train"], runtime="onnx", batch=SAMPLES, dynamic=False)
+    fed = dict(zip(graph.inputs, graph.example, strict=True))
+    fed["x"] = torch.ones(SAMPLES, 3)
+    fed["mask:0.1"] = torch.tensor([0.0, 2.0, 0.0, 2.0]).repeat(SAMPLES, 1)
+    gradients = dict(zip(graph.outputs, graph.module(*fed.values()), strict=True))
+    by_row = gradients["train", "gradient:0.0.weight"].abs().sum(1)
+    assert [bool(amount) for amount in by_row] == [False, True, False, True]
 
 
 def test_no_operator_of_a_tflite_step_scatters_or_transposes_a_convolution() -> None:
