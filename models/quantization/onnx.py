@@ -56,11 +56,17 @@ def quantized(
                 made,
                 _Reader(pieces, manifest.programs["predict"].inputs["x"]),
                 quant_format=QuantFormat.QDQ,
+                nodes_to_exclude=_normalising(onnx.load(ready)),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )
         return finished(_serialized(onnx.load(made)), manifest)
+
+
+def _normalising(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes of group normalisation, which stay float: the quantiser takes no shared scales."""
+    return [node.name for node in model.graph.node if node.op_type == "InstanceNormalization"]
 
 
 def _serialized(model: Any) -> bytes:

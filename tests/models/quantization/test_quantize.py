@@ -12,7 +12,9 @@ import trained_files
 from ai_edge_litert import schema_py_generated as schema
 from typer.testing import CliRunner
 
-from models.datasets import load
+from models.backends import open_backend
+from models.datasets import Dataset, load
+from models.export import export_inference
 from models.export.command import app
 from models.exported import read_artefact
 from models.inference import Predictions, open_predictor, predict
@@ -97,6 +99,18 @@ def test_calibration_draws_the_same_samples_every_time(folder: Path, tmp_path: P
     for name in ("first", "second"):
         quantized(folder, "int8-static", "onnx", tmp_path / f"{name}.onnx")
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+def test_group_normalisation_stays_float(tmp_path: Path) -> None:
+    shape, classes = (3, 32, 32), 10
+    arrays = open_backend("torch", "mobile-cnn", shape=shape, classes=classes, seed=0).initial()
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    export_inference("mobile-cnn", arrays, shape=shape, classes=classes, runtime="onnx", path=whole)
+    noise = np.random.default_rng(0).random((16, *shape), np.float32)
+    data = Dataset("noise", noise, np.zeros(16, np.int64), classes)
+    quantize(whole, "int8-static", runtime="onnx", path=small, calibration=data)
+    told, due = (predict(open_predictor(file), data).predicted for file in (small, whole))
+    assert (told == due).mean() >= 0.9
 
 
 def test_static_without_calibration_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
