@@ -44,7 +44,8 @@ def export_training(
         classes: How many classes the model tells apart.
         runtime: `onnx` or `tflite`.
         path: The file; its folder is there.
-        batch: Samples that TFLite takes at once. ONNX takes any number.
+        batch: Samples of the device's batches, which TFLite takes at once, or in pieces of 16 where the model
+            keeps no statistics of them. ONNX takes any number.
 
     Raises:
         Refused: No such model.

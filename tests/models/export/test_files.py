@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_batch_statistics_are_buffers_and_their_count_is_counted_outside(tmp_pat
         "1.running_var": "buffer",
         "1.num_batches_tracked": "counter",
     }
+
+
+@pytest.mark.parametrize(("norm", "due"), [(nn.Identity, 16), (lambda: nn.BatchNorm1d(5), 24)])
+def test_tflite_takes_batches_whole_only_where_a_model_keeps_statistics_of_them(
+    norm: Callable[[], nn.Module], due: int, tmp_path: Path
+) -> None:
+    def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 5, bias=False), norm(), nn.Linear(5, classes))
+
+    model = ModelSpec("normed", "", build)
+    manifest = export_training(
+        model, shape=(4,), classes=3, runtime="tflite", path=tmp_path / "normed.tflite", batch=24
+    )
+    assert manifest.batch == due
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])
