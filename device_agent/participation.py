@@ -218,7 +218,7 @@ class Participation:
         settings, descriptor = self._device.settings, self._descriptor
         artefact = None
         if (runtime := artefact_runtime(settings.backend)) is not None:
-            store = ArtefactStore(settings.artefact_folder, limit=settings.artefact_bytes)
+            store = ArtefactStore(settings.artefact_folder, limit=settings.artefact_bytes, holds=2)
             fetcher = Fetcher(store, tls=settings.tls, halt=self._halt, tell=teller.fetching)
             artefact = fetcher.fetch(descriptor.task, runtime, self._fronts)
         try:

@@ -27,7 +27,7 @@ class OneFile:
 
     def __init__(self, folder: Path, content: bytes = CONTENT) -> None:
         self.content = content
-        self.path = folder / "served"
+        self.path = folder / hashlib.sha256(content).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         self.path.write_bytes(content)
         self.offered = offer_of(content)

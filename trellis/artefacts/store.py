@@ -25,8 +25,6 @@ _PARTIAL = ".partial"
 _CHUNK_BYTES = 1 << 20
 KEPT_S = 7 * 24 * 3600.0
 """How long a download that was broken off waits to go on."""
-_HOLDS = 8
-"""How many of the largest artefacts a folder has room for; those not used for longest make room."""
 
 
 class ArtefactStore:
@@ -35,27 +33,38 @@ class ArtefactStore:
     Args:
         folder: Its own folder.
         limit: Bytes of the largest artefact that is taken.
+        holds: How many of that size it has room for; those not used for longest make room.
     """
 
-    def __init__(self, folder: Path, *, limit: int = MOST_BYTES) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, *, limit: int = MOST_BYTES, holds: int = 8) -> None:
+        self.folder, self.limit, self._holds = folder, limit, holds
+        self._intact: dict[str, tuple[int, int, int]] = {}  # what the files looked like that were read whole
 
     def find(self, sha256: str) -> Path | None:
         """Return the artefact of that digest, None if it is not here; it counts as used now."""
         path = self._path(sha256)
         try:
-            os.utime(path)
+            # Its other time stays: it says whether the content may have changed.
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         except OSError:
             return None
         return path
 
     def find_intact(self, sha256: str) -> Path | None:
-        """Return the artefact of that digest, None if it is not here; one that was altered is removed."""
+        """Return the artefact of that digest, None if it is not here; one that was altered is removed.
+
+        It is read anew only where its time, size or inode has changed.
+        """
         path = self.find(sha256)
         if path is None:
             return None
         try:
+            found = path.stat()
+            mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if self._intact.get(sha256) == mark:
+                return path
             if digest_of(path) == sha256:
+                self._intact[sha256] = mark
                 return path
         except OSError as error:
             logger.warning("artefact %s cannot be read: %s", path, error)
@@ -142,8 +151,8 @@ class ArtefactStore:
 
     def _make_room(self, newest: Path) -> None:
         found = [path for path in self.folder.iterdir() if _WHOLE.fullmatch(path.name) and path != newest]
-        found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        left = _HOLDS * self.limit - newest.stat().st_size
+        found.sort(key=lambda path: path.stat().st_atime, reverse=True)
+        left = self._holds * self.limit - newest.stat().st_size
         for path in found:
             left -= path.stat().st_size
             if left < 0:

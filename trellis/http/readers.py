@@ -20,7 +20,7 @@ _READERS = frozenset({Role.OPERATOR, Role.SERVER, Role.GATEWAY})
 
 # Named, where uvicorn's own choice is whatever is installed: llhttp refuses what can be read in two ways.
 class PeerProtocol(HttpToolsProtocol):
-    """uvicorn's protocol; each request's `scope["state"]["principal"]` names its peer, None without TLS."""
+    """uvicorn's protocol; `scope["state"]` has the peer's `principal`, None without TLS, and `abort`."""
 
     app_state: dict[str, Any]
 
@@ -29,7 +29,11 @@ class PeerProtocol(HttpToolsProtocol):
     ) -> None:
         """Take a connection whose handshake is over."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "principal": _peer(transport)}
+        self.app_state = {
+            **self.app_state,
+            "principal": _peer(transport),
+            "abort": transport.abort,
+        }
 
 
 def principal_of(name: str) -> Principal | None:

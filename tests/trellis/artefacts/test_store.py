@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trellis.artefacts.store import KEPT_S, ArtefactStore
+from trellis.artefacts import store as store_module
+from trellis.artefacts.store import KEPT_S, ArtefactStore, digest_of
 from trellis.errors import ArtefactError, DiskFailed
 
 
@@ -44,6 +45,35 @@ def test_what_is_something_else_is_refused_and_gone(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=f"SHA-256 {digest(b'came')}, due is {digest(b'due')}"):
         store.keep(digest(b"due"))
     assert names(store) == set()
+
+
+def test_a_use_changes_nothing_that_says_how_old_it_is(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    path = store.folder / put(store, b"graph", age_s=1000)
+    before = path.stat()
+    store.find(path.name)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert path.stat().st_atime > before.st_atime + 900
+
+
+def test_what_was_whole_is_not_read_again_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    sha256 = put(store, b"graph")
+    read: list[Path] = []
+    monkeypatch.setattr(store_module, "digest_of", lambda path: read.append(path) or digest_of(path))
+    for _ in range(3):
+        assert store.find_intact(sha256) is not None
+    assert len(read) == 1
+    (store.folder / sha256).write_bytes(b"grafh")
+    assert store.find_intact(sha256) is None
+
+
+def test_a_small_folder_makes_room_sooner(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files", limit=4, holds=2)
+    kept = [put(store, bytes([number]) * 4, age_s=100 - number) for number in range(3)]
+    assert names(store) == set(kept[1:])
 
 
 def test_a_file_altered_since_is_no_longer_there(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Sending artefacts: nobody who reads slowly, or asks often, keeps the others from theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from artefact_fronts import CONTENT, DIGEST, OneFile
+from starlette.types import Receive, Scope, Send
+
+from trellis.artefacts import serving
+from trellis.artefacts.offer import file_path
+from trellis.artefacts.serving import create_artefact_app
+from trellis.http.server import HttpServer
+
+LARGE = bytes(32 * 1024**2)
+"""More than two sockets hold."""
+
+
+@asynccontextmanager
+async def server(source: OneFile) -> AsyncIterator[int]:
+    """Serve to whom the header `who` names, as a certificate would."""
+    app = create_artefact_app(source)
+
+    async def named(scope: Scope, receive: Receive, send: Send) -> None:
+        who = dict(scope["headers"]).get(b"who")
+        scope["state"]["principal"] = who and who.decode()
+        await app(scope, receive, send)
+
+    async with HttpServer(named, host="127.0.0.1", port=0, tls=None) as http:
+        yield http.port
+
+
+@contextmanager
+def unread(port: int, source: OneFile, who: str = "slow") -> Iterator[socket.socket]:
+    """Ask for the file, and read only the first byte of the answer."""
+    with socket.socket() as asking:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        asking.settimeout(10)
+        asking.connect(("127.0.0.1", port))
+        path = file_path(source.offered.sha256)
+        asking.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nwho: {who}\r\n\r\n".encode())
+        assert asking.recv(1) == b"H"
+        yield asking
+
+
+async def test_who_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "PIECE_S", 0.3, raising=False)
+    source = OneFile(tmp_path, LARGE)
+    async with server(source) as port:
+        with ExitStack() as asking:
+            await asyncio.to_thread(asking.enter_context, unread(port, source))
+            async with asyncio.timeout(8):
+                while any(  # noqa: ASYNC110 - the kernel's count, and no event
+                    one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED
+                    for one in psutil.Process().net_connections()
+                ):
+                    await asyncio.sleep(0.05)
+
+
+async def test_one_principal_leaves_room_for_the_others(tmp_path: Path) -> None:
+    source = OneFile(tmp_path, LARGE)
+    async with server(source) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        with ExitStack() as asking:
+            for _ in range(4):
+                await asyncio.to_thread(asking.enter_context, unread(port, source))
+            path, part = file_path(source.offered.sha256), {"range": "bytes=0-9"}
+            again = await client.get(path, headers={"who": "slow", **part})
+            assert (again.status_code, again.json()["error"]["code"]) == (503, "not-yet")
+            assert (await client.get(path, headers={"who": "other", **part})).content == bytes(10)
+
+
+async def test_a_range_goes_on_with_the_same_content(tmp_path: Path) -> None:
+    source = OneFile(tmp_path)
+    async with server(source) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        path = file_path(DIGEST)
+        tag = (await client.get(path)).headers["etag"]
+        assert tag == f'"{DIGEST}"'
+        source.path.touch()
+        rest = await client.get(path, headers={"range": "bytes=9-", "if-range": tag})
+        assert (rest.status_code, rest.content) == (206, CONTENT[9:])
