@@ -18,6 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from members import free_ports
+from slow_link import Line, SlowLink
 
 from tests.contract.bus_fixtures import BrokerRig, missing, take, take_until, until
 from trellis.errors import ConfigError, Refused, Unavailable
@@ -197,6 +199,21 @@ async def test_a_stalled_link_is_noticed_by_both_sides(mosquitto: BrokerRig) -> 
         await until(lambda: not a.connected)
         wire.resume()
         await a.wait_connected(15)
+
+
+async def test_who_leaves_before_its_birth_is_acknowledged_is_not_said_to_be_there(
+    mosquitto: BrokerRig,
+) -> None:
+    (port,) = free_ports(1)
+    target = int(mosquitto.broker.url.rpartition(":")[2])
+    line = Line(latency_s=0.3, bits_per_s=1e9, lives_s=1e6, least_s=1e6)
+    said = {state: Publication("t/state", state, retain=True) for state in (b"online", b"offline")}
+    async with mosquitto.open("b") as b, b.subscribe("t/#") as got, SlowLink(port, target, line):
+        settings = BrokerSettings(f"mqtt://127.0.0.1:{port}", "a")
+        async with MqttBus(settings, will=said[b"offline"], birth=[said[b"online"]]) as a:
+            assert (await take(got))[0].payload == b"online"
+            assert not a.connected  # the broker's answer is still on its way
+        assert (await take(got))[0].payload == b"offline"
 
 
 CLIENT = """

@@ -96,6 +96,13 @@ class _Client(aiomqtt.Client):
         if self._client.socket() is not None:
             self._client._sock_close()
 
+    def abandon(self) -> None:
+        """Close the socket without MQTT's DISCONNECT."""
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)  # or aiomqtt would still send one
+        if self._client.socket() is not None:
+            self._client._sock_close()
+
     def broken(self) -> BaseException | None:
         """Return what an exception in the read or write callback has left."""
         done = self._disconnected.done() and not self._disconnected.cancelled()
@@ -241,6 +248,9 @@ class _MqttSession:
     async def unsubscribe(self, filters: Sequence[str]) -> None:
         with _losing():
             await self._client.unsubscribe(list(filters))
+
+    def abandon(self) -> None:
+        self._client.abandon()
 
     async def deliveries(self) -> AsyncIterator[Delivery]:
         with _losing():

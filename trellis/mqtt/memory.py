@@ -133,6 +133,9 @@ class _MemorySession:
         self._check()
         self.filters.difference_update(filters)
 
+    def abandon(self) -> None:
+        self._broker._leave(self, "abandoned", goodbye=False)
+
     async def deliveries(self) -> AsyncIterator[Delivery]:
         while (delivery := await self.waiting.get()) is not None:
             yield delivery

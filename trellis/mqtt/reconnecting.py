@@ -183,6 +183,9 @@ class ReconnectingBus:
         except* ConnectionLost as several:
             lost = several.exceptions[0]
         finally:
+            if self._session is not session or len(self._outbox):
+                # It may have said its birth and not yet its farewell: the will says that in its place.
+                session.abandon()
             self._session = None
             self._outbox.disconnected()
             self._notify()

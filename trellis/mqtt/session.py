@@ -31,6 +31,9 @@ class Session(Protocol):
     def deliveries(self) -> AsyncIterator[Delivery]:
         """Yield what comes, until the connection is lost."""
 
+    def abandon(self) -> None:
+        """Close the connection without a goodbye, so that the broker says the will."""
+
 
 class Dialer(Protocol):
     """Opens connections to one broker under one client id, with a will."""

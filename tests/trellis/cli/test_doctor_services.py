@@ -53,6 +53,7 @@ def gateway_health(**changes: Any) -> dict[str, Any]:
         "broker": "connected",
         "parent_broker": "connected",
         "front": None,
+        "bridged": False,
         "above": (),
         "tasks": 0,
         "devices": 0,
