@@ -11,8 +11,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from models.arrays import Arrays, copied, first_not_finite, require_like
-from models.backends.loop import Batch, GradientOutcome, Outcome, evaluate_loop, require_feedable, train_loop
+from models.arrays import Arrays, copied, require_like
+from models.backends.loop import (
+    Batch,
+    GradientOutcome,
+    Outcome,
+    evaluate_loop,
+    require_feedable,
+    require_finite,
+    train_loop,
+)
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.datasets import Dataset
 from models.exported import LABEL_DTYPES
@@ -99,11 +107,7 @@ class GraphBackend:
         for tensor in self._manifest.tensors:
             if tensor.kind == "counter":
                 tensors[tensor.name] += tensors[tensor.name].dtype.type(result.steps)
-        if (broken := first_not_finite(tensors)) is not None:
-            raise TrainingFailed(
-                f"model {self._manifest.model!r}: tensor {broken!r} is not finite after step "
-                f"{result.steps}; a lower learning rate than {plan.learning_rate} may help"
-            )
+        require_finite(tensors, model=self._manifest.model, steps=result.steps, plan=plan)
         return TrainResult(tensors, len(data), result.loss, initial_loss, result.steps, result.accuracy)
 
     def evaluate(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from models.arrays import Arrays
+from models.arrays import Arrays, first_not_finite
 from models.backends.optimiser import LocalOptimiser
 from models.backends.plan import EvalResult, StepReport, TrainPlan
 from models.datasets import Dataset
@@ -110,6 +110,19 @@ def evaluate_loop(
         losses.append(outcome.loss * len(y))
         correct += outcome.correct
     return EvalResult(math.fsum(losses) / len(data), correct / len(data), len(data))
+
+
+def require_finite(arrays: Arrays, *, model: str, steps: int, plan: TrainPlan) -> None:
+    """Pass if what the plan's steps made of a model is finite.
+
+    Raises:
+        TrainingFailed: It is not; a tensor is named.
+    """
+    if (broken := first_not_finite(arrays)) is not None:
+        raise TrainingFailed(
+            f"model {model!r}: tensor {broken!r} is not finite after step {steps}; a lower learning rate "
+            f"than {plan.learning_rate} may help"
+        )
 
 
 def require_feedable(data: Dataset, *, shape: tuple[int, ...], classes: int) -> None:

@@ -16,8 +16,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from models.arrays import Arrays, copied, first_not_finite, require_like
-from models.backends.loop import Batch, GradientOutcome, Outcome, evaluate_loop, require_feedable, train_loop
+from models.arrays import Arrays, copied, require_like
+from models.backends.loop import (
+    Batch,
+    GradientOutcome,
+    Outcome,
+    evaluate_loop,
+    require_feedable,
+    require_finite,
+    train_loop,
+)
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.datasets import Dataset
 from models.registry import ModelSpec
@@ -115,11 +123,7 @@ class TorchBackend:
             should_stop=should_stop,
         )
         trained = copied(_views(module))
-        if (broken := first_not_finite(trained)) is not None:
-            raise TrainingFailed(
-                f"model {self._model!r}: tensor {broken!r} is not finite after step {result.steps}; a lower "
-                f"learning rate than {plan.learning_rate} may help"
-            )
+        require_finite(trained, model=self._model, steps=result.steps, plan=plan)
         return TrainResult(trained, len(data), result.loss, initial_loss, result.steps, result.accuracy)
 
     def evaluate(
