@@ -46,6 +46,17 @@ def _fits_all(_: Shape) -> str:
     return ""
 
 
+def pictures_from(smallest: int) -> Callable[[Shape], str]:
+    """Return the `misfit` of a model for pictures of at least smallest×smallest, whatever their channels."""
+
+    def misfit(shape: Shape) -> str:
+        if len(shape) == 3 and shape[0] >= 1 and min(shape[1:]) >= smallest:
+            return ""
+        return f"(channels, height, width) of at least {smallest}×{smallest}"
+
+    return misfit
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A model that a task may name.

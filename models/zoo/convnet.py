@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from models.registry import ModelSpec, Shape, require_fit
+from models.registry import ModelSpec, Shape, pictures_from, require_fit
 
 if TYPE_CHECKING:
     import torch
 
 _SMALLEST = 16  # 16 → 12 → 6 → 2 → 1
-
-
-def _misfit(shape: Shape) -> str:
-    if len(shape) == 3 and shape[0] >= 1 and min(shape[1:]) >= _SMALLEST:
-        return ""
-    return f"(channels, height, width) of at least {_SMALLEST}×{_SMALLEST}"
 
 
 def _build(shape: Shape, classes: int) -> torch.nn.Module:
@@ -46,4 +40,9 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
     )
 
 
-MODEL = ModelSpec("convnet", "two convolutions, dropout, two layers: the classic MNIST demo", _build, _misfit)
+MODEL = ModelSpec(
+    "convnet",
+    "two convolutions, dropout, two layers: the classic MNIST demo",
+    _build,
+    pictures_from(_SMALLEST),
+)

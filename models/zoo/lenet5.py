@@ -10,18 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from models.registry import ModelSpec, Shape, require_fit
+from models.registry import ModelSpec, Shape, pictures_from, require_fit
 
 if TYPE_CHECKING:
     import torch
 
 _SMALLEST = 12  # 12 → 6 after pooling → 2 after the 5×5 convolution → 1
-
-
-def _misfit(shape: Shape) -> str:
-    if len(shape) == 3 and shape[0] >= 1 and min(shape[1:]) >= _SMALLEST:
-        return ""
-    return f"(channels, height, width) of at least {_SMALLEST}×{_SMALLEST}"
 
 
 def _build(shape: Shape, classes: int) -> torch.nn.Module:
@@ -48,4 +42,6 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
     )
 
 
-MODEL = ModelSpec("lenet5", "LeNet-5 (LeCun et al. 1998), for pictures of 28×28 and more", _build, _misfit)
+MODEL = ModelSpec(
+    "lenet5", "LeNet-5 (LeCun et al. 1998), for pictures of 28×28 and more", _build, pictures_from(_SMALLEST)
+)

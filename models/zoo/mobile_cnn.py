@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from models.registry import ModelSpec, Shape, require_fit
+from models.registry import ModelSpec, Shape, pictures_from, require_fit
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +20,6 @@ _SMALLEST = 8  # 8 → 4 → 2 before the mean
 _FIRST = 16
 _SEPARABLE = ((32, 1), (64, 2), (64, 1), (128, 2))  # channels, stride
 _GROUPS = 8
-
-
-def _misfit(shape: Shape) -> str:
-    if len(shape) == 3 and shape[0] >= 1 and min(shape[1:]) >= _SMALLEST:
-        return ""
-    return f"(channels, height, width) of at least {_SMALLEST}×{_SMALLEST}"
 
 
 def _build(shape: Shape, classes: int) -> torch.nn.Module:
@@ -54,5 +48,8 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
 
 
 MODEL = ModelSpec(
-    "mobile-cnn", "depthwise separable convolutions (MobileNet), for pictures of 32×32", _build, _misfit
+    "mobile-cnn",
+    "depthwise separable convolutions (MobileNet), for pictures of 32×32",
+    _build,
+    pictures_from(_SMALLEST),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.registry import ModelSpec, Shape, require_fit
+from models.registry import ModelSpec, Shape, pictures_from, require_fit
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 _SMALLEST = 8  # 8 → 4 → 2 before the mean
 _CHANNELS = (16, 32, 64)
 _GROUPS = 8
-
-
-def _misfit(shape: Shape) -> str:
-    if len(shape) == 3 and shape[0] >= 1 and min(shape[1:]) >= _SMALLEST:
-        return ""
-    return f"(channels, height, width) of at least {_SMALLEST}×{_SMALLEST}"
 
 
 def _build(shape: Shape, classes: int) -> torch.nn.Module:
@@ -72,4 +66,6 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
     return ResNet8()
 
 
-MODEL = ModelSpec("resnet8", "ResNet-8 with group normalisation, for pictures of 32×32", _build, _misfit)
+MODEL = ModelSpec(
+    "resnet8", "ResNet-8 with group normalisation, for pictures of 32×32", _build, pictures_from(_SMALLEST)
+)
