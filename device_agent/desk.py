@@ -61,9 +61,8 @@ class TaskDesk:
 
     def standing(self) -> list[Publication]:
         """Return the executions of the tasks in hand and in the queue: a broker may have lost them."""
-        tasks = [*self._queue]
-        if self._in_hand is not None:
-            tasks.append(self._in_hand[0].descriptor.task)
+        in_hand = [self._in_hand[0].descriptor.task] if self._in_hand is not None else []
+        tasks = [*self._queue, *in_hand]
         return [one for one in (self._report(task).standing() for task in tasks) if one is not None]
 
     async def work(self) -> None:
@@ -131,28 +130,31 @@ class TaskDesk:
         self._news.set()
 
     async def removed(self, task: str) -> None:
-        """The task's descriptor was cleared: as if it was canceled, and where it had ended, forgotten."""
+        """The task's descriptor was cleared: as if it was canceled, and once it has ended, forgotten."""
         for known in (self._early, self._starved, self._examined, self._rounds, self._statuses):
             known.pop(task, None)
         self._heard.discard(task)
         if task in self._queue or self._has_in_hand(task):
             reason = Reason(code="removed", message="the task was removed")
             await self._end(task, Ending(ExecutionState.CANCELED, reason))
-        elif (report := self._report(task)).execution is not None:
-            await report.clear()
-            del self._reports[task]
+        if not self._has_in_hand(task):
+            await self._forget(task)
 
     async def clear_forgotten(self) -> None:
         """Clear the ended executions of tasks that were removed while this device was away.
 
-        An empty descriptor is not retained: who was away never hears of it. Should a descriptor come later
-        after all, its execution is said again.
+        Who was away never heard of it. Should a descriptor come later after all, its execution is said again.
         """
         await asyncio.sleep(SETTLED_S)
         for task, execution in self._device.journal.executions().items():
             if execution.state.ended and task not in self._heard:
-                await self._report(task).clear()
-                self._reports.pop(task, None)
+                await self._forget(task)
+
+    async def _forget(self, task: str) -> None:
+        report = self._report(task)
+        del self._reports[task]
+        if report.execution is not None:
+            await report.clear()
 
     def round_changed(self, task: str, round_: Round) -> None:
         """The server announced something: a hint to pull."""
@@ -163,8 +165,7 @@ class TaskDesk:
     async def status(self, task: str, status: TaskStatus) -> None:
         """The gateway says how the task stands."""
         self._statuses[task] = status
-        ending = self._ended_centrally(task)
-        if ending is not None:
+        if (ending := self._ended_centrally(task)) is not None:
             await self._end(task, ending)
 
     async def look_again(self) -> None:
@@ -200,12 +201,11 @@ class TaskDesk:
             self._queue.pop(task, None)
             await report.reject(error, revision)
             return
-        settings = self._device.settings
-        await report.queued(revision, samples=len(self._device.data), backend=settings.backend)
+        backend = self._device.settings.backend
+        await report.queued(revision, samples=len(self._device.data), backend=backend)
         self._queue[task] = believed
         self._let_pass(believed)
-        ending = self._ended_centrally(task)
-        if ending is not None:
+        if (ending := self._ended_centrally(task)) is not None:
             await self._end(task, ending)
 
     async def _take_part(self, task: Believed) -> None:
@@ -221,9 +221,11 @@ class TaskDesk:
         finally:
             self._in_hand = None
             self._log.task = None
-        if ending.state is ExecutionState.QUEUED:
+        if name not in self._heard:
+            await self._forget(name)  # its descriptor was cleared while it ended
+        elif ending.state is ExecutionState.QUEUED:
             self._queue[name] = task
-        if ending.reason is not None and ending.reason.code == "disk":
+        elif ending.reason is not None and ending.reason.code == "disk":
             self._starved[name] = task
             self._examined.pop(name, None)
 

@@ -44,9 +44,9 @@ class Self:
         return self._state(Presence.OFFLINE, self.since)
 
     def births(self) -> tuple[Publication, ...]:
-        """Return what is said at every connect."""
+        """Return what is said at every connect: whose state says that it is there has said what it is."""
         info = Publication(self._path(Kind.DEVICE_INFO), self.info.to_bytes(), retain=True)
-        return (self.birth(), info)
+        return (info, self.birth())
 
     def birth(self) -> Publication:
         """Return that this boot is there."""

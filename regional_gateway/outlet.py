@@ -23,9 +23,16 @@ class Outlet:
     async def send(self, publication: Publication) -> None:
         """Return once `publication` is on its way; waits only while 64 are unanswered."""
         await self._window.acquire()
-        # Tasks start in the order of their making, so publications leave in order.
-        task = self._group.create_task(self._publish(publication), name=f"publish {publication.topic}")
-        task.add_done_callback(lambda _: self._window.release())
+        publishing = self._publish(publication)
+        try:
+            # Tasks start in the order of their making, so publications leave in order.
+            task = self._group.create_task(publishing, name=f"publish {publication.topic}")
+        except RuntimeError:
+            # The group is ending; the bus outlives it, and says before it closes what it has been given.
+            self._window.release()
+            await publishing
+        else:
+            task.add_done_callback(lambda _: self._window.release())
 
     async def _publish(self, one: Publication) -> None:
         await self.bus.publish(one.topic, one.payload, qos=one.qos, retain=one.retain)

@@ -136,6 +136,7 @@ async def test_birth_says_what_the_device_is_and_goodbye_that_it_left(device, fl
         assert info.backends == ("torch",)
     states = fleet.states()
     assert [state.state for state in states] == [Presence.ONLINE, Presence.OFFLINE]
+    assert list(fleet.said)[:2] == [f"{OWN}/info", f"{OWN}/state"]  # who hears of it finds what it is
     assert states[0].boot_id == states[1].boot_id
 
 
@@ -369,8 +370,45 @@ async def test_a_cleared_descriptor_cancels_and_then_clears_the_execution(
         await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
         await fleet.post("blobs", b"")
         assert (await fleet.state("blobs", ExecutionState.CANCELED)).reason.code == "removed"
-        await fleet.post("blobs", b"")
         await fleet.until(lambda: fleet.said[f"{OWN}/tasks/blobs/execution"][-1] == b"")
+
+
+async def test_a_task_that_ends_after_its_descriptor_was_cleared_leaves_no_execution(
+    device, fleet, flower, make_task, signed
+):
+    device = replace(device, pace=replace(device.pace, idle_s=0.1))
+    ending, cleared = threading.Event(), threading.Event()
+
+    def push_late(_: str) -> None:
+        ending.set()
+        assert cleared.wait(20)
+
+    flower.pushing = push_late
+    flower.send("query", {"task": "blobs", "nonce": "n1"})
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(make_task()))
+        await asyncio.to_thread(ending.wait, 20)
+        await fleet.status("blobs", TaskState.SUCCEEDED)
+        await fleet.post("blobs", b"")
+        await fleet.bus.publish(f"{BASE}/tasks/other/descriptor", b"{}", retain=True)
+        await fleet.until(lambda: fleet.executions("other"))  # so it has heard what came before
+        cleared.set()
+        await fleet.state("blobs", ExecutionState.SUCCEEDED)
+        await fleet.until(lambda: fleet.said[f"{OWN}/tasks/blobs/execution"][-1] == b"")
+
+
+async def test_a_task_that_was_removed_while_it_waited_for_its_turn_is_canceled_and_cleared(
+    device, fleet, flower, make_task, signed
+):
+    async with running(device, fleet.broker):
+        await fleet.post("first", signed(make_task(task="first")))
+        await fleet.execution("first", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("second", signed(make_task(task="second")))
+        await fleet.state("second", ExecutionState.QUEUED)
+        await fleet.post("second", b"")
+        assert (await fleet.state("second", ExecutionState.CANCELED)).reason.code == "removed"
+        await fleet.until(lambda: fleet.said[f"{OWN}/tasks/second/execution"][-1] == b"")
+        assert fleet.executions("first")[-1].state is ExecutionState.IN_PROGRESS
 
 
 async def test_a_task_that_was_removed_while_the_device_was_away_is_cleared_at_its_start(
