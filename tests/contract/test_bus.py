@@ -107,6 +107,16 @@ async def test_the_will_is_published_when_a_client_is_cut_off(rig: Rig) -> None:
         assert (await take(got))[0].payload == b"offline"
 
 
+async def test_who_leaves_while_it_says_its_birth_is_said_to_have_gone(rig: Rig) -> None:
+    will = Publication("t/state", b"offline", retain=True)
+    birth = [Publication("t/state", b"online")] * 300
+    async with rig.open("b") as b, b.subscribe("t/state") as got:
+        async with rig.open("a", wait=False, will=will, birth=birth) as a:
+            await take(got)
+            assert not a.connected
+        await take_until(got, b"offline")
+
+
 async def test_a_goodbye_keeps_the_will_from_being_published(rig: Rig) -> None:
     async with rig.open("b") as b, b.subscribe("t/state") as got:
         async with rig.open("a", will=Publication("t/state", b"offline", retain=True)):

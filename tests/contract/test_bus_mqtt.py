@@ -216,6 +216,21 @@ async def test_who_leaves_before_its_birth_is_acknowledged_is_not_said_to_be_the
         assert (await take(got))[0].payload == b"offline"
 
 
+async def test_who_leaves_before_its_farewell_is_acknowledged_is_said_to_have_gone(
+    mosquitto: BrokerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trellis.mqtt.reconnecting.FLUSH_S", 0.1)
+    async with mosquitto.open("b") as b, b.subscribe("t/#") as got:
+        async with mosquitto.open("a", will=Publication("t/state", b"offline")) as a:
+            wire = await mosquitto.wire("a")
+            wire.stall()
+            farewell = asyncio.create_task(a.publish("t/farewell", b"1"))
+            await asyncio.sleep(0)
+        wire.resume()
+        await take_until(got, b"offline")
+        await farewell
+
+
 CLIENT = """
 import asyncio, sys
 from trellis.mqtt import BrokerSettings, BusMessage, MqttBus, Publication

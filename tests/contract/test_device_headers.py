@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from base64 import b64decode
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.supercore.constant import FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import verify_signature
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor, ProtobufRequestContext
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import Message
@@ -42,6 +47,25 @@ def test_the_headers_are_those_of_flowers_own_interceptors() -> None:
     assert {name: ours[name] for name in ours.keys() - changing} == {
         name: flowers[name] for name in flowers.keys() - changing
     }
+    said, due = (datetime.fromisoformat(one[TIMESTAMP_HEADER]) for one in (ours, flowers))
+    assert abs(due - said) < timedelta(seconds=5)
+    signature = b64decode(ours[FLEET_HTTP_SIGNATURE_HEADER])
+    assert verify_signature(key.public_key(), ours[TIMESTAMP_HEADER].encode(), signature)
+
+
+def test_a_request_is_sent_on_once_it_is_signed_and_its_answer_comes_back() -> None:
+    request = httpx.Request("POST", "http://127.0.0.1/v1/fleet/pull-messages")
+    context = ProtobufRequestContext("PullMessages", cast(Message, None), request)
+    answer = httpx.Response(200, request=request)
+    sent: list[bool] = []
+
+    def send(given: ProtobufRequestContext) -> httpx.Response:
+        sent.append(FLEET_HTTP_SIGNATURE_HEADER in given.request.headers)
+        return answer
+
+    signing = DeviceHeaders(ec.generate_private_key(ec.SECP256R1()))
+    assert signing.intercept(context, send) is answer
+    assert sent == [True]
 
 
 def test_the_code_of_an_ended_run_is_flowers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -68,7 +69,7 @@ async def test_it_comes_once_for_all_who_ask_at_one_time(tmp_path: Path) -> None
         path = cache.file(DIGEST)
         assert path is not None
         assert path.read_bytes() == CONTENT
-    assert source.given == 1
+    assert (source.given, source.asked) == (1, 1)
     async with below(create_artefact_app(source), tmp_path / "cache") as cache:
         assert await cache.offer(TASK, "onnx") == source.offered  # it is on the disk
     assert source.given == 1
@@ -121,6 +122,63 @@ async def test_what_does_not_come_down_is_not_promised(
         ):
             await offered(cache)
         assert len(app.ranges) == 3
+
+
+async def test_what_did_not_come_down_is_had_again_after_a_while_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefacts, "_FETCH_AGAIN_S", ())
+    app = Scripted(offer_of(), lambda _: Cut(CONTENT, 0), lambda _: Response(CONTENT))
+    async with below(app, tmp_path / "cache") as cache:
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="has no artefact of softmax"):
+                await offered(cache)
+        assert len(app.ranges) == 1
+        monkeypatch.setattr(artefacts, "HOLDS_S", 0.0)
+        assert await offered(cache) == offer_of()
+
+
+async def test_another_revision_of_a_task_may_train_from_another_file(tmp_path: Path) -> None:
+    source = OneFile(tmp_path / "above")
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        posted = cast(Posted, cache._ledger)
+        await offered(cache)
+        posted.record.descriptor.revision = 2
+        await offered(cache)
+        assert source.asked == 2
+        posted.record.cleared = True
+        with pytest.raises(Refused, match=f"task '{TASK}' was not posted to the gateway") as error:
+            await cache.offer(TASK, "onnx")
+        assert error.value.code == "unknown"
+
+
+async def test_a_gateway_without_tasks_knows_none(tmp_path: Path) -> None:
+    async with RegionalArtefacts(tmp_path / "cache", None) as cache:
+        with pytest.raises(Refused, match="was not posted"):
+            await cache.offer(TASK, "onnx")
+
+
+async def test_a_gateway_ends_at_once_between_two_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefacts, "_FETCH_AGAIN_S", (60.0,))
+    app = Scripted(offer_of(), lambda _: Cut(CONTENT, 0))
+    async with asyncio.timeout(10):
+        async with below(app, tmp_path / "cache") as cache:
+            while not app.ranges:
+                with pytest.raises(NotYet):
+                    await cache.offer(TASK, "onnx")
+                await asyncio.sleep(0.02)
+    assert len(app.ranges) == 1
+
+
+async def test_what_was_left_of_others_long_ago_is_tidied_away(tmp_path: Path) -> None:
+    old = tmp_path / "cache" / f"{DIGEST}.partial"
+    old.parent.mkdir()
+    old.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    async with RegionalArtefacts(old.parent, None):
+        assert not old.exists()
 
 
 async def test_a_bad_offer_from_above_is_the_gateways_trouble(tmp_path: Path) -> None:

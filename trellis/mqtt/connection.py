@@ -97,11 +97,8 @@ class _Client(aiomqtt.Client):
             self._client._sock_close()
 
     def abandon(self) -> None:
-        """Close the socket without MQTT's DISCONNECT."""
-        if not self._disconnected.done():
-            self._disconnected.set_result(None)  # or aiomqtt would still send one
-        if self._client.socket() is not None:
-            self._client._sock_close()
+        """Close the socket without MQTT's DISCONNECT, which aiomqtt can then no longer send."""
+        self._client._sock_close()
 
     def broken(self) -> BaseException | None:
         """Return what an exception in the read or write callback has left."""

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from trellis.errors import ConfigError
 from trellis.flower.inbox import Inbox, Letter
@@ -117,6 +119,16 @@ def test_a_node_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
 )
 def test_a_node_key_that_cannot_be_read_is_said_with_its_remedy(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "node.key").write_bytes(content)
-    with pytest.raises(ConfigError, match="remove it for a new one"):
+    with pytest.raises(ConfigError, match=r"node\.key': cannot be read: .*; remove it for a new one"):
         load_node_key(tmp_path / "node.key")
     assert (tmp_path / "node.key").read_bytes() == content
+
+
+def test_a_node_key_of_another_kind_is_said_with_its_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = ed25519.Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+    with pytest.raises(ConfigError) as caught:
+        load_node_key(path)
+    assert str(caught.value) == f"node key '{path}': is no EC key; remove it for a new one"
