@@ -17,6 +17,7 @@ import contextlib
 import http.client
 import json
 import logging
+import math
 import re
 import socket
 import time
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 _ANSWER_S = 15.0
 _ANSWER_BYTES = 65536
 _PIECE_BYTES = 65536
-_AGAIN_S = (0.5, 30.0)
+_AGAIN_S, _AGAIN_UNSAID_S = (0.5, 30.0), 2.0
 _RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
 
@@ -201,7 +202,9 @@ class _Partial:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._file.close()  # every piece was flushed
+        # Every piece was flushed but one that failed, which would fail again, and in other words.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def append(self, piece: bytes) -> None:
         try:
@@ -233,6 +236,7 @@ def _of_other_size(offer: Offer, address: str, came: int) -> ArtefactError:
 def _again_s(retry_after: str | None) -> float:
     least, most = _AGAIN_S
     try:
-        return min(max(float(retry_after or 2.0), least), most)
+        again_s = float(retry_after or _AGAIN_UNSAID_S)
     except ValueError:
-        return 2.0
+        return _AGAIN_UNSAID_S
+    return _AGAIN_UNSAID_S if math.isnan(again_s) else min(max(again_s, least), most)

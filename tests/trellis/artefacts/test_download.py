@@ -242,11 +242,11 @@ async def test_a_download_stops_when_it_is_called_off(store: ArtefactStore) -> N
 
 
 async def test_a_front_that_keeps_silent_is_left_at_once() -> None:
-    asked = threading.Event()
+    asked, over = threading.Event(), asyncio.Event()
 
     async def silent(scope: object, receive: object, send: object) -> None:
         asked.set()
-        await asyncio.sleep(60)
+        await over.wait()
 
     async with front(silent) as client:
         asking = asyncio.create_task(asyncio.to_thread(client.offer, "digits", "onnx"))
@@ -254,3 +254,4 @@ async def test_a_front_that_keeps_silent_is_left_at_once() -> None:
         client.abort()
         with pytest.raises(Canceled):
             await asyncio.wait_for(asking, 5)
+        over.set()

@@ -47,11 +47,45 @@ def test_what_is_something_else_is_refused_and_gone(tmp_path: Path) -> None:
     assert names(store) == set()
 
 
+def test_it_is_on_the_disk_before_it_has_its_name_and_so_is_the_name_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    named = store.folder / digest(b"graph")
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, named.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    put(store, b"graph")
+    assert synced == [(f"{named.name}.partial", False), ("files", True)]
+
+
+def test_what_the_disk_does_not_take_is_its_fault(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    with pytest.raises(DiskFailed, match=f"{digest(b'x')} cannot be written: No such file .*; free space"):
+        store.keep(digest(b"x"))
+    made = tmp_path / "made"
+    made.write_bytes(b"graph")
+    store.partial(digest(b"graph")).mkdir()
+    with pytest.raises(DiskFailed, match=f"{made} cannot be moved to {store.folder}: Is a directory"):
+        store.take(made)
+
+
+def test_the_folder_is_its_owners_and_so_are_those_above_it_that_were_not_there(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "new" / "files")
+    put(store, b"graph")
+    assert oct(store.folder.stat().st_mode & 0o777) == "0o700"
+
+
 def test_a_use_changes_nothing_that_says_how_old_it_is(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files")
     path = store.folder / put(store, b"graph", age_s=1000)
     before = path.stat()
-    store.find(path.name)
+    assert store.find(path.name) == path
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert path.stat().st_atime > before.st_atime + 900
 
@@ -72,8 +106,13 @@ def test_what_was_whole_is_not_read_again_until_it_changes(
 
 def test_a_small_folder_makes_room_sooner(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files", limit=4, holds=2)
+    half = store.partial("0" * 64)
+    half.write_bytes(b"what comes makes no room")
     kept = [put(store, bytes([number]) * 4, age_s=100 - number) for number in range(3)]
-    assert names(store) == set(kept[1:])
+    assert names(store) == {*kept[1:], half.name}
+    # Of two that fit both only with a byte less, the newest stays.
+    large = put(store, b"12345")
+    assert names(store) == {large, half.name}
 
 
 def test_a_file_altered_since_is_no_longer_there(tmp_path: Path) -> None:
@@ -84,6 +123,20 @@ def test_a_file_altered_since_is_no_longer_there(tmp_path: Path) -> None:
     assert names(store) == set()
 
 
+def test_what_cannot_be_read_is_not_there(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    (store.partial("0" * 64).parent / ("0" * 64)).mkdir()
+    assert store.find_intact("0" * 64) is None
+
+
+def test_what_is_discarded_is_gone_with_what_has_come_of_it(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    store.partial(put(store, b"graph")).write_bytes(b"gra")
+    store.discard(digest(b"graph"))
+    store.discard(digest(b"graph"))
+    assert names(store) == set()
+
+
 def test_a_file_made_elsewhere_is_taken_in_unless_it_is_too_large(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files", limit=5)
     made = tmp_path / "made"
@@ -91,8 +144,12 @@ def test_a_file_made_elsewhere_is_taken_in_unless_it_is_too_large(tmp_path: Path
     assert store.take(made) == digest(b"graph")
     assert not made.exists()
     made.write_bytes(b"graphs")
-    with pytest.raises(ArtefactError, match="has 6 bytes, at most 5"):
+    with pytest.raises(ArtefactError, match="artefact made: has 6 bytes, at most 5"):
         store.take(made)
+    made.write_bytes(b"")
+    with pytest.raises(ArtefactError, match="artefact made: is empty"):
+        store.take(made)
+    assert made.exists()
     assert names(store) == {digest(b"graph")}
 
 
