@@ -121,16 +121,17 @@ def test_a_hostile_protobuf_ends_in_bounds(content: bytes, problem: str, tmp_pat
 
 
 def test_a_hostile_flatbuffer_ends_in_bounds(tmp_path: Path) -> None:
-    # A million tables, each the same.
-    vector = (1_000_000).to_bytes(4, "little")
-    vtable = (8).to_bytes(2, "little") + (8).to_bytes(2, "little") + b"\0\0" + (4).to_bytes(2, "little")
-    table = (8).to_bytes(4, "little") + (4).to_bytes(4, "little")
-    entries = b"".join((4 * (1_000_000 - at)).to_bytes(4, "little") for at in range(1_000_000))
+    # Of 340,000 tables, each the same, three numbers are read of each.
+    count = 340_000
+    vtable = struct.pack("<4H", 8, 8, 0, 4)
+    # Its root stands behind it; its field 1, the operators, is the vector behind that.
+    model = struct.pack("<iI", 8, 4)
+    last = 28 + 4 * count + len(vtable)
+    entries = b"".join(struct.pack("<I", last - at) for at in range(28, 28 + 4 * count, 4))
+    content = struct.pack("<I4s", 16, b"TFL3") + vtable + model + struct.pack("<I", count) + entries
     path = tmp_path / "hostile.tflite"
-    path.write_bytes(
-        (16).to_bytes(4, "little") + b"TFL3" + vtable + table + vector + entries + vtable + table
-    )
-    with pytest.raises(ArtefactError):
+    path.write_bytes(content + vtable + struct.pack("<iI", 8, 0))
+    with pytest.raises(ArtefactError, match="it has more parts than any model needs"):
         read_artefact(path, runtime="tflite", purpose="training")
 
 
