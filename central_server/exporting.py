@@ -43,6 +43,8 @@ MOST_BATCH = 256
 """A fixed batch takes its memory on every device; a larger one is trained in parts."""
 _AGAIN_S, _AGAIN_MOST_S = 30.0, 600.0
 """How long what may pass rests before it is tried again; twice as long each time."""
+SOURCE_HELD_S = 10.0
+"""How long it is taken for granted that what an export follows from is what it was."""
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge-litert")
 """Whatever of them is installed in another version may export differently."""
 
@@ -122,7 +124,8 @@ class Exporter:
         self.store = ArtefactStore(folder / "files")
         self._folder, self._command = folder, command
         self._pid_file = PidFile(folder / "export.pid")
-        self._turn = asyncio.Lock()
+        self._turn, self._reading = asyncio.Lock(), asyncio.Lock()
+        self._sources: dict[str, tuple[str, float]] = {}  # by model: the digest, and when it was read
         self._under_way: dict[Wanted, asyncio.Task[None]] = {}
         self._made: dict[Wanted, tuple[str, Offer]] = {}
         self._failed: dict[Wanted, _Failure] = {}
@@ -150,7 +153,7 @@ class Exporter:
         """
         if wanted in self._under_way:
             raise NotYet(f"the server is exporting {wanted}")
-        source = await asyncio.to_thread(_source_digest, wanted)
+        source = await self._source(wanted.model)
         if (made := await asyncio.to_thread(self._found, wanted, source)) is not None:
             return made
         failed = self._failed.get(wanted)
@@ -172,12 +175,22 @@ class Exporter:
         What goes wrong is told to whoever asks for it.
         """
         self._failed.pop(wanted, None)
+        self._sources.pop(wanted.model, None)  # it may be mended
         try:
             await self.offer(wanted)
         except NotYet:
             pass
         except TrellisError as error:
             logger.error("export %s does not begin: %s", wanted, error)
+
+    async def _source(self, model: str) -> str:
+        """Return the digest of what a model's export follows from, read once for all who ask at one time."""
+        async with self._reading:
+            digest, read = self._sources.get(model, ("", float("-inf")))
+            if time.monotonic() - read >= SOURCE_HELD_S:
+                digest = await asyncio.to_thread(_source_digest, model)
+                self._sources[model] = (digest, time.monotonic())
+            return digest
 
     def _found(self, wanted: Wanted, source: str) -> Offer | None:
         known = self._made.get(wanted)
@@ -247,16 +260,16 @@ def _source_folder(model: str) -> Path | None:
     return None if file is None else Path(file).parent
 
 
-def _source_digest(wanted: Wanted) -> str:
+def _source_digest(model: str) -> str:
     """Return a digest of what an export follows from: exporter, PyTorch, and the model's source."""
     digest = hashlib.sha256(f"trellis {__version__}\n".encode())
     for tool in _TOOLS:
         with contextlib.suppress(PackageNotFoundError):
             digest.update(f"{tool} {version(tool)}\n".encode())
     try:
-        for folder in (Path(models.__file__).parent / "export", _source_folder(wanted.model)):
+        for folder in (Path(models.__file__).parent / "export", _source_folder(model)):
             for path in sorted(folder.glob("*.py")) if folder is not None else ():
                 digest.update(path.read_bytes())
     except OSError as error:
-        raise Unavailable(f"the source of model {wanted.model!r} cannot be read: {error}") from error
+        raise Unavailable(f"the source of model {model!r} cannot be read: {error}") from error
     return digest.hexdigest()

@@ -10,7 +10,6 @@ from datetime import datetime
 
 from device_agent.eligibility import (
     Believed,
-    Means,
     Seen,
     believe,
     require_data,
@@ -19,15 +18,14 @@ from device_agent.eligibility import (
 )
 from device_agent.participation import Device, Ending, Participation
 from device_agent.reporting import TaskLog, TaskReport
-from models.backends import artefact_runtime, available_backends
-from models.registry import model_names
+from models.backends import artefact_runtime
 from trellis.descriptor import parse_json
 from trellis.disk import has_room
 from trellis.envelope import Envelope
 from trellis.errors import DiskFailed, InvalidInput, Refused
 from trellis.execution import central_end
 from trellis.mqtt import Bus, Publication
-from trellis.payloads import ExecutionState, Reason, Round, TaskStatus
+from trellis.payloads import ExecutionState, Phase, Reason, Round, TaskStatus
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +34,9 @@ RESUME_S = 3.0
 
 SETTLED_S = 30.0
 """How long after a start the descriptors that stand on the broker may take to come."""
+
+
+_NOT_YET_EQUIPPED = {Phase.VERIFYING, Phase.FETCHING}
 
 
 class TaskDesk:
@@ -48,8 +49,7 @@ class TaskDesk:
         self._now = now
         self._reports: dict[str, TaskReport] = {}
         self._heard: set[str] = set()  # tasks with a descriptor, believed or not
-        # By task: the digest of the revision examined since the start, and the front that it came with.
-        self._examined: dict[str, tuple[str, str | None]] = {}
+        self._examined: dict[str, Believed] = {}  # since the start, with the hints that came with it
         self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
         self._starved: dict[str, Believed] = {}  # tasks that found the disk full
         self._rounds: dict[str, Round] = {}
@@ -118,10 +118,10 @@ class TaskDesk:
             if descriptor.desired == "run":
                 await self._starve(believed, report, error)
                 return
-        if self._examined.get(task) == (believed.digest, believed.front):
+        if not self._is_news(believed):
             await report.again()  # its gateway may be new and know nothing
             return
-        self._examined[task] = (believed.digest, believed.front)
+        self._examined[task] = believed
         if descriptor.desired == "canceled":
             await self._canceled(task, report, descriptor.revision)
         else:
@@ -177,6 +177,16 @@ class TaskDesk:
         for task, believed in list(self._starved.items()) if room else ():
             await self._accept(believed, self._report(task))
 
+    def _is_news(self, came: Believed) -> bool:
+        """Whether a task is to be examined; a new place of its artefact is no news once that is here."""
+        known = self._examined.get(came.descriptor.task)
+        if known is None or (known.digest, known.front) != (came.digest, came.front):
+            return True
+        if known.artefacts == came.artefacts or artefact_runtime(self._device.settings.backend) is None:
+            return False
+        last = self._report(came.descriptor.task).execution
+        return last is None or last.state is not ExecutionState.IN_PROGRESS or last.phase in _NOT_YET_EQUIPPED
+
     async def _starve(self, believed: Believed, report: TaskReport, error: DiskFailed) -> None:
         task = believed.descriptor.task
         self._starved[task] = believed
@@ -194,8 +204,8 @@ class TaskDesk:
         if self._in_hand is not None and self._has_in_hand(task):
             self._in_hand[1].end(Ending(None))  # a new revision, or another front, takes its place
         try:
-            require_server(believed, self._device.settings.region, self._means())
-            require_means(believed.descriptor, self._means())
+            require_server(believed, self._device.settings.region, self._device.means())
+            require_means(believed.descriptor, self._device.means())
             require_data(believed.descriptor, self._device.data)
         except (Refused, InvalidInput) as error:
             self._queue.pop(task, None)
@@ -284,16 +294,6 @@ class TaskDesk:
         execution = self._report(task.descriptor.task).execution
         first = execution is None or execution.attempt == 1
         return (first, *_order(task))
-
-    def _means(self) -> Means:
-        settings = self._device.settings
-        return Means(
-            servers=settings.servers,
-            tls=settings.tls is not None,
-            models=None if artefact_runtime(settings.backend) else tuple(model_names()),
-            backend=settings.backend,
-            backends=tuple(available_backends()),
-        )
 
 
 def _order(task: Believed) -> tuple[datetime, str]:

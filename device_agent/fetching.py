@@ -43,8 +43,8 @@ class Fetcher:
         Args:
             task: The task's name.
             runtime: What is to train.
-            fronts: Whom to ask, `host:port`; the next one where one is away, does not know the task, or gives
-                something that cannot be used.
+            fronts: Whom to ask, `host:port`; the next one where one is away, does not know the task or the
+                device, or gives something that cannot be used.
 
         Raises:
             Refused: It cannot be exported (`export`).
@@ -66,10 +66,10 @@ class Fetcher:
             except Unavailable as error:
                 waits, again_s = Reason(code="unavailable", message=str(error)), self._backoff_s()
             except Refused as error:
-                if error.code != "unknown":
+                if error.code == "export":
                     raise
-                # A task may reach its devices before it reaches the server.
-                waits, again_s = Reason(code="unknown", message=str(error)), self._backoff_s()
+                # A task may reach its devices before its server, and who is not let in be let in later.
+                waits, again_s = Reason(code=error.code, message=str(error)), self._backoff_s()
             self._say(waits)
             self._halt.wait_called(again_s)
         raise Canceled(f"task {task!r} has ended before what it trains from was here")
@@ -83,8 +83,9 @@ class Fetcher:
             except NotYet:
                 raise
             except Refused as error:
-                if error.code != "unknown":
+                if error.code == "export":
                     raise
+                logger.warning("%s", error)
             except (Unavailable, InvalidInput) as error:
                 logger.warning("%s", error)
         return self._fetch_from(last, task, runtime)

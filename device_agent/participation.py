@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Message, RecordDict
 
 from device_agent.client_app import build_client_app
-from device_agent.eligibility import Believed, artefact_fronts, reason_of, server_of
+from device_agent.eligibility import Believed, Means, artefact_fronts, reason_of, server_of
 from device_agent.fetching import Fetcher
 from device_agent.journal import Journal
 from device_agent.reporting import TaskReport
@@ -28,8 +28,9 @@ from device_agent.settings import DeviceSettings
 from device_agent.telling import Teller
 from device_agent.trainer import Trainer
 from device_agent.turns import Turns
-from models.backends import artefact_runtime
+from models.backends import artefact_runtime, available_backends
 from models.datasets import Dataset
+from models.registry import model_names
 from trellis.artefacts.store import ArtefactStore
 from trellis.errors import ArtefactError, DiskFailed, InvalidInput, MissingExtra, Refused, TrellisError
 from trellis.flower.link_loop import Halt, Link, LinkLoop, Pace
@@ -57,6 +58,17 @@ class Device:
     make_link: LinkFactory
     pace: Pace
     turns: Turns = field(default_factory=Turns)
+
+    def means(self) -> Means:
+        """Return what it has to take part with."""
+        settings = self.settings
+        return Means(
+            servers=settings.servers,
+            tls=settings.tls is not None,
+            models=None if artefact_runtime(settings.backend) else tuple(model_names()),
+            backend=settings.backend,
+            backends=tuple(available_backends()),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,8 +201,21 @@ class Participation:
         return finished
 
     def _work(self, teller: Teller) -> None:
+        artefact = self._fetch(teller)
+        try:
+            self._train(teller, self._open_trainer(artefact))
+        except ArtefactError:
+            if artefact is not None:
+                artefact.unlink(missing_ok=True)  # nobody shall find it again
+            raise
+
+    def _train(self, teller: Teller, trainer: Trainer) -> None:
+        """Return when the thread is called off.
+
+        Raises:
+            ArtefactError: It was not the model's; the server has been answered so.
+        """
         settings, descriptor = self._device.settings, self._descriptor
-        trainer = self._open_trainer(teller)
         tier = descriptor.tier_of(settings.region)
         app = build_client_app(
             Membership(
@@ -205,36 +230,41 @@ class Participation:
 
         def answer(message: Message, node_id: int) -> Message:
             run_id = message.metadata.run_id
-            return app(message, Context(run_id, node_id, {}, RecordDict(), {}))
+            reply = app(message, Context(run_id, node_id, {}, RecordDict(), {}))
+            if trainer.misfit is not None:
+                self._halt.call(task_ended=True)  # what was asked is answered yet
+            return reply
 
         address = self._server
         teller.connecting(f"connecting to {address}", failed=False)
         folder = settings.state / "flower" / address.replace(":", "_").strip("[]")
         link = self._device.make_link(address, folder)
         LinkLoop(link, answer, events=teller, halt=self._halt, pace=self._device.pace).run()
+        if trainer.misfit is not None:
+            raise trainer.misfit
 
-    def _open_trainer(self, teller: Teller) -> Trainer:
-        """Return what trains, once there is what it trains from."""
-        settings, descriptor = self._device.settings, self._descriptor
-        artefact = None
-        if (runtime := artefact_runtime(settings.backend)) is not None:
-            store = ArtefactStore(settings.artefact_folder, limit=settings.artefact_bytes, holds=2)
-            fetcher = Fetcher(store, tls=settings.tls, halt=self._halt, tell=teller.fetching)
-            artefact = fetcher.fetch(descriptor.task, runtime, self._fronts)
-        try:
-            return Trainer.open(
-                descriptor,
-                self._device.data,
-                backend=settings.backend,
-                region=settings.region,
-                device=settings.name,
-                threads=settings.threads,
-                artefact=artefact,
-            )
-        except ArtefactError:
-            if artefact is not None:
-                artefact.unlink(missing_ok=True)  # nobody shall find it again
-            raise
+    def _fetch(self, teller: Teller) -> Path | None:
+        """Return what is trained from once it is here; None where the backend builds the model itself."""
+        settings = self._device.settings
+        runtime = artefact_runtime(settings.backend)
+        if runtime is None:
+            return None
+        store = ArtefactStore(settings.artefact_folder, limit=settings.artefact_bytes, holds=2)
+        fetcher = Fetcher(store, tls=settings.tls, halt=self._halt, tell=teller.fetching)
+        return fetcher.fetch(self._descriptor.task, runtime, self._fronts)
+
+    def _open_trainer(self, artefact: Path | None) -> Trainer:
+        settings = self._device.settings
+        return Trainer.open(
+            self._descriptor,
+            self._device.data,
+            backend=settings.backend,
+            region=settings.region,
+            device=settings.name,
+            threads=settings.threads,
+            artefact=artefact,
+            artefact_bytes=settings.artefact_bytes,
+        )
 
 
 async def _stopped(finished: asyncio.Future[None]) -> bool:

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.exported import MAX_ARTEFACT_BYTES
 from trellis import identifiers
 from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Fault, PayloadError
@@ -41,7 +42,7 @@ class DeviceSettings:
         state: The folder of its journal, its Flower keys and its artefacts.
         backend: What trains: `torch`, or a runtime that trains from artefacts.
         threads: Processor threads that training may use.
-        artefact_bytes: How large an artefact may be.
+        artefact_bytes: How large an artefact may be: a larger one is neither fetched nor opened.
         link: Which Flower client it is: `warm`, our own, or `supernode`, the stock `flower-supernode`.
         trust_server_code: Whether this device may run what its server's app holds, as a SuperNode does.
         keepalive_s: Of silence after which it says to the broker that it is there; after half as much again
@@ -61,7 +62,7 @@ class DeviceSettings:
     state: Path
     backend: str = "torch"
     threads: int = 1
-    artefact_bytes: int = 256 * 1024**2
+    artefact_bytes: int = MAX_ARTEFACT_BYTES
     link: str = WARM
     trust_server_code: bool = False
     keepalive_s: int = 20

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.arrays import Arrays
 from models.backends import Backend, StepReport, TrainPlan, open_backend
 from models.datasets import Dataset, scale
+from models.exported import MAX_ARTEFACT_BYTES
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import ArtefactError, InvalidInput, Refused, TensorError, TrainingFailed
 from trellis.seeds import generator
@@ -35,12 +37,25 @@ class Trained:
 
 
 class Trainer:
-    """One task's model and data; used from the thread that opened it."""
+    """One task's model and data; used from the thread that opened it.
+
+    Attributes:
+        misfit: Why its artefact is not of the model that the task trains; None as far as is known.
+    """
 
     def __init__(
-        self, descriptor: TaskDescriptor, backend: Backend, data: Dataset, *, region: str, device: str
+        self,
+        descriptor: TaskDescriptor,
+        backend: Backend,
+        data: Dataset,
+        *,
+        region: str,
+        device: str,
+        artefact: Path | None = None,
     ) -> None:
         self._train = descriptor.train
+        self._artefact = artefact
+        self.misfit: ArtefactError | None = None
         self._backend = backend
         self._data = data
         self._scope = (region, device)
@@ -56,6 +71,7 @@ class Trainer:
         device: str,
         threads: int,
         artefact: Path | None = None,
+        artefact_bytes: int = MAX_ARTEFACT_BYTES,
     ) -> Trainer:
         """Return the trainer of a task whose demands `data` meet.
 
@@ -67,6 +83,7 @@ class Trainer:
             device: Its name.
             threads: Processor threads that training may use.
             artefact: What the backend trains from, if it does not build the model itself.
+            artefact_bytes: How large that may be.
 
         Raises:
             ArtefactError: `artefact` is not what the task trains.
@@ -81,6 +98,7 @@ class Trainer:
                 classes=descriptor.data.classes,
                 seed=descriptor.train.seed,
                 artefact=artefact,
+                artefact_bytes=artefact_bytes,
                 threads=threads,
             )
         except ArtefactError:
@@ -88,7 +106,7 @@ class Trainer:
         except InvalidInput as error:
             raise Refused("model", str(error)) from error
         scaled = scale(data, descriptor.data.normalize)
-        return cls(descriptor, opened, scaled, region=region, device=device)
+        return cls(descriptor, opened, scaled, region=region, device=device, artefact=artefact)
 
     @property
     def samples(self) -> int:
@@ -107,6 +125,7 @@ class Trainer:
 
         Raises:
             TensorError: `arrays` are not the model's.
+            ArtefactError: The artefact is not of the model that they are.
             TrainingFailed: The result is not finite, or the runtime failed.
             Canceled: `should_stop` said so.
         """
@@ -124,7 +143,10 @@ class Trainer:
         )
         rng = generator(self._train.seed, "train", *self._scope, request.round)
         began = time.monotonic()
-        result = self._backend.train(arrays, self._data, plan, rng, on_step=on_step, should_stop=should_stop)
+        with self._fitting():
+            result = self._backend.train(
+                arrays, self._data, plan, rng, on_step=on_step, should_stop=should_stop
+            )
         try:
             check_like(result.arrays, arrays)
         except TensorError as error:
@@ -148,13 +170,27 @@ class Trainer:
 
         Raises:
             TensorError: `arrays` are not the model's.
+            ArtefactError: The artefact is not of the model that they are.
             TrainingFailed: The loss is not finite, or the runtime failed.
             Canceled: `should_stop` said so.
         """
-        result = self._backend.evaluate(arrays, self._data, should_stop=should_stop)
+        with self._fitting():
+            result = self._backend.evaluate(arrays, self._data, should_stop=should_stop)
         return _finite(
             {"num-examples": result.samples, "eval_loss": result.loss, "eval_accuracy": result.accuracy}
         )
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Turn arrays that are not the artefact's into its fault: it is all that was not signed."""
+        try:
+            yield
+        except TensorError as error:
+            if self._artefact is None:
+                raise
+            problem = f"is not of the model that the task trains: {error}"
+            self.misfit = ArtefactError(f"artefact {self._artefact.name[:12]}…", problem)
+            raise self.misfit from None
 
 
 def _finite(metrics: dict[str, int | float]) -> dict[str, int | float]:

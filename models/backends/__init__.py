@@ -22,7 +22,7 @@ from models.backends.graph import GraphBackend, Runtime
 from models.backends.loop import Batch
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.datasets import Dataset
-from models.exported import Artefact, read_artefact, require_model
+from models.exported import MAX_ARTEFACT_BYTES, Artefact, read_artefact, require_model
 from models.manifest import Runtime as RuntimeName
 from models.registry import ModelSpec, find_model
 from trellis.errors import ConfigError, Fault, MissingExtra
@@ -175,6 +175,7 @@ def open_backend(
     classes: int,
     seed: int,
     artefact: None = None,
+    artefact_bytes: int = MAX_ARTEFACT_BYTES,
     threads: int | None = None,
 ) -> DefiningBackend: ...
 
@@ -188,6 +189,7 @@ def open_backend(
     classes: int,
     seed: int,
     artefact: Path | None = None,
+    artefact_bytes: int = MAX_ARTEFACT_BYTES,
     threads: int | None = None,
 ) -> Backend: ...
 
@@ -200,6 +202,7 @@ def open_backend(
     classes: int,
     seed: int,
     artefact: Path | None = None,
+    artefact_bytes: int = MAX_ARTEFACT_BYTES,
     threads: int | None = None,
 ) -> Backend:
     """Return the backend of that name with the model in it.
@@ -211,6 +214,7 @@ def open_backend(
         classes: How many classes the model tells apart.
         seed: The task's; `initial` follows from it.
         artefact: The exported model's file, which `onnx` and `tflite` need and `torch` does not take.
+        artefact_bytes: How large that may be.
         threads: Processor threads to work with. None leaves torch, which has one number a process, as it
             is, and gives the others one.
 
@@ -234,7 +238,7 @@ def open_backend(
     if artefact is None:
         problem = f"needs an artefact: 'trellis export {model} --format {entry.runtime} --for training'"
         raise ConfigError(f"backend {name!r}", problem)
-    checked = read_artefact(artefact, runtime=entry.runtime, purpose="training")
+    checked = read_artefact(artefact, runtime=entry.runtime, purpose="training", max_bytes=artefact_bytes)
     require_model(checked, model, shape=shape, classes=classes)
     return GraphBackend(checked.manifest, open_runtime(checked, threads=threads or 1))
 

@@ -19,6 +19,7 @@ import pytest
 from central_server import export_child, exporting
 from central_server.exporting import Exporter, Wanted, export_command
 from models.registry import ModelSpec
+from trellis.artefacts import store
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.descriptor import parse_mapping
 from trellis.errors import Refused, Unavailable
@@ -127,9 +128,32 @@ async def test_a_later_server_finds_it_again_until_the_source_changes(
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         assert await exporter.offer(WANTED) == first
         assert len(child.runs) == 1
+        monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
         monkeypatch.setattr(exporting, "__version__", "another")
         await made(exporter)
     assert len(child.runs) == 2
+
+
+async def test_a_fleet_that_asks_costs_no_reading_of_sources_and_files(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources: list[str] = []
+    files: list[Path] = []
+    digest_of_source, digest_of = exporting._source_digest, store.digest_of
+    monkeypatch.setattr(
+        exporting, "_source_digest", lambda model: sources.append(model) or digest_of_source(model)
+    )
+    monkeypatch.setattr(store, "digest_of", lambda path: files.append(path) or digest_of(path))
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await asyncio.gather(*(made(exporter) for _ in range(50)))
+        await asyncio.gather(*(made(exporter) for _ in range(50)))
+        assert sources == ["softmax"]
+        assert len(files) == 2, "what was made, to name it, and what is kept under that name"
+        await exporter.begin(WANTED)
+        assert len(sources) == 2, "a task that begins may come because it was mended"
+        monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
+        await exporter.offer(WANTED)
+        assert (len(sources), len(files)) == (3, 2)
 
 
 async def test_a_file_that_the_disk_has_spoilt_is_made_anew(tmp_path: Path, child: Child) -> None:

@@ -6,10 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import graph_files
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
@@ -191,6 +193,23 @@ def journal(settings: DeviceSettings) -> Iterator[Journal]:
 def device(settings: DeviceSettings, blobs: Dataset, journal: Journal, flower: FlowerInMemory) -> Device:
     pace = Pace(idle_s=60.0, empty_s=0.2, recheck_s=0.4, retry_s=0.05, retry_most_s=0.2)
     return Device(settings, blobs, journal, flower, pace)
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    """A training artefact of a model that no registry here knows."""
+    (tmp_path / "made").mkdir()
+    return graph_files.write_onnx(tmp_path / "made" / "tiny.onnx").read_bytes()
+
+
+@pytest.fixture
+def tiny_device(device: Device) -> Device:
+    """A device that trains that artefact."""
+    rng = np.random.default_rng(3)
+    y = np.arange(40, dtype=np.int64) % 2
+    x = (rng.normal(size=(40, 3)) * 0.3 + np.eye(2, 3)[y]).astype(np.float32)
+    settings = replace(device.settings, backend="onnx")
+    return replace(device, data=Dataset("blobs", x, y, classes=2), settings=settings)
 
 
 @pytest.fixture

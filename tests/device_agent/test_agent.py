@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artefact_fronts import OneFile
+from graph_files import TINY
 
 import device_agent.agent
 import device_agent.desk
@@ -23,8 +25,11 @@ from device_agent.eligibility import Seen
 from device_agent.participation import Device
 from device_agent.presence import Self, describe
 from models.backends import open_backend
+from trellis.artefacts.offer import NotYet, Offer
+from trellis.artefacts.serving import create_artefact_app
 from trellis.envelope import Envelope
 from trellis.errors import ConfigError
+from trellis.http.server import HttpServer
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import (
     Execution,
@@ -38,6 +43,7 @@ from trellis.payloads import (
     TaskStatus,
 )
 from trellis.signing_key import SigningKey
+from trellis.tier.door import Front
 
 BASE = "trellis/v1/eu-1"
 OWN = f"{BASE}/devices/cam-7"
@@ -247,6 +253,61 @@ async def test_a_front_that_a_gateway_hints_at_is_followed_also_when_it_moves(
         await fleet.execution("blobs", lambda e: e.reason and "hint at front 10.9.9.9:1" in e.reason.message)
     assert made == list(fronts)
     assert fleet.executions("blobs")[-1].state is ExecutionState.REJECTED
+
+
+class Waiting:
+    """A front that has no artefact yet, and says who asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def offer(self, task: str, runtime: str) -> Offer:
+        self.asked += 1
+        raise NotYet("the server is exporting softmax", again_s=30.0)
+
+    def file(self, sha256: str) -> Path | None:
+        raise NotImplementedError
+
+
+async def test_a_cache_that_moves_is_asked_by_a_device_that_waits_for_its_artefact(
+    device, fleet, make_task, signed
+):
+    sources = [Waiting(), Waiting()]
+    async with AsyncExitStack() as stack:
+        fronts = [
+            await stack.enter_async_context(
+                HttpServer(Front(create_artefact_app(one)), host="127.0.0.1", port=0, tls=None)
+            )
+            for one in sources
+        ]
+        caches = [f"127.0.0.1:{one.port}" for one in fronts]
+        servers = (*device.settings.servers, *caches)
+        settings = replace(device.settings, servers=servers, backend="onnx")
+        envelope = Envelope.parse(signed(make_task()))
+        async with running(replace(device, settings=settings), fleet.broker):
+            for number, cache in enumerate(caches):
+                await fleet.post("blobs", envelope.with_hints(artefacts=cache).to_bytes())
+                await fleet.until(lambda number=number: sources[number].asked)
+            await fleet.until(lambda: fleet.executions("blobs")[-1].phase is Phase.FETCHING)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+async def test_a_cache_that_moves_disturbs_no_device_that_has_what_it_trains_from(
+    tmp_path, content, device, tiny_device, fleet, make_task, signed, backend
+):
+    trains, task = (tiny_device, make_task(**TINY)) if backend == "onnx" else (device, make_task())
+    envelope = Envelope.parse(signed(task))
+    app = create_artefact_app(OneFile(tmp_path / "above", content))
+    async with HttpServer(Front(app), host="127.0.0.1", port=0, tls=None) as front:
+        caches = (f"127.0.0.1:{front.port}", "127.0.0.1:1")
+        settings = replace(trains.settings, servers=(*trains.settings.servers, *caches))
+        async with running(replace(trains, settings=settings), fleet.broker):
+            await fleet.post("blobs", envelope.with_hints(artefacts=caches[0]).to_bytes())
+            await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
+            said = len(fleet.executions("blobs"))
+            await fleet.post("blobs", envelope.with_hints(artefacts=caches[1]).to_bytes())
+            await fleet.until(lambda: len(fleet.executions("blobs")) > said)
+    assert [one.state for one in fleet.executions("blobs")].count(ExecutionState.QUEUED) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
 
-import graph_files
 import numpy as np
-import onnx
 import pytest
 import pytest_asyncio
 from artefact_fronts import Cut, OneFile, Scripted, offer_of, partial
+from bad_artefacts import BAD, contents, honest
+from graph_files import TINY
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -26,7 +26,9 @@ from device_agent import fetching
 from device_agent.eligibility import Believed, artefact_fronts
 from device_agent.participation import Device, Ending, Participation
 from device_agent.reporting import TaskReport
-from models.datasets import Dataset
+from device_agent.trainer import Trainer
+from models.backends import open_backend
+from models.exported import read_artefact
 from trellis.artefacts.offer import NotYet
 from trellis.artefacts.serving import create_artefact_app
 from trellis.errors import Refused, Unavailable
@@ -37,27 +39,7 @@ from trellis.payloads import Execution, ExecutionState, Phase, Reason
 from trellis.tensors import unpack_arrays
 from trellis.tier.door import Front
 
-TINY = {
-    "model": {"name": "tiny"},
-    "data": {"name": "blobs", "shape": [3], "classes": 2, "min_samples": 10},
-}
 INITIAL = {"fc.weight": np.zeros((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)}
-
-
-@pytest.fixture
-def content(tmp_path: Path) -> bytes:
-    """A training artefact of a model that no registry here knows."""
-    (tmp_path / "made").mkdir()
-    return graph_files.write_onnx(tmp_path / "made" / "tiny.onnx").read_bytes()
-
-
-@pytest.fixture
-def tiny_device(device: Device) -> Device:
-    rng = np.random.default_rng(3)
-    y = np.arange(40, dtype=np.int64) % 2
-    x = (rng.normal(size=(40, 3)) * 0.3 + np.eye(2, 3)[y]).astype(np.float32)
-    settings = replace(device.settings, backend="onnx")
-    return replace(device, data=Dataset("blobs", x, y, classes=2), settings=settings)
 
 
 @pytest_asyncio.fixture
@@ -148,67 +130,48 @@ async def test_a_model_that_is_not_known_here_is_trained_from_its_artefact(  # n
     assert kept(tiny_device) == {hashlib.sha256(content).hexdigest()}
 
 
-def _custom(model: onnx.ModelProto) -> None:
-    model.graph.node[0].domain = "evil.example"
-    model.opset_import.add(domain="evil.example", version=1)
-
-
-def _outside(model: onnx.ModelProto) -> None:
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.ClearField("int64_data")
-    tensor.ClearField("float_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    entry = tensor.external_data.add()
-    entry.key, entry.value = "location", "../../journal.sqlite"
-
-
-def changed(change: Callable[[onnx.ModelProto], None]) -> bytes:
-    model = graph_files.onnx_model()
-    change(model)
-    return model.SerializeToString()
-
-
-def other(runtime: str = "onnx", **manifest: Any) -> bytes:
-    return graph_files.onnx_model(graph_files.manifest(runtime, **manifest)).SerializeToString()
-
-
-BAD: dict[str, tuple[Callable[[bytes], ASGIApp], str]] = {
-    "other bytes": (lambda good: Scripted(offer_of(good), lambda _: Response(bytes(len(good)))), "SHA-256"),
-    "truncated": (lambda good: honest(good[: len(good) // 2]), ""),
-    "fewer bytes": (lambda good: Scripted(offer_of(good), lambda _: Response(good[:-9])), "it offered"),
-    "3 GB": (
-        lambda good: Scripted(offer_of(good).model_copy(update={"size": 3 * 1024**3})),
-        "has 3221225472 bytes, at most 268435456 are taken here: start the device with a higher",
-    ),
-    "no artefact": (lambda _: honest(b"not a graph at all"), ""),
-    "other model": (lambda _: honest(other(model="lenet5")), "lenet5"),
-    "other shape": (lambda _: honest(other(shape=(4,))), "shape"),
-    "other classes": (lambda _: honest(other(classes=9)), r"(?s)9\) is due"),
-    "other runtime": (lambda _: honest(other(runtime="tflite")), "tflite"),
-    "custom operator": (lambda _: honest(changed(_custom)), "evil.example"),
-    "external data": (lambda _: honest(changed(_outside)), "journal.sqlite|external|outside"),
-}
-
-
-def honest(content: bytes) -> ASGIApp:
-    """Return a front that offers and gives just this."""
-    return Scripted(offer_of(content), lambda _: Response(content))
-
-
 @pytest.mark.parametrize("bad", BAD)
 async def test_a_bad_artefact_is_rejected_with_its_reason_and_not_kept(  # noqa: PLR0917 - fixtures
     tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any, bad: str
 ) -> None:
-    app, problem = BAD[bad]
-    before = {path for path in tmp_path.rglob("*") if path.parent != tiny_device.settings.artefact_folder}
-    execution = await ended(tiny_device, bus, make_task, app(content))
+    before = contents(tmp_path)
+    execution = await ended(tiny_device, bus, make_task, BAD[bad].front(content))
     assert execution.state is ExecutionState.REJECTED
     assert execution.reason is not None
     assert execution.reason.code == "artefact", execution.reason
-    assert re.search(problem, execution.reason.message), execution.reason
-    assert kept(tiny_device) == set()
-    assert set(tmp_path.rglob("*")) - before <= {tiny_device.settings.artefact_folder}
+    assert re.search(BAD[bad].problem, execution.reason.message), execution.reason
+    after = contents(tmp_path)
+    after.pop(tiny_device.settings.artefact_folder, None)
+    assert after == before
+
+
+async def test_a_larger_artefact_is_opened_where_the_device_may_fetch_it(
+    content: bytes,
+    tiny_device: Device,
+    bus: Bus,
+    make_task: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    less = len(content) - 1  # than the defaults would let pass, had anybody kept to them
+    monkeypatch.setitem(Trainer.open.__func__.__kwdefaults__, "artefact_bytes", less)  # type: ignore[attr-defined]
+    monkeypatch.setitem(open_backend.__kwdefaults__, "artefact_bytes", less)
+    monkeypatch.setitem(read_artefact.__kwdefaults__, "max_bytes", less)
+    async with (
+        front(honest(content)) as cache,
+        taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as (_, _, told),
+    ):
+        await told.until(lambda one: one.phase is Phase.WAITING)
+    assert kept(tiny_device) == {hashlib.sha256(content).hexdigest()}
+
+
+async def test_what_is_larger_by_a_byte_is_rejected_and_none_of_it_fetched(
+    content: bytes, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    small = replace(tiny_device.settings, artefact_bytes=len(content) - 1)
+    app = Scripted(offer_of(content), lambda _: Response(content))
+    execution = await ended(replace(tiny_device, settings=small), bus, make_task, app)
+    assert execution.state is ExecutionState.REJECTED
+    assert app.ranges == []
 
 
 async def test_a_device_waits_while_it_is_made_and_says_so(
@@ -269,6 +232,43 @@ async def test_what_cannot_be_exported_is_rejected_with_the_servers_reason(
     )
 
 
+async def test_a_front_that_is_for_others_is_waited_for_and_says_so(
+    tmp_path: Path, tiny_device: Device, bus: Bus, make_task: Any
+) -> None:
+    source = OneFile(tmp_path / "above")
+    source.failure = Refused("region", "this front is for other regions")
+    async with front(Front(create_artefact_app(source))) as cache:
+        task = make_task(**TINY, server={"address": cache, "tls": False})
+        async with taking_part(tiny_device, bus, task, cache=cache) as (_, _, told):
+            waits = await told.until(lambda one: one.reason is not None)
+            assert waits.reason == Reason(code="region", message="this front is for other regions")
+            assert (waits.state, waits.phase) == (ExecutionState.IN_PROGRESS, Phase.FETCHING)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+async def test_an_artefact_of_another_model_with_the_same_name_is_rejected_once_the_models_arrays_come(  # noqa: PLR0917
+    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any, flower: Any, kind: str
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    arrays = {"fc.weight": INITIAL["fc.weight"], "fc.offset": INITIAL["fc.bias"]}
+    async with (
+        front(Front(create_artefact_app(source))) as cache,
+        taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as (_, running, told),
+    ):
+        message = flower.send(kind, {"task": "blobs", "round": 1}, arrays)
+        reply = await asyncio.to_thread(flower.reply, message)
+        assert "is not of the model that the task trains" in reply.error.reason
+        ending = await asyncio.wait_for(running, 10)
+    assert ending.state is ExecutionState.REJECTED
+    assert told.execution is not None
+    assert told.execution.reason is not None
+    assert told.execution.reason.code == "artefact"
+    for problem in ("'fc.bias' is missing, the model has it", "'fc.offset' is not one of the model's"):
+        assert problem in told.execution.reason.message
+    assert kept(tiny_device) == set()
+    assert flower.deactivated == [True]
+
+
 async def test_a_cut_download_goes_on_where_it_was(
     content: bytes, tiny_device: Device, bus: Bus, make_task: Any
 ) -> None:
@@ -282,19 +282,20 @@ async def test_a_cut_download_goes_on_where_it_was(
     assert (waits.phase, waits.reason.code) == (Phase.FETCHING, "unavailable")
 
 
-def away(folder: Path) -> ASGIApp:
-    """Return a gateway's front with nobody above it."""
+def failing(folder: Path, failure: Exception) -> ASGIApp:
+    """Return a gateway's front that has no more to say than that."""
     source = OneFile(folder)
-    source.failure = Unavailable("the front above does not answer")
+    source.failure = failure
     return Front(create_artefact_app(source))
 
 
 USELESS: dict[str, Callable[[bytes, Path], ASGIApp]] = {
-    "nobody above it": lambda _, folder: away(folder),
+    "nobody above it": lambda _, folder: failing(folder, Unavailable("the front above does not answer")),
     "a server that starts": lambda _, __: Response("Service Unavailable", status_code=503),
     "other bytes": lambda good, _: Scripted(offer_of(good), lambda _: Response(bytes(len(good)))),
     "too large": lambda good, _: Scripted(offer_of(good).model_copy(update={"size": 3 * 1024**3})),
     "no offer": lambda _, __: Response("[]"),
+    "other regions' alone": lambda _, folder: failing(folder, Refused("region", "for other regions")),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.backends import AUTO, artefact_runtime, available_backends, open_backend, resolve_backend
 from models.backends.torch import TorchBackend
-from trellis.errors import ConfigError, MissingExtra
+from trellis.errors import ArtefactError, ConfigError, MissingExtra
 
 NAMES = ["torch", "onnx", "tflite"]
 PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "tflite": "ai_edge_litert"}
@@ -87,6 +87,17 @@ def test_torch_takes_no_artefact_and_nobody_no_threads_at_all(tmp_path: Path) ->
         open_backend(NAMES[0], "softmax", shape=(4,), classes=3, seed=0, artefact=path)
     with pytest.raises(ConfigError, match="backend 'torch': 0 threads came, at least 1 is due"):
         open_backend("torch", "softmax", shape=(4,), classes=3, seed=0, threads=0)
+
+
+def test_an_artefact_is_opened_up_to_the_size_that_is_allowed(tmp_path: Path) -> None:
+    from graph_files import write_onnx  # noqa: PLC0415 - here alone
+
+    path = write_onnx(tmp_path / "tiny.onnx")
+    size = path.stat().st_size
+    tiny = {"model": "tiny", "shape": (3,), "classes": 2, "seed": 0, "artefact": path}
+    assert open_backend("onnx", **tiny, artefact_bytes=size).name == "onnx"
+    with pytest.raises(ArtefactError, match=f"has {size} bytes, at most {size - 1} are due"):
+        open_backend("onnx", **tiny, artefact_bytes=size - 1)
 
 
 def test_torch_has_the_threads_that_it_is_given_and_its_own_number_otherwise() -> None:

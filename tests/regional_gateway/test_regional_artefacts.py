@@ -20,7 +20,8 @@ from regional_gateway import artefacts
 from regional_gateway.artefacts import RegionalArtefacts
 from regional_gateway.ledger import Ledger
 from regional_gateway.place import Place
-from trellis.artefacts.offer import NotYet, Offer
+from trellis.artefacts import store
+from trellis.artefacts.offer import MOST_BYTES, NotYet, Offer
 from trellis.artefacts.serving import create_artefact_app
 from trellis.errors import Refused, Unavailable
 from trellis.http.server import HttpServer
@@ -73,6 +74,28 @@ async def test_it_comes_once_for_all_who_ask_at_one_time(tmp_path: Path) -> None
     async with below(create_artefact_app(source), tmp_path / "cache") as cache:
         assert await cache.offer(TASK, "onnx") == source.offered  # it is on the disk
     assert source.given == 1
+
+
+async def test_what_is_here_is_read_once_however_many_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    digest_of = store.digest_of
+    monkeypatch.setattr(store, "digest_of", lambda path: read.append(path) or digest_of(path))
+    async with below(create_artefact_app(OneFile(tmp_path / "above")), tmp_path / "cache") as cache:
+        for _ in range(2):
+            await asyncio.gather(*(offered(cache) for _ in range(20)))
+    assert [path.name for path in read] == [f"{DIGEST}.partial"]
+
+
+async def test_what_is_too_large_is_not_fetched(tmp_path: Path) -> None:
+    huge = offer_of().model_copy(update={"size": 3 * 1024**3})
+    app = Scripted(huge, lambda _: Response(CONTENT))
+    async with below(app, tmp_path / "cache") as cache:
+        with pytest.raises(Unavailable, match=f"has 3221225472 bytes, at most {MOST_BYTES} are taken here"):
+            await offered(cache)
+    assert app.ranges == []
+    assert not (tmp_path / "cache").exists()
 
 
 async def test_a_file_that_the_disk_has_spoilt_comes_down_anew(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trellis.artefacts.offer import Offer
 
@@ -68,6 +68,16 @@ class Scripted:
         self.ranges.append(None if asked is None else asked.decode())
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         await answer(self.ranges[-1])(scope, receive, send)
+
+
+class Switched:
+    """An ASGI app that may be another one with every request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
 
 class Cut(Response):

@@ -19,6 +19,12 @@ from models.manifest import METADATA_KEY, Manifest, Program, TensorEntry
 SHAPE, CLASSES = (3,), 2
 TENSORS = {"fc.weight": (2, 3), "fc.bias": (2,)}
 
+TINY: dict[str, Any] = {
+    "model": {"name": "tiny"},
+    "data": {"name": "blobs", "shape": list(SHAPE), "classes": CLASSES, "min_samples": 10},
+}
+"""What a task says that trains it."""
+
 _ONNX = """
 <ir_version: 8, opset_import: ["" : 18]>
 tiny (float[2,3] weight, float[2] bias, float[batch,3] x, int64[batch] y, float[batch] w)

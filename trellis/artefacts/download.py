@@ -3,7 +3,8 @@
     FrontClient.offer / fetch
     ├── NotYet          it is being made, or fetched from further above: ask again
     ├── Unavailable     nobody answers, or the download was cut: try again, it goes on
-    ├── Refused         there is no such task or artefact (`unknown`), or it cannot be made (`export`)
+    ├── Refused         there is no such task or artefact (`unknown`), it cannot be made (`export`), or the
+    │                   front is for other regions (`region`)
     ├── ArtefactError   what came is too large, or not what was offered; nothing of it is left
     ├── DiskFailed      the disk did not take it
     └── Canceled        it was called off
@@ -113,12 +114,15 @@ class FrontClient:
         if self._aborted:
             raise Canceled(f"{self.address} is asked no more")
         connection = self._connection = self._connect()
+        asked = False  # and not answered yet
         try:
             connection.connect()
             if self._aborted:  # it saw no socket to shut down
                 raise Canceled(f"{self.address} is asked no more")
+            asked = True
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
+            asked = False
             if response.status not in {200, 206}:
                 raise self._error(response)
             yield response
@@ -126,6 +130,9 @@ class FrontClient:
             if self._aborted:
                 raise Canceled(f"{self.address} is asked no more") from None
             why = str(error) or type(error).__name__
+            if asked and self._context is not None and isinstance(error, ConnectionError):
+                # From TLS 1.3 on a certificate is refused after the handshake, and so without a word.
+                why = "it hung up without an answer, as it does where its CA has not signed our certificate"
             raise Unavailable(f"{self.address} does not give an artefact: {why}") from None
         finally:
             self._connection = None

@@ -59,9 +59,7 @@ class ArtefactStore:
         if path is None:
             return None
         try:
-            found = path.stat()
-            mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if self._intact.get(sha256) == mark:
+            if self._intact.get(sha256) == (mark := _mark(path)):
                 return path
             if digest_of(path) == sha256:
                 self._intact[sha256] = mark
@@ -104,6 +102,7 @@ class ArtefactStore:
                 os.fsync(file.fileno())
             partial.replace(path)
             sync_folder(self.folder)
+            self._intact[sha256] = _mark(path)
         except OSError as error:
             raise DiskFailed(f"{path} cannot be written: {error.strerror}; free space there") from error
         self._make_room(path)
@@ -158,6 +157,12 @@ class ArtefactStore:
             if left < 0:
                 logger.info("artefact %s makes room", path.name)
                 path.unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """Return what changes with a file's content."""
+    found = path.stat()
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def digest_of(path: Path) -> str:

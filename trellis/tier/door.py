@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trellis.artefacts.offer import PATHS
+from trellis.errors import Refused
 from trellis.faults import shown
 from trellis.flower.front import FleetFront
+from trellis.http.errors import to_json
 from trellis.http.readers import principal_of
 from trellis.keys.principals import Principal
 
@@ -49,7 +51,11 @@ class Front:
         if name is not None and not self._admits(principal_of(name)):
             logger.warning("front: %s is not let in: its region is not averaged here", shown(name))
             said = f"this front is for other regions than that of {shown(name)}: give --server its own"
-            await PlainTextResponse(said, status_code=403)(scope, receive, send)
+            refusal = to_json(Refused("region", said))
+            # Flower's client shows the text that it gets, ours knows its own errors.
+            ours = _is_for_artefacts(scope)
+            response = JSONResponse(refusal, 403) if ours else PlainTextResponse(said, 403)
+            await response(scope, receive, send)
         elif _is_for_artefacts(scope):
             await self._artefacts(scope, receive, send)
         else:

@@ -205,7 +205,10 @@ async def test_both_ends_show_a_certificate_of_the_fleet(
             path = await asyncio.to_thread(FrontClient(address, tls=ours).fetch, offer_of(), store)
         assert path.read_bytes() == CONTENT
         assert f"artefact {DIGEST}: all to eu-1/devices/cam-7" in caplog.text
-        for tls in (others, TlsFiles(ca=ours.ca, cert=others.cert, key=others.key), None):
+        stranger = TlsFiles(ca=ours.ca, cert=others.cert, key=others.key)
+        with pytest.raises(Unavailable, match="as it does where its CA has not signed our certificate"):
+            await asyncio.to_thread(FrontClient(address, tls=stranger).offer, "digits", "onnx")
+        for tls in (others, None):
             with pytest.raises(Unavailable):
                 await asyncio.to_thread(FrontClient(address, tls=tls).offer, "digits", "onnx")
 

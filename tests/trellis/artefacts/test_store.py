@@ -104,6 +104,16 @@ def test_what_was_whole_is_not_read_again_until_it_changes(
     assert store.find_intact(sha256) is None
 
 
+def test_what_was_just_checked_to_be_kept_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtefactStore(tmp_path / "files")
+    store.partial(digest(b"graph")).write_bytes(b"graph")
+    path = store.keep(digest(b"graph"))
+    monkeypatch.setattr(store_module, "digest_of", lambda _: pytest.fail("it is read again"))
+    assert store.find_intact(digest(b"graph")) == path
+
+
 def test_a_small_folder_makes_room_sooner(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files", limit=4, holds=2)
     half = store.partial("0" * 64)
