@@ -10,7 +10,7 @@ from pathlib import Path
 from trellis.artefacts.download import FrontClient
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.artefacts.store import ArtefactStore
-from trellis.errors import Canceled, InvalidInput, Refused, Unavailable
+from trellis.errors import ArtefactError, Canceled, InvalidInput, Refused, Unavailable
 from trellis.flower.link_loop import Halt
 from trellis.payloads import Reason
 from trellis.tls import TlsFiles
@@ -35,6 +35,7 @@ class Fetcher:
     ) -> None:
         self._store, self._tls, self._halt, self._tell = store, tls, halt, tell
         self._told: Reason | None = None
+        self._lies: set[tuple[str, str]] = set()  # the front, and the digest of what it did not give
         self._failures = 0
 
     def fetch(self, task: str, runtime: str, fronts: Sequence[str]) -> Path:
@@ -93,6 +94,9 @@ class Fetcher:
     def _fetch_from(self, client: FrontClient, task: str, runtime: str) -> Path:
         offer = client.offer(task, runtime)
         offer.require_size(self._store.limit, remedy="start the device with a higher --artefact-mb")
+        lie = (client.address, offer.sha256)
+        if lie in self._lies:
+            raise Unavailable(f"{client.address} offers again what it did not give")
         self._say(None)
         held = self._held(offer)
         try:
@@ -100,6 +104,9 @@ class Fetcher:
         except Unavailable:
             if self._held(offer) > held:
                 self._failures = 0  # a bad link that brings some of it each time
+            raise
+        except ArtefactError:
+            self._lies.add(lie)  # it is not fetched again with every question
             raise
         logger.info("task %s: trains by %s from artefact %s", task, runtime, offer.sha256)
         return path

@@ -315,6 +315,27 @@ async def test_where_the_cache_is_of_no_use_the_server_is_asked(
     assert told == [None]
 
 
+async def test_a_lie_is_fetched_once_however_long_the_server_takes(
+    tmp_path: Path, content: bytes, tiny_device: Device
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    source.failure = NotYet("the server is exporting tiny", again_s=0.5)
+    lies = Scripted(offer_of(content), lambda _: Response(bytes(len(content))))
+    told: list[Reason | None] = []
+    async with front(lies) as cache, front(Front(create_artefact_app(source))) as server:
+        store = fetching.ArtefactStore(tiny_device.settings.artefact_folder)
+        fetcher = fetching.Fetcher(store, tls=None, halt=fetching.Halt(), tell=told.append)
+        fetched = asyncio.create_task(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", [cache, server]))
+        async with asyncio.timeout(20):
+            while source.asked < 3:  # noqa: ASYNC110 - the front's count, and no event
+                await asyncio.sleep(0.05)
+        source.failure = None
+        path = await asyncio.wait_for(fetched, 20)
+    assert path.read_bytes() == content
+    assert lies.ranges == [None]
+    assert [reason and reason.code for reason in told] == [None, "artefact", None]
+
+
 async def test_once_the_download_begins_nothing_is_waited_for(
     tmp_path: Path, content: bytes, tiny_device: Device
 ) -> None:

@@ -11,33 +11,56 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import norm_model
+import numpy as np
 import pytest
 import pytest_asyncio
-from artefact_fronts import CONTENT, Scripted, offer_of
+from artefact_fronts import CONTENT, Scripted, Switched, offer_of
+from bad_artefacts import BAD, changed, contents, honest
 from federation import Device, Federation
 from members import ROOT, Machine, Member
+from model_package import installed
+from safetensors.numpy import load_file
 from starlette.responses import Response
 
+from device_agent.service import own_data
+from device_agent.settings import DataSource
+from device_agent.trainer import Request, Trainer
+from models.backends import open_backend
+from trellis.cli.task.delivery import post_to_gateways, read_signed
+from trellis.descriptor import load
+from trellis.flower.folding import WeightedMean
 from trellis.http.server import HttpServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]
 
 BACKENDS = {"d1": "torch", "d2": "onnx", "d3": "onnx", "d4": "tflite"}
+PARTITIONS = {"d5": "0/4", "d6": "1/8"}
 SPY = ROOT / "tests" / "support" / "spy_modules"
 PATIENT = {"deadline_s": 240.0}
 PARTS = {"participants": {"minimum": 4, "quorum": 1.0, **PATIENT}}
 
 
+LIES = Switched(Scripted(offer_of(), lambda _: Response(bytes(len(CONTENT)))))
+"""A front that gives other bytes than it offers, until it is told to lie otherwise."""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lying() -> AsyncIterator[str]:
-    """A front that gives other bytes than it offers."""
-    app = Scripted(offer_of(), lambda _: Response(bytes(len(CONTENT))))
-    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+    async with HttpServer(LIES, host="127.0.0.1", port=0, tls=None) as server:
         yield f"127.0.0.1:{server.port}"
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of a model of one's own, which server and d6 have and devices without PyTorch need not."""
+    return installed(norm_model, tmp_path_factory.mktemp("package"))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fleet(tmp_path_factory: pytest.TempPathFactory, lying: str) -> AsyncIterator[Federation]:
+async def fleet(
+    tmp_path_factory: pytest.TempPathFactory, lying: str, package: Path
+) -> AsyncIterator[Federation]:
     folder = tmp_path_factory.mktemp("artefacts") / "fleet"
     told = folder / "told"
     path = os.pathsep.join([str(SPY), str(ROOT)])
@@ -46,13 +69,22 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory, lying: str) -> AsyncIt
         Device(name, "eu-1", partition=f"{number}/4", options=("--backend", backend), machine=spied)
         for number, (name, backend) in enumerate(BACKENDS.items())
     ]
-    fooled = Device("d5", "us-1", partition="0/4", options=("--backend", "onnx", "--server", lying))
-    honest = Device("d6", "us-1", partition="1/4", options=("--backend", "torch"))
-    made = Federation(folder, devices=(*devices, fooled, honest))
-    told.mkdir()
-    made.gateways["us-1"].arguments += ("--front-address", lying)
-    async with made as started:
-        yield started
+    bare = Machine(environment={"PYTHONPATH": str(ROOT)})
+    fooled = Device(
+        "d5",
+        "us-1",
+        partition=PARTITIONS["d5"],
+        options=("--backend", "onnx", "--server", lying),
+        machine=bare,
+    )
+    honest = Device("d6", "us-1", partition=PARTITIONS["d6"], options=("--backend", "torch"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(package))
+        made = Federation(folder, devices=(*devices, fooled, honest))
+        told.mkdir()
+        made.gateways["us-1"].arguments += ("--front-address", lying)
+        async with made as started:
+            yield started
 
 
 def sent(member: Member) -> Counter[str]:
@@ -131,13 +163,81 @@ async def test_a_device_with_a_light_runtime_has_loaded_no_other(fleet: Federati
         assert not {"fastapi", "uvicorn", "sklearn"} & loaded
 
 
-async def test_a_front_that_lies_is_passed_over_and_nothing_of_it_is_kept(fleet: Federation) -> None:
-    one = {"participants": {"minimum": 2, "quorum": 1.0, **PATIENT}}
-    task = await fleet.submit("lied-to", regions=("us-1",), model={"name": "mlp"}, **one)
+async def test_a_model_of_ones_own_with_batch_statistics_ends_where_pytorch_alone_does(
+    fleet: Federation, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections: dict[str, Any] = {
+        "model": {"name": "norm"},
+        "participants": {"minimum": 2, "quorum": 1.0, **PATIENT},
+    }
+    task = await fleet.submit("own", regions=("us-1",), **sections)
     view = await fleet.ended(task)
     assert [record["replied"] for record in view["history"]] == [2, 2]
+    assert set(fleet.mqtt.said(fleet.execution("d5", task), "backend")) == {"onnx"}
+    found = load_file(await fleet.model(task))
+
+    monkeypatch.syspath_prepend(package)
+    descriptor = load(fleet.folder / f"{task}.yaml")
+    data = {
+        name: own_data(DataSource("digits", tuple(map(int, part.split("/")))))
+        for name, part in PARTITIONS.items()
+    }
+    seed = descriptor.train.seed
+    due = open_backend("torch", "norm", shape=(1, 8, 8), classes=10, seed=seed).initial()
+    for number in (1, 2):
+        mean = WeightedMean()
+        for name, samples in data.items():
+            trainer = Trainer.open(
+                descriptor, samples, backend="torch", region="us-1", device=name, threads=1
+            )
+            update = trainer.train(due, Request(number))
+            mean.add(update.arrays, {}, len(samples))
+        due = mean.arrays()
+    assert found.keys() == due.keys()
+    for name, array in due.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_allclose(found[name], array, atol=1e-4, err_msg=name)
+    # 360 and 180 samples in batches of 16: 23 and 12 steps, (23·360 + 12·180) / 540 = 19.3, and that twice.
+    counted = found["1.num_batches_tracked"]
+    assert (counted.dtype, counted.item()) == (np.dtype(np.int64), 38)
+    assert np.abs(found["1.running_mean"]).max() > 0.01, "they have moved from 0"
+
+
+async def test_a_front_that_lies_is_passed_over_and_nothing_of_it_is_kept(fleet: Federation) -> None:
     fooled = fleet.devices["d5"].said()
-    assert re.search(r"WARNING .*SHA-256", fooled)
+    assert len(re.findall(r"WARNING .*SHA-256", fooled)) == 1
     (used,) = re.findall(r"trains by onnx from artefact ([0-9a-f]{64})", fooled)
     cache = fleet.folder / "state" / "us-1" / "d5" / "artefacts"
     assert [file.stem for file in cache.iterdir()] == [used]
+
+
+async def test_a_device_rejects_every_bad_artefact_and_nothing_outside_its_cache_changes(
+    fleet: Federation, lying: str
+) -> None:
+    (used,) = re.findall(r"trains by onnx from artefact ([0-9a-f]{64})", fleet.devices["d2"].said())[:1]
+    # Its digest is another, so that no cache has it.
+    good = changed(
+        (fleet.folder / "runs" / ".artefacts" / "files" / used).read_bytes(),
+        lambda model: setattr(model, "doc_string", "the same again"),
+    )
+    its_own = [fleet.folder / "state" / "us-1" / "d5", fleet.ground.home, fleet.ground.temporary]
+    before = contents(*its_own)
+
+    async def posted(name: str) -> str:
+        server = {"address": lying, "tls": False}
+        file = fleet.folder / fleet.task(name, regions=("us-1",), model={"name": "mlp"}, server=server)
+        urls = {"us-1": fleet.gateway_urls["us-1"]}
+        await post_to_gateways(read_signed(file, fleet.keys), urls, fleet.keys)
+        return fleet.execution("d5", name)
+
+    for number, (what, bad) in enumerate(BAD.items()):
+        LIES.app = bad.front(good)
+        topic = await posted(f"bad-{number}")
+        await fleet.mqtt.field(topic, "state", "REJECTED", within_s=20)
+        reason = fleet.mqtt.latest[topic]["reason"]
+        assert reason["code"] == "artefact", (what, reason)
+        assert re.search(bad.problem, reason["message"]), (what, reason)
+        assert contents(*its_own) == before, what
+    LIES.app = honest(good)
+    await fleet.mqtt.field(await posted("good"), "phase", "connecting", within_s=20)
+    assert set(contents(*its_own)) - set(before), "or else this would see nothing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import pytest_asyncio
 from federation import Device, Federation
 from members import ROOT, Machine
+from model_package import installed
 from python_without import python_without
 from small_disk import fill, free, small_disk
 from tensors_apart import greatest_difference
@@ -39,7 +39,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> AsyncIterator[Federation]:
-    offered = installed(tmp_path_factory.mktemp("package"))
+    offered = installed(odd_model, tmp_path_factory.mktemp("package"))
     torchless = python_without(tmp_path_factory.mktemp("torchless"), "torch")
     devices = (
         Device("d1", partition="0/4"),
@@ -68,16 +68,6 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> AsyncIt
         np.savez(folder / "letters.npz", x=x, y=np.arange(60) % 10)
         async with made as started:
             yield started
-
-
-def installed(folder: Path) -> Path:
-    """Return a folder that offers the odd model as an installed package does."""
-    shutil.copy(str(odd_model.__file__), folder)
-    metadata = folder / "odd_model-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-model\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[trellis.models]\nodd = odd_model:MODEL\n")
-    return folder
 
 
 async def test_an_update_that_cannot_be_averaged_is_dropped_and_named(fleet: Federation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from namespaces import Network, network
 from safetensors.numpy import load_file
 from secure_federation import OTHER, REGION, SecureFleet, tls_files
 
-from trellis.errors import Refused
+from trellis.artefacts.download import FrontClient
+from trellis.errors import Refused, Unavailable
 from trellis.flower.link import FlowerLink
+from trellis.keys.authority import create_authority, issue
+from trellis.keys.principals import device
 from trellis.tls import TlsFiles
 
 pytestmark = pytest.mark.timeout(300)
@@ -66,7 +70,7 @@ def test_a_region_with_a_broker_of_its_own_and_one_below_it_take_part(ends: Netw
 
 
 def test_two_regions_average_behind_fronts_of_their_own(ends: Network, tmp_path: Path) -> None:
-    with SecureFleet(tmp_path, ends, fronts=True) as fleet:
+    with SecureFleet(tmp_path, ends, fronts=True, light=True) as fleet:
         alone = {"tier": "regional", "participants": {"minimum": 1}}
         sections = {"aggregation": {"tier": "regional", "regions": {OTHER: alone}}, "train": {"rounds": 2}}
         file = fleet.task_file(fleet.task("fronts", regions=[REGION, OTHER], **sections))
@@ -78,6 +82,11 @@ def test_two_regions_average_behind_fronts_of_their_own(ends: Network, tmp_path:
         for record in shown["history"]:
             replied = {one["region"]: one["tally"]["replied"] for one in record["outcomes"]}
             assert replied == {REGION: 2, OTHER: 1}
+        # One device there has no use for PyTorch: its artefact comes by its region's front.
+        (used,) = re.findall(r"trains by onnx from artefact ([0-9a-f]{64})", fleet.running["d3"].said())
+        assert sent(fleet, "server") == [(used, f"{OTHER}/gateway")]
+        assert sent(fleet, "other-gateway") == [(used, f"{OTHER}/devices/d3")]
+        assert sent(fleet, "gateway") == []
         # A region's front is for its own devices; this one has another region's certificate.
         link = FlowerLink(
             fleet.front_of(REGION), folder=tmp_path / "link", tls=device_files(fleet, OTHER, "d3")
@@ -87,6 +96,25 @@ def test_two_regions_average_behind_fronts_of_their_own(ends: Network, tmp_path:
         assert refusal.value.code == "link"
         warned = fleet.running["gateway"].says("front: .* is not let in")
         assert re.search(rf"{OTHER}/devices/d3", warned)
+        asked = FrontClient(fleet.front_of(REGION), tls=device_files(fleet, OTHER, "d3"))
+        with pytest.raises(Refused, match=r"other regions than that of .*us-1/devices/d3") as refusal:
+            asked.offer("fronts", "onnx")
+        assert refusal.value.code == "region"
+        # And this one, of the same name, has another fleet's.
+        create_authority(tmp_path / "strangers")
+        theirs = tls_files(issue(tmp_path / "strangers", device(OTHER, "d3")))
+        ca = fleet.keys / "devices" / OTHER / "d3" / "ca.crt"
+        asked = FrontClient(fleet.front_of(OTHER), tls=replace(theirs, ca=ca))
+        with pytest.raises(Unavailable, match="as it does where its CA has not signed our certificate"):
+            asked.offer("fronts", "onnx")
+        fleet.running["other-gateway"].says("a TLS connection was refused: .*unable to get local issuer")
+
+
+def sent(fleet: SecureFleet, front: str) -> list[tuple[str, str]]:
+    """Return which artefacts a front has sent, and to whom."""
+    return re.findall(
+        r"trellis\.artefacts\.serving: artefact ([0-9a-f]{64}): all to (\S+)", fleet.running[front].said()
+    )
 
 
 def device_files(fleet: SecureFleet, region: str, name: str) -> TlsFiles:

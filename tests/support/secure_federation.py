@@ -42,6 +42,7 @@ class SecureFleet:
         bridged: Whether the region has a broker of its own, at the edge.
         fronts: Whether gateways have fronts; then gateway and device `d3` of `us-1` are there, too, and where
             the region is bridged they stand below it.
+        light: Whether `d3` trains by ONNX Runtime.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class SecureFleet:
         own_broker: bool = False,
         bridged: bool = False,
         fronts: bool = False,
+        light: bool = False,
     ) -> None:
         self.network, self.folder = network, folder
         self.centre, self.edge = Machine(folder / "centre"), Machine(folder / "edge", network.at_edge)
         self.keys = folder / "keys"  # stays with whoever adds machines
         self._own_broker, self._bridged, self._fronts = own_broker, bridged, fronts
+        self._light = ("--backend", "onnx") if light else ()
         self._stack = contextlib.ExitStack()
         self.ports = {name: free_port(network.centre) for name in ("broker", "region", "front", "api")}
         self.running: dict[str, Running] = {}
@@ -95,7 +98,7 @@ class SecureFleet:
             self._start_services()
             started = [self._launch(f"d{number}", "--partition", f"{number - 1}/2") for number in (1, 2)]
             if self._fronts:
-                started.append(self._launch("d3", "--partition", "0/3", region=OTHER))
+                started.append(self._launch("d3", "--partition", "0/3", *self._light, region=OTHER))
             for device in started:
                 device.says("is ready in region", within_s=START_S)
             self._stack = self._stack.pop_all()
