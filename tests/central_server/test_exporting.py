@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -120,16 +121,39 @@ async def test_every_model_shape_and_runtime_has_its_own(tmp_path: Path, child: 
     assert sorted(child.runs) == sorted(map(str, others))
 
 
-async def test_a_later_server_finds_it_again_until_the_source_changes(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+def _other_trellis(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
+    monkeypatch.setattr(exporting, "__version__", "another")
+
+
+def _other_torch(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
+    monkeypatch.setattr(exporting, "version", lambda tool: "9" if tool == "torch" else version(tool))
+
+
+def _other_model(_: pytest.MonkeyPatch, source: Path) -> None:
+    source.write_text("layers = 2")
+
+
+def _other_exporter(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+    (source.parent / "export").mkdir()
+    (source.parent / "export" / "graph.py").write_text("operators = 1")
+    monkeypatch.setattr(exporting.models, "__file__", str(source))
+
+
+@pytest.mark.parametrize("change", [_other_trellis, _other_torch, _other_model, _other_exporter])
+async def test_a_later_server_finds_it_again_until_what_it_follows_from_changes(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
+    source = tmp_path / "zoo" / "softmax.py"
+    source.parent.mkdir()
+    source.write_text("layers = 1")
+    monkeypatch.setattr(exporting, "_source_folder", lambda _: source.parent)
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         first = await made(exporter)
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         assert await exporter.offer(WANTED) == first
         assert len(child.runs) == 1
         monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
-        monkeypatch.setattr(exporting, "__version__", "another")
+        change(monkeypatch, source)
         await made(exporter)
     assert len(child.runs) == 2
 
@@ -154,6 +178,49 @@ async def test_a_fleet_that_asks_costs_no_reading_of_sources_and_files(
         monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
         await exporter.offer(WANTED)
         assert (len(sources), len(files)) == (3, 2)
+
+
+async def test_a_note_that_cannot_be_read_is_made_anew(tmp_path: Path, child: Child) -> None:
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        first = await made(exporter)
+    (note,) = (tmp_path / "artefacts").glob("*.json")
+    note.write_bytes(b"{")
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        assert await made(exporter) == first
+        assert Offer.parse(note.read_bytes(), where="") == first
+    assert len(child.runs) == 2
+
+
+async def test_what_a_crash_left_half_made_is_no_export(tmp_path: Path, child: Child) -> None:
+    making = tmp_path / "artefacts" / "making"
+    making.mkdir(parents=True)
+    (making / "made.onnx").write_text("half")
+    child.how = "nothing"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await not_yet(exporter, "wrote no file")
+
+
+async def test_exports_run_one_after_the_other(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time\n"
+        "with open(sys.argv[1], 'a') as log: log.write('begins ')\n"
+        "time.sleep(0.1)\n"
+        "pathlib.Path(sys.argv[2]).write_text('made')\n"
+        "with open(sys.argv[1], 'a') as log: log.write('ends ')\n"
+    )
+
+    def command(_: Wanted, path: Path) -> Sequence[str]:
+        return [sys.executable, "-c", program, str(tmp_path / "log"), str(path)]
+
+    async with Exporter(tmp_path / "artefacts", command) as exporter:
+        await asyncio.gather(made(exporter), made(exporter, replace(WANTED, model="mlp")))
+    assert (tmp_path / "log").read_text() == "begins ends " * 2
+
+
+def test_what_failed_rests_twice_as_long_each_time_and_ten_minutes_at_most() -> None:
+    now = time.monotonic()
+    rests_s = [exporting._Failure("", "", False, tries, now).rests_s for tries in (1, 2, 3, 5, 6, 5000)]
+    assert rests_s == pytest.approx([30, 60, 120, 480, 600, 600], abs=1)
 
 
 async def test_a_file_that_the_disk_has_spoilt_is_made_anew(tmp_path: Path, child: Child) -> None:
@@ -211,7 +278,7 @@ async def test_what_may_pass_is_tried_again_after_a_while(
     child.how = how
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         told = await not_yet(exporter, problem)
-        assert 0 < told.again_s <= 30
+        assert told.again_s == pytest.approx(30, abs=5)
         await not_yet(exporter, "tries again in")
         assert len(child.runs) == 1
         assert not psutil.Process().children()

@@ -1,4 +1,4 @@
-"""What `trellis export` asks the exporters for, and what it says of what they made; none of them runs here."""
+"""What `trellis export` asks the exporters for, and says of what they made; none of them runs."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trellis.artefacts import store as store_module
-from trellis.artefacts.store import KEPT_S, ArtefactStore, digest_of
+from trellis.artefacts.store import ArtefactStore, digest_of
 from trellis.errors import ArtefactError, DiskFailed
 
 
@@ -33,6 +33,7 @@ def names(store: ArtefactStore) -> set[str]:
 def test_what_is_kept_is_found_under_its_digest(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files")
     assert store.find(digest(b"graph")) is None
+    assert store.find_intact(digest(b"graph")) is None
     path = store.find(put(store, b"graph"))
     assert path is not None
     assert path.read_bytes() == b"graph"
@@ -178,7 +179,8 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
 
 def test_a_download_broken_off_long_ago_is_tidied_away(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files")
-    for content, age_s in ((b"old", KEPT_S + 60), (b"new", 0.0)):
+    week_s = 7 * 24 * 3600
+    for content, age_s in ((b"old", week_s + 60), (b"new", week_s - 60)):
         partial = store.partial(digest(content))
         partial.write_bytes(b"half")
         os.utime(partial, (time.time() - age_s,) * 2)
