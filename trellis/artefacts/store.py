@@ -134,7 +134,7 @@ class ArtefactStore:
         """Remove an artefact, and what has come of it."""
         for path in (self._path(sha256), self._path(sha256).with_suffix(_PARTIAL)):
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                path.unlink()
 
     def tidy(self) -> None:
         """Remove what a broken download left a long time ago."""
