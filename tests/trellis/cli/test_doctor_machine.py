@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 import trellis
+from models import backends
 from trellis.cli.doctor import machine
 from trellis.cli.doctor.check import Check, Probe, Status, aside, blocking, examine, ok
 from trellis.cli.doctor.settings import settings
@@ -90,6 +91,13 @@ def test_the_build_of_torch_is_read_off_its_own_file(monkeypatch: pytest.MonkeyP
     assert machine._torch_build() == "CPU build"
     version.unlink()
     assert machine._torch_build() == "build unknown"
+
+
+def test_what_counts_as_a_backend_is_what_a_device_can_train_with() -> None:
+    offered = {machine.EXTRAS[package][0] for package in machine.BACKENDS}
+    assert offered == {entry.extra for entry in backends._BACKENDS.values()}
+    training = {package for package, (_, purpose) in machine.EXTRAS.items() if purpose.startswith("training")}
+    assert training == set(machine.BACKENDS)
 
 
 def test_without_any_backend_nobody_can_train(monkeypatch: pytest.MonkeyPatch) -> None:

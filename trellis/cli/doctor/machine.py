@@ -26,14 +26,13 @@ EXTRAS = {
     "torch": ("torch", "training on a device, and evaluation and aggregation at the server"),
     "onnxruntime": ("onnx", "training on a device with ONNX Runtime"),
     "ai-edge-litert": ("tflite", "training on a device with LiteRT"),
-    "tensorflow": ("tensorflow", "training on a device with TensorFlow"),
     "litert-torch": ("export", "models as ONNX and TFLite files, for devices without PyTorch"),
     "tensorboard": ("server", "TensorBoard events at the server"),
     "pillow": ("images", "data in folders of images"),
 }
 """Optional packages: the extra that brings each, and what it is for."""
 
-BACKENDS = ("torch", "onnxruntime", "ai-edge-litert", "tensorflow")
+BACKENDS = ("torch", "onnxruntime", "ai-edge-litert")
 
 PORTS = {
     8000: "front, --front-port",
