@@ -120,6 +120,9 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
       trellis device --name d0 --region eu-1 --data digits --partition 0/3 --insecure
       trellis device --name d --region eu-1 --data digits --replicas 20 --insecure
     """
+    from trellis.flower.deferred import defer_unused  # noqa: PLC0415 - before anything of Flower is loaded
+
+    defer_unused()
     # What follows loads Flower's client and numpy: a second that --help must not take.
     from device_agent.reporting import SPEAKER  # noqa: PLC0415 - as the comment says
     from device_agent.service import Options, main  # noqa: PLC0415 - as the comment says

@@ -35,6 +35,7 @@ from trellis.artefacts.store import ArtefactStore
 from trellis.errors import ArtefactError, DiskFailed, InvalidInput, MissingExtra, Refused, TrellisError
 from trellis.flower.link_loop import Halt, Link, LinkLoop, Pace
 from trellis.flower.questions import Membership
+from trellis.memory import give_back_free_memory
 from trellis.payloads import ExecutionState, Phase, Reason, Round
 
 __all__ = ["Device", "Ending", "Link", "LinkFactory", "Participation"]
@@ -203,7 +204,9 @@ class Participation:
     def _work(self, teller: Teller) -> None:
         artefact = self._fetch(teller)
         try:
-            self._train(teller, self._open_trainer(artefact))
+            trainer = self._open_trainer(artefact)
+            give_back_free_memory()  # of importing a runtime, and of what it made of the model
+            self._train(teller, trainer)
         except ArtefactError:
             if artefact is not None:
                 artefact.unlink(missing_ok=True)  # nobody shall find it again

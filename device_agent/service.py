@@ -27,6 +27,7 @@ from trellis.errors import ConfigError, DataError, Fault
 from trellis.flower.link_loop import Link, Pace
 from trellis.identifiers import replica_names
 from trellis.keys.identity import Identity, find_identity, load_keyring
+from trellis.memory import give_back_free_memory
 from trellis.mqtt import Birth, MqttBus, Publication
 from trellis.payloads import now_ms
 from trellis.topics import Topics
@@ -77,7 +78,9 @@ async def main(options: Options, stop: asyncio.Event) -> None:
             problem = "is for replicas, and there are none"
             raise ConfigError("options", [Fault("train-threads", problem, "give --replicas, or --threads")])
         settings = settings_of(options)
-        await run_device(settings, own_data(settings.data), Turns(), stop)
+        data = own_data(settings.data)
+        give_back_free_memory()  # of the imports: it may be long until a task comes
+        await run_device(settings, data, Turns(), stop)
         return
     if options.link == SUPERNODE:
         problem = "are one process, and flower-supernode is one for each device"

@@ -73,10 +73,12 @@ def test_the_code_of_an_ended_run_is_flowers() -> None:
 
 
 def test_a_device_loads_no_package_that_only_servers_and_operators_use() -> None:
+    servers = ("fastapi", "starlette", "uvicorn", "requests", "sqlalchemy", "yaml", "pygments")
+    flowers = ("grpc", "flwr.server", "flwr.serverapp", "flwr.supercore.grpc")
     code = (
-        "import sys; import device_agent.service, device_agent.command, trellis.flower.link\n"
-        "print([name for name in ('fastapi', 'starlette', 'uvicorn', 'requests', 'sqlalchemy', 'yaml') "
-        "if name in sys.modules])"
+        "import sys; from trellis.flower.deferred import defer_unused; defer_unused()\n"
+        "import device_agent.service, device_agent.command, trellis.flower.link\n"
+        f"print([name for name in {servers + flowers!r} if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -150,7 +150,8 @@ async def test_a_device_with_a_light_runtime_has_loaded_no_other(fleet: Federati
         async with asyncio.timeout(20):
             while not told.exists():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.05)
-        loaded = {module.partition(".")[0] for module in told.read_text().splitlines()}
+        modules = set(told.read_text().splitlines())
+        loaded = {module.partition(".")[0] for module in modules}
         heavy = {"torch", "tensorflow", "jax", "onnx", "onnxscript", "litert_torch"} & loaded
         if backend == "torch":
             assert heavy == {"torch"}, "or else this would see nothing"
@@ -160,7 +161,9 @@ async def test_a_device_with_a_light_runtime_has_loaded_no_other(fleet: Federati
             assert heavy == set()
             assert {"onnxruntime", "ai_edge_litert"} & loaded == {runtimes[backend]}
             assert not re.search("libtorch|tensorflow|libjax", mapped)
-        assert not {"fastapi", "uvicorn", "sklearn"} & loaded
+        assert not {"fastapi", "uvicorn", "sklearn", "grpc", "pygments", "requests", "sqlalchemy"} & loaded
+        assert "flwr.supernode.fleet_http_client" in modules, "or else it has not loaded Flower"
+        assert not {"flwr.server", "flwr.serverapp", "flwr.superlink"} & modules
 
 
 async def test_a_model_of_ones_own_with_batch_statistics_ends_where_pytorch_alone_does(
