@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 HOLDS_S = 10.0
 """How long the front above is not asked again for an offer, or for a file that it could not give."""
+SOON_S = 2.0
+"""How long a device's question waits for what has begun to come: most artefacts are here at once."""
 _FETCH_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Between tries to go on with a download that was cut; after the last, until a device asks again."""
 
@@ -94,6 +96,10 @@ class RegionalArtefacts:
         if offer.sha256 not in self._fetching:
             self._raise_failure(offer)
             self._begin_fetching(offer, asked[3])
+        await asyncio.wait({self._fetching[offer.sha256]}, timeout=SOON_S)
+        if await asyncio.to_thread(self._store.find_intact, offer.sha256) is not None:
+            return offer
+        self._raise_failure(offer)
         raise NotYet(f"the gateway is fetching {offer.model} for {runtime}, {offer.size} bytes")
 
     def file(self, sha256: str) -> Path | None:

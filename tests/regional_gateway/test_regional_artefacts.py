@@ -98,6 +98,12 @@ async def test_what_is_too_large_is_not_fetched(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+async def test_what_comes_at_once_is_offered_to_who_asks_first(tmp_path: Path) -> None:
+    source = OneFile(tmp_path / "above")
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        assert await cache.offer(TASK, "onnx") == source.offered
+
+
 async def test_a_file_that_the_disk_has_spoilt_comes_down_anew(tmp_path: Path) -> None:
     source = OneFile(tmp_path / "above")
     async with below(create_artefact_app(source), tmp_path / "cache") as cache:
@@ -114,6 +120,7 @@ async def test_a_cut_is_mended_without_a_device_that_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artefacts, "_FETCH_AGAIN_S", (0.05, 0.05))
+    monkeypatch.setattr(artefacts, "SOON_S", 0.0)
     app = Scripted(offer_of(), lambda _: Cut(CONTENT, HALF), lambda _: partial(CONTENT, HALF))
     async with below(app, tmp_path / "cache") as cache:
         with pytest.raises(NotYet, match=f"fetching softmax for onnx, {len(CONTENT)} bytes"):
