@@ -68,7 +68,7 @@ def list_models(
     shape: Annotated[
         str, typer.Option("--shape", metavar="SIZES", help="The shape of a sample, such as 1,28,28.")
     ] = "1,28,28",
-    classes: Annotated[int, typer.Option("--classes", min=1, help="How many classes to tell apart.")] = 10,
+    classes: Annotated[int, typer.Option("--classes", min=2, help="How many classes to tell apart.")] = 10,
     as_json: _Json = False,
 ) -> None:
     """List the models that a task may name, and whether they fit a data set.

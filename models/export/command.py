@@ -14,7 +14,7 @@ import typer
 from models.artefacts import ModelCard, load_model
 from models.command import parsed_shape
 from models.datasets import load
-from models.export import TRAINING_BATCH, export_inference, export_training
+from models.export import MOST_AT_ONCE, TRAINING_BATCH, export_inference, export_training
 from models.manifest import Manifest, Purpose, QuantizationMethod, Runtime
 from models.quantization import quantize as write_quantized
 from models.quantization import require_calibration
@@ -65,7 +65,8 @@ def export(
         str | None, typer.Option("--shape", metavar="SIZES", help="The shape of a sample, such as 1,28,28.")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option("--classes", min=1, help="How many classes to tell apart.")
+        int | None,
+        typer.Option("--classes", min=2, max=1_000_000, help="How many classes to tell apart, as in a task."),
     ] = None,
     batch: Annotated[
         int | None,
@@ -73,7 +74,9 @@ def export(
             "--batch",
             min=1,
             max=65536,
-            help=f"Samples that TFLite takes at once; {TRAINING_BATCH} to train, 1 to predict by default.",
+            help=f"TFLite only: samples of a device's batches to train, {TRAINING_BATCH} by default, "
+            f"taken in pieces of {MOST_AT_ONCE} unless the model keeps statistics of its batches; "
+            "samples a call to predict, 1 by default.",
         ),
     ] = None,
     quantize: Annotated[
@@ -110,6 +113,7 @@ def export(
         raise ConfigError(f"--output {str(path)!r}", f"folder {str(path.parent)!r} does not exist")
     method = None if quantize is None else _METHODS[quantize]
     _require_sense(aim, method, calibrate)
+    _refuse_idle_batch(wanted, batch)
     if is_file:
         _refuse_sizes(shape, classes, file)
         if method is None:
@@ -178,6 +182,12 @@ def _require_sense(purpose: Purpose, method: QuantizationMethod | None, calibrat
         raise ConfigError("options", [Fault("calibrate", problem, "--quantize int8-static, or leave it out")])
 
 
+def _refuse_idle_batch(runtime: Runtime, batch: int | None) -> None:
+    if runtime == "onnx" and batch is not None:
+        problem = f"{batch} came, an ONNX file takes a batch of any size"
+        raise ConfigError("options", [Fault("batch", problem, "leave it out, or --format tflite")])
+
+
 def _required_sizes(shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:
     faults = []
     if shape is None:
@@ -207,12 +217,23 @@ def _report(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         said = {"file": str(path), "bytes": len(content), "sha256": sha256}
         typer.echo(json.dumps({**said, "manifest": json.loads(manifest.to_json())}, indent=2))
         return
-    batch = "a batch of any size" if manifest.batch is None else f"batches of {manifest.batch}"
     typer.echo(
-        f"{path}: {manifest.model} for {manifest.purpose}, {_bits(manifest)}{manifest.opset}, {batch}\n"
+        f"{path}: {manifest.model} for {manifest.purpose}, {_bits(manifest)}{manifest.opset}, "
+        f"{_batch(manifest)}\n"
         f"{len(content)} bytes, sha256 {sha256}"
     )
 
 
 def _bits(manifest: Manifest) -> str:
     return "" if manifest.quantization is None else f"{manifest.quantization.method}, "
+
+
+def _batch(manifest: Manifest) -> str:
+    """Return which batches a file serves; without statistics of them a device adds up pieces' gradients."""
+    if manifest.batch is None:
+        return "a batch of any size"
+    if manifest.purpose == "inference":
+        return f"batches of {manifest.batch}"
+    if any(tensor.kind == "buffer" for tensor in manifest.tensors):
+        return f"batches of up to {manifest.batch}"
+    return f"a batch of any size, {manifest.batch} at once"

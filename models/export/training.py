@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.export import formats, parity, writing
+from models.export import MOST_AT_ONCE, formats, parity, writing
 from models.export.digest import model_digest
 from models.export.graph import Graph, trace
 from models.export.source import Source, open_source
@@ -14,10 +14,6 @@ from models.registry import ModelSpec
 _TRACED_BATCH = 7
 """Samples of the example where any number goes: a number that no layer is likely to have by itself."""
 
-_MOST_AT_ONCE = 16
-"""Larger batches go in as pieces, whose gradients are added up: LeNet takes 8 MB less than with 32 at once,
-in the same time. A model with statistics of its batches takes them whole."""
-
 
 def export(
     spec: ModelSpec, *, shape: tuple[int, ...], classes: int, runtime: Runtime, path: Path, batch: int
@@ -25,7 +21,7 @@ def export(
     """Write the artefact; see `models.export.export_training`."""
     source = open_source(spec, shape=shape, classes=classes, runtime=runtime)
     if not any(tensor.kind == "buffer" for tensor in source.tensors):
-        batch = min(batch, _MOST_AT_ONCE)
+        batch = min(batch, MOST_AT_ONCE)
     graphs = _traced(source, runtime, batch)
     converted = formats.convert(source.model, graphs, runtime)
     manifest = Manifest(

@@ -13,7 +13,7 @@ from models.backends.loop import Batch
 from models.datasets import Normalization
 from models.exported import Artefact, read_artefact
 from models.manifest import QuantizationMethod, Runtime
-from trellis.errors import ConfigError
+from trellis.errors import ConfigError, Fault
 
 MAX_MODEL_BYTES = 1024**3
 """Of an exported file, which is read into memory whole."""
@@ -53,7 +53,7 @@ def open_predictor(path: Path, *, threads: int = 1) -> Predictor:
     """Return the model in a file: `.onnx`, `.tflite`, or `.safetensors` as training writes it.
 
     Raises:
-        ConfigError: The file's name ends in none of these.
+        ConfigError: The file's name ends in none of these, or in another than its content's.
         ArtefactError: An exported file that is broken, hostile, or for training.
         DataError: A file of safetensors that is broken, or does not say what it is.
         TensorError: Its arrays are not its model's.
@@ -61,6 +61,8 @@ def open_predictor(path: Path, *, threads: int = 1) -> Predictor:
         MissingExtra: Its runtime is not installed.
     """
     suffix = path.suffix.lower()
+    if suffix in {*_EXPORTED, _TRAINED}:
+        _require_named_as_it_is(path, suffix)
     if suffix == _TRAINED:
         return _trained(path, threads)
     if suffix in _EXPORTED:
@@ -70,6 +72,27 @@ def open_predictor(path: Path, *, threads: int = 1) -> Predictor:
         return exported_predictor(artefact, threads=threads)
     due = ", ".join([*_EXPORTED, _TRAINED])
     raise ConfigError(f"model file {str(path)!r}", f"its name ends in none of {due}: what it is is not known")
+
+
+def _require_named_as_it_is(path: Path, suffix: str) -> None:
+    """Return unless the file's first bytes are plainly of another kind than its name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return  # whoever reads it says why it cannot be
+    if start[4:8] == b"TFL3":
+        found = ".tflite"
+    elif start[8:] == b"{":  # the header's length in eight bytes, then JSON
+        found = _TRAINED
+    elif start[:1] == b"\x08":  # the first field of an ONNX model, its version
+        found = ".onnx"
+    else:
+        return
+    if found != suffix:
+        problem = f"its name ends in {suffix}, its content is of a {found} file"
+        remedy = f"rename it to {path.with_suffix(found).name}"
+        raise ConfigError(f"model file {str(path)!r}", [Fault("", problem, remedy)])
 
 
 def exported_predictor(artefact: Artefact, *, threads: int = 1) -> Predictor:

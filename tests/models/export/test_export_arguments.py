@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from models.artefacts import ModelCard, save_model
 from models.datasets import Normalize
 from models.export import command
-from models.manifest import Manifest, Program, Quantization
+from models.manifest import Manifest, Program, Quantization, TensorEntry
 from trellis.errors import ConfigError, TrellisError
 
 ONNX, TFLITE = ("--format", "onnx"), ("--format", "tflite")
@@ -79,12 +79,12 @@ def test_a_training_artefact_is_asked_for_with_its_sizes_and_its_batch(
 def test_a_trained_model_is_asked_for_with_its_weights_scaling_and_batch(
     calls: list[Call], batch: tuple[str, ...], due: int
 ) -> None:
-    run("run.safetensors", *ONNX, *PREDICT, *batch, "-o", "mine.bin")
+    run("run.safetensors", *TFLITE, *PREDICT, *batch, "-o", "mine.bin")
     (call,) = calls
     name, arrays = call.arguments
     assert (call.what, name) == ("export_inference", "softmax")
     assert (arrays["fc.weight"].sum(), set(arrays)) == (640, {"fc.weight", "fc.bias"})
-    wanted = {"shape": SHAPE, "classes": 10, "normalize": SCALING, "runtime": "onnx"}
+    wanted = {"shape": SHAPE, "classes": 10, "normalize": SCALING, "runtime": "tflite"}
     assert call.options == {**wanted, "path": Path("mine.bin"), "batch": due}
 
 
@@ -99,14 +99,14 @@ def test_a_trained_model_is_asked_for_with_its_weights_scaling_and_batch(
 def test_a_quantised_file_is_made_of_a_whole_one_that_is_gone_then(
     calls: list[Call], method: str, calibrate: tuple[str, ...], due: tuple[str, int] | None
 ) -> None:
-    run("run.safetensors", *ONNX, *PREDICT, "--batch", "5", "--quantize", method, *calibrate)
+    run("run.safetensors", *TFLITE, *PREDICT, "--batch", "5", "--quantize", method, *calibrate)
     whole, few = calls
     assert (whole.what, whole.options["batch"], few.what) == ("export_inference", 5, "write_quantized")
     assert few.arguments == (whole.options["path"], method)
     assert not whole.options["path"].parent.exists()
     found = few.options.pop("calibration")
     assert (found and (found.name, len(found))) == due, "of the training split"
-    assert few.options == {"runtime": "onnx", "path": Path("run-inference.onnx")}
+    assert few.options == {"runtime": "tflite", "path": Path("run-inference.tflite")}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,11 @@ def test_a_quantised_file_is_made_of_a_whole_one_that_is_gone_then(
             "  - shape: '1,8,8' came, 'run' says it by itself (leave it out)\n"
             "  - classes: 10 came, 'run' says it by itself (leave it out)",
         ),
+        (
+            ("run", *PREDICT, "--batch", "7"),
+            "options: batch: 7 came, an ONNX file takes a batch of any size "
+            "(leave it out, or --format tflite)",
+        ),
     ],
 )
 def test_options_that_make_no_sense_together_are_refused_before_the_work(
@@ -147,7 +152,18 @@ def test_options_that_make_no_sense_together_are_refused_before_the_work(
     assert calls == []
 
 
-QUANTISED = {
+def test_one_class_is_no_classification_as_a_task_says_too(calls: list[Call]) -> None:
+    result = CliRunner().invoke(
+        command.app, ["softmax", "--shape", "4", "--classes", "1", *TFLITE, *TRAIN], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 2
+    assert "'--classes': 1 is not in the range 2<=x<=1000000" in result.output
+    assert calls == []
+
+
+WHOLE = graph_files.manifest("tflite")
+STATISTICS = TensorEntry(name="norm.running_mean", shape=(2,), dtype="float32", kind="buffer")
+QUANTISED: dict[str, Any] = {
     "purpose": "inference",
     "programs": {"predict": Program(inputs={"x": "x"}, outputs={"logits": "z"})},
     "quantization": Quantization(method="fp16"),
@@ -158,7 +174,15 @@ QUANTISED = {
     ("manifest", "due"),
     [
         (graph_files.manifest("onnx"), "tiny for training, ai.onnx 18, a batch of any size"),
-        (graph_files.manifest("tflite"), "tiny for training, tflite 3, batches of 4"),
+        (WHOLE, "tiny for training, tflite 3, a batch of any size, 4 at once"),
+        (
+            WHOLE.model_copy(update={"tensors": (*WHOLE.tensors, STATISTICS)}),
+            "tiny for training, tflite 3, batches of up to 4",
+        ),
+        (
+            graph_files.manifest("tflite", **QUANTISED),
+            "tiny for inference, fp16, tflite 3, batches of 4",
+        ),
         (
             graph_files.manifest("onnx", **QUANTISED),
             "tiny for inference, fp16, ai.onnx 18, a batch of any size",

@@ -132,6 +132,26 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     assert "its name ends in none of .onnx, .tflite, .safetensors" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "as_it_is"),
+    [
+        ("model.tflite", "model.onnx"),
+        ("model.onnx", "model.safetensors"),
+        ("model.safetensors", "model.tflite"),
+    ],
+)
+def test_a_file_under_the_name_of_another_format_is_refused(
+    name: str, as_it_is: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes((folder / as_it_is).read_bytes())
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path / name, folder / "digits.npz")
+    suffix, due = Path(name).suffix, Path(as_it_is).suffix
+    assert str(caught.value).endswith(
+        f"{name}': its name ends in {suffix}, its content is of a {due} file (rename it to model{due})"
+    )
+
+
 def test_a_training_artefact_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as caught:
         run(graph_files.write_onnx(tmp_path / "tiny.onnx"), tmp_path / "digits.npz")
