@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from safetensors.numpy import load_file, save_file
 from tensors_apart import greatest_difference
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -83,3 +85,32 @@ async def test_two_and_three_tiers_give_the_flat_federations_model(fleet: Federa
     for depth in ("two", "three"):
         apart = greatest_difference(flat, await trained(fleet, depth, strategy))
         assert apart <= TOLERANCE, f"{depth} tiers: {apart:.1e} of a tensor's greatest magnitude"
+
+
+async def one_round(fleet: Federation, *regions: str) -> tuple[Path, int]:
+    """Return the model of one round of these regions' devices alone, and how many samples they have."""
+    task = await fleet.submit(
+        "-".join(("alone", *regions)),
+        regions=regions,
+        model={"name": "mlp"},
+        train={"rounds": 1},
+        participants={"deadline_s": 120.0},
+    )
+    (record,) = (await fleet.ended(task))["history"]
+    return await fleet.model(task), sum(one["samples"] for one in record["outcomes"])
+
+
+async def test_what_agrees_is_the_mean_by_samples_and_no_other(fleet: Federation, tmp_path: Path) -> None:
+    regions = sorted({device.region for device in DEVICES})
+    whole, samples_of_all = await one_round(fleet, *regions)
+    models, samples = zip(*[await one_round(fleet, region) for region in regions], strict=True)
+    assert sum(samples) == samples_of_all
+    means = [load_file(model) for model in models]
+
+    def apart(weights: tuple[int, ...]) -> float:
+        mean = {name: np.average([one[name] for one in means], axis=0, weights=weights) for name in means[0]}
+        save_file(mean, tmp_path / "mean.safetensors")
+        return greatest_difference(whole, tmp_path / "mean.safetensors")
+
+    assert apart(samples) <= TOLERANCE
+    assert apart((1,) * len(means)) > 100 * TOLERANCE

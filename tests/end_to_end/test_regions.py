@@ -59,6 +59,29 @@ async def test_two_regions_of_two_devices_train_as_two_members(fleet: Federation
     assert Path(await fleet.model(task)).is_file()
 
 
+async def test_a_regions_own_rounds_are_the_rounds_that_its_devices_would_do_at_the_center(
+    fleet: Federation,
+) -> None:
+    only = {"regions": ("us-1",), "participants": PARTICIPANTS}
+    flat = await fleet.submit("six", **only, train={"rounds": 6})
+    inside = await fleet.submit(
+        "twice-three",
+        **only,
+        train={"rounds": 2},
+        aggregation={"tier": "regional", "regional_rounds": 3, "participants": {"minimum": 1}},
+    )
+    flat_view, view = await fleet.ended(flat), await fleet.ended(inside)
+    assert [len(one["history"]) for one in (flat_view, view)] == [6, 2]
+    here = await at_gateway(fleet, "us-1", inside)
+    assert [record["round"] for record in here["history"]] == [1, 2, 3, 4, 5, 6]
+    for record in view["history"]:
+        (one,) = record["outcomes"]
+        # Who was in the last of the three, once each.
+        assert (one["device"], one["tally"]["replied"]) == ("gateway", 2)
+        assert one["samples"] == sum(other["samples"] for other in flat_view["history"][0]["outcomes"])
+    assert greatest_difference(await fleet.model(flat), await fleet.model(inside)) <= 1e-5
+
+
 async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fleet: Federation) -> None:
     task = await fleet.submit("killed", train={"rounds": 3, "local_epochs": 30}, **REGIONAL)
     gateway = fleet.gateways["eu-1"]

@@ -188,3 +188,17 @@ async def test_a_strategy_trains_end_to_end(fleet: Federation, strategy: str) ->
     losses = [one["loss"] for one in view["history"]]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
+
+
+async def test_a_task_that_has_reached_its_target_ends_before_its_last_round(fleet: Federation) -> None:
+    await fleet.submit("target", train={"rounds": 30}, stop={"target": 0.8})
+    view = await fleet.ended("target")
+    accuracies = [one["metrics"]["server_accuracy"] for one in view["history"]]
+    assert accuracies[-1] >= 0.8
+    assert all(accuracy < 0.8 for accuracy in accuracies[:-1])
+    assert view["round"] == len(accuracies) < 30
+    assert view["reason"] is not None
+    assert "0.8" in view["reason"]["message"]
+    for name in fleet.specs:
+        await fleet.mqtt.field(fleet.execution(name, "target"), "state", "SUCCEEDED")
+    check_model(await fleet.model("target"), accuracies[-1])

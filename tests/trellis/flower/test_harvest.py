@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -80,3 +82,19 @@ def test_an_update_without_the_loss_that_the_strategy_reads_is_not_taken_in(
 
 def test_nothing_came() -> None:
     assert Harvest(fold=False).for_strategy() == []
+
+
+@pytest.mark.parametrize(("fold", "held"), [(True, 4), (False, 41)])
+def test_memory_is_flat_in_the_number_of_updates_that_are_folded(fold: bool, held: int) -> None:
+    one = 100_000  # elements of float32: the sums in float64 are twice as large
+    harvest = Harvest(fold=fold)
+    tracemalloc.start()
+    try:
+        for number in range(40):
+            arrays: Arrays = {"w": np.full(one, number, np.float32)}
+            harvest.add(f"d{number}", reply(), Update({"arrays": arrays}, {"num-examples": 1}, {}, 1, 8))
+            del arrays
+        peak = tracemalloc.get_traced_memory()[1] / (4 * one)
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * (held - 1) < peak < held + 2, f"{peak:.1f} updates were in memory at once"
