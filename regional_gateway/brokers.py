@@ -7,6 +7,8 @@ import socket
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
+from regional_gateway.settings import BROKER_WAIT_S
+from trellis.errors import ConfigError, Unavailable
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
 from trellis.mqtt.settings import DEFAULT_PORTS
 from trellis.tls import TlsFiles
@@ -31,6 +33,18 @@ def mqtt(tls: TlsFiles | None) -> Connect:
         return MqttBus(settings, will=will, birth=birth, limits=Limits(incoming=INCOMING))
 
     return connect
+
+
+async def wait_for(bus: Bus) -> None:
+    """Return once the region's broker has accepted us.
+
+    Raises:
+        ConfigError: It does not answer.
+    """
+    try:
+        await bus.wait_connected(BROKER_WAIT_S)
+    except Unavailable as error:
+        raise ConfigError("gateway", str(error)) from error
 
 
 async def are_one(first: str, second: str) -> bool:

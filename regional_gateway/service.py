@@ -5,6 +5,7 @@ parent's broker  <parent>/tasks/…/descriptor ──▶ relay, where a gateway 
 parent's broker  central/…/round, state ──▶ centre ──▶ announcer (and by HTTP while it is away)
 region's broker  devices/… ──▶ fleet ──▶ roster ──▶ status;  and up to the parent's, where it is another
 region's broker  regions below ──▶ nested ──▶ up to the parent's, where it is another
+region's broker  …/log ──▶ log_carrying ──▶ up to the parent's, where it is another
 ledger ──▶ tier ──▶ SuperLink and apps, for the tasks that the region averages itself
 """
 
@@ -19,24 +20,25 @@ from contextlib import AsyncExitStack
 
 from regional_gateway.announcer import Announcer
 from regional_gateway.board import Board
-from regional_gateway.brokers import Connect, are_one
+from regional_gateway.brokers import Connect, are_one, wait_for
 from regional_gateway.centre import Centre
 from regional_gateway.fleet import Fleet
 from regional_gateway.handed_down import HandedDown
 from regional_gateway.ledger import Ledger
+from regional_gateway.log_carrying import LogCarrier
 from regional_gateway.nested import Nested
 from regional_gateway.outlet import Outlet
 from regional_gateway.parent import Parent, ParentMoved
 from regional_gateway.place import Place, is_regional
 from regional_gateway.presence import OwnPresence, say_farewell, watch_own
 from regional_gateway.relay import Admission, Relay
-from regional_gateway.settings import BROKER_WAIT_S, GatewaySettings
+from regional_gateway.settings import GatewaySettings
 from regional_gateway.store import Store
 from regional_gateway.sweeper import sweep
 from regional_gateway.tier import RegionalTier
 from regional_gateway.upward import Upward
 from trellis.envelope import Keyring
-from trellis.errors import ConfigError, Unavailable
+from trellis.errors import Unavailable
 from trellis.http.client import ServiceClient
 from trellis.identifiers import CENTRAL
 from trellis.mqtt import Bus, Publication
@@ -96,6 +98,7 @@ class Gateway:
         place.bridged = not await are_one(self.settings.broker, self.settings.parent_broker)
         self.nested = Nested(self.topics, region, ledger)
         self._upward = Upward(self.topics, self._keeps)
+        self._logs = LogCarrier(self.topics, region, ledger, self.nested)
         self.fleet = Fleet(
             self.topics, region, self._store, lambda task: ledger.get(task) is not None, self._upward
         )
@@ -192,7 +195,7 @@ class Gateway:
     async def _run_once(self, own: OwnPresence, above: Parent | None, stop: asyncio.Event) -> None:
         async with self._open(own) as (region, parent):
             self._buses = (region, parent)
-            await _wait_for(region)
+            await wait_for(region)
             if parent is not region and not parent.connected:
                 logger.info("parent's broker is not connected yet broker=%s", self.settings.parent_broker)
             try:
@@ -260,6 +263,7 @@ class Gateway:
                 start(self._upward.repeat(up, self._parent_connects), name="repeat to parent")
                 start(self._upward.clear_lost(up, self._region_connects), name="clear the lost")
                 start(self.nested.carry(region, self._upward, up), name="carry up")
+                start(self._logs.carry(region, parent), name="carry logs up")
                 start(watch_own(own, parent, up), name="own state at parent")
                 clients = {CENTRAL: client}
                 if above is not None:
@@ -288,10 +292,3 @@ async def _group() -> AsyncIterator[asyncio.TaskGroup]:
 async def _until(stop: asyncio.Event) -> None:
     await stop.wait()
     raise _Stopped
-
-
-async def _wait_for(bus: Bus) -> None:
-    try:
-        await bus.wait_connected(BROKER_WAIT_S)
-    except Unavailable as error:
-        raise ConfigError("gateway", str(error)) from error

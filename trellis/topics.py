@@ -22,6 +22,7 @@ class Kind(StrEnum):
     CENTRAL_TASK_ROUND = "central/tasks/{task}/round"
     GATEWAY_STATE = "{region}/gateway/state"
     GATEWAY_EXECUTION = "{region}/gateway/tasks/{task}/execution"
+    GATEWAY_LOG = "{region}/gateway/tasks/{task}/log"
     DESCRIPTOR = "{region}/tasks/{task}/descriptor"
     TASK_STATUS = "{region}/tasks/{task}/status"
     TASK_ROUND = "{region}/tasks/{task}/round"

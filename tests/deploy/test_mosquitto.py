@@ -209,15 +209,20 @@ def test_a_gateway_reads_the_regions_below_it_and_above_it_and_no_others(broker:
     broker.stop()
     broker.start()
     status, info = "us-1/tasks/t/status", "us-1/devices/cam-7/info"
-    execution, log = (f"us-1/devices/cam-7/tasks/t/{kind}" for kind in ("execution", "log"))
+    of_device = "us-1/devices/cam-7/tasks/t"
+    of_gateway = (f"us-1/gateway/{topic}" for topic in ("state", "tasks/t/execution", "tasks/t/log"))
     below = {
-        NAMESAKE: ("us-1/devices/cam-7/state", info, execution, log),
-        US: ("us-1/gateway/state", "us-1/gateway/tasks/t/execution", "us-1/tasks/t/round", status),
+        NAMESAKE: (
+            "us-1/devices/cam-7/state",
+            info,
+            *(f"{of_device}/{kind}" for kind in ("execution", "log", "progress")),
+        ),
+        US: (*of_gateway, "us-1/tasks/t/round", status),
     }
     # Its own word last, which it reads in any case.
     assert reads(broker, EU, {**below, EU: ["eu-1/gateway/state"]}, "eu-1/gateway/state") == {
         "eu-1/gateway/state", *below[US], *below[NAMESAKE]
-    } - {log}  # fmt: skip
+    } - {f"{of_device}/progress"}  # fmt: skip
     assert reads(broker, ap, {**below, ap: ["ap-1/gateway/state"]}, "ap-1/gateway/state") == {
         "ap-1/gateway/state"
     }
@@ -233,7 +238,8 @@ def test_a_gateway_reads_the_regions_below_it_and_above_it_and_no_others(broker:
 def test_the_gateway_of_a_bridged_region_brings_the_topics_of_those_below_it(
     broker: Broker, listener: Client
 ) -> None:
-    nested = ("us-1/gateway/state", "us-1/tasks/t/status", "us-1/devices/cam-7/tasks/t/execution")
+    of_device = "us-1/devices/cam-7/tasks/t"
+    nested = ("us-1/gateway/state", "us-1/tasks/t/status", f"{of_device}/execution", f"{of_device}/log")
     control = f"{BASE}/eu-1/tasks/control/status"
     for bridged, due in ((None, []), ("eu-1", [f"{BASE}/{topic}" for topic in nested])):
         broker.write_acl(bridged=bridged, below={"us-1": "eu-1"})
@@ -241,7 +247,7 @@ def test_the_gateway_of_a_bridged_region_brings_the_topics_of_those_below_it(
         broker.start()
         with broker.client(OPERATOR) as watching, broker.client(EU) as eu:
             watching.subscribe(f"{BASE}/#")
-            for topic in (*nested, "us-1/devices/cam-7/tasks/t/log", "nobody/gateway/state"):
+            for topic in (*nested, f"{of_device}/progress", "nobody/gateway/state"):
                 eu.publish(f"{BASE}/{topic}")
             eu.publish(control)
             assert watching.until(control)[:-1] == due

@@ -35,6 +35,7 @@ PAYLOADS = {
     Kind.CENTRAL_TASK_ROUND: Round,
     Kind.GATEWAY_STATE: State,
     Kind.GATEWAY_EXECUTION: Execution,
+    Kind.GATEWAY_LOG: Log,
     Kind.DESCRIPTOR: Envelope,
     Kind.TASK_STATUS: TaskStatus,
     Kind.TASK_ROUND: Round,

@@ -52,3 +52,10 @@ async def test_rounds_go_on_while_the_servers_broker_is_away_and_its_topics_are_
             here, there = region.latest, fleet.mqtt.latest
             await region.field(fleet.execution(device, "apart"), "state", "SUCCEEDED")
             assert there[fleet.execution(device, "apart")] == here[fleet.execution(device, "apart")]
+    for device in fleet.specs:
+        logs = await fleet.operator("logs", "apart", "--device", device)
+        assert logs.code == 0, logs
+        trained = [number for number in range(1, 7) if f"round {number}: trained on" in logs.out]
+        print(f"{device} was heard of rounds {trained}")
+        # What is said while the server's broker is away waits for that, but not for the server to be back.
+        assert 1 in trained, logs

@@ -47,6 +47,7 @@ def test_whatever_is_parsed_renders_to_itself_and_all_else_is_a_payload_error(ta
         (Kind.CENTRAL_TASK_STATE, "trellis/v1/central/tasks/mnist/state"),
         (Kind.CENTRAL_TASK_ROUND, "trellis/v1/central/tasks/mnist/round"),
         (Kind.GATEWAY_STATE, "trellis/v1/eu-1/gateway/state"),
+        (Kind.GATEWAY_LOG, "trellis/v1/eu-1/gateway/tasks/mnist/log"),
         (Kind.DESCRIPTOR, "trellis/v1/eu-1/tasks/mnist/descriptor"),
         (Kind.TASK_STATUS, "trellis/v1/eu-1/tasks/mnist/status"),
         (Kind.TASK_ROUND, "trellis/v1/eu-1/tasks/mnist/round"),

@@ -24,8 +24,15 @@ from trellis.keys.register import entries
 from trellis.topics import Topics
 
 FILE, BRIDGED_FILE, BELOW_FILE = "acl", "bridged", "below"
-_SAID = ("gateway/#", "tasks/#", "devices/+/state", "devices/+/info", "devices/+/tasks/+/execution")
-"""What goes up of a region to those above it; never what its devices log."""
+_SAID = (
+    "gateway/#",
+    "tasks/#",
+    "devices/+/state",
+    "devices/+/info",
+    "devices/+/tasks/+/execution",
+    "devices/+/tasks/+/log",
+)
+"""What goes up of a region to those above it; not how far each device's training is."""
 _FLAT: Mapping[str, str] = MappingProxyType({})
 
 

@@ -154,7 +154,8 @@ def test_a_gateway_reads_what_stands_below_and_above_it_and_stays_so_as_machines
     run("gateway", "ap-1", "--keys", keys)
     alone = {name: rights(keys, f"{name}/gateway") for name in ("eu-1", "us-1", "ap-1")}
     run("acl", keys, "--below", "us-1=eu-1", "--below", "ap-1=us-1")
-    said = ("gateway/#", "tasks/#", "devices/+/state", "devices/+/info", "devices/+/tasks/+/execution")
+    of_devices = ("state", "info", "tasks/+/execution", "tasks/+/log")
+    said = ("gateway/#", "tasks/#", *(f"devices/+/{what}" for what in of_devices))
     nested = {f"topic read trellis/v1/{region}/{of}" for region in ("us-1", "ap-1") for of in said}
     assert rights(keys, "eu-1/gateway") - alone["eu-1"] == nested
     above = {f"topic read trellis/v1/{region}/{of}" for region in ("us-1", "eu-1") for of in said[:2]}

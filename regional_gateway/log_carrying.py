@@ -1,0 +1,108 @@
+"""What devices and the gateways below say about tasks, on its way up to the broker above: paced, and bounded.
+
+Log lines come by the thousand where something is wrong, which is when states and executions matter most. So
+they do not share the way of those: they have a subscription and a queue of their own, leave one by one, and
+no faster than `BYTES_A_SECOND`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+
+from regional_gateway.ledger import Ledger
+from regional_gateway.nested import Nested
+from trellis.errors import PayloadError
+from trellis.mqtt import Bus, BusMessage, Publication
+from trellis.topics import Address, Kind, Topics
+
+logger = logging.getLogger(__name__)
+
+BYTES_A_SECOND = 256 * 1024
+WAITING_BYTES = 4 * 1024 * 1024
+"""What waits while the parent's broker is away, or behind a flood; beyond it the oldest goes."""
+
+_TELL_EVERY_S = 10.0
+_LOOK_S = 0.5
+
+
+class LogCarrier:
+    """The lines that wait to go up.
+
+    Args:
+        topics: The fleet's topics.
+        region: This region.
+        ledger: The tasks that it knows: of others nothing is carried, since names are free.
+        nested: The regions below it.
+    """
+
+    def __init__(self, topics: Topics, region: str, ledger: Ledger, nested: Nested) -> None:
+        self._topics, self._region, self._ledger, self._nested = topics, region, ledger, nested
+        self._waiting: deque[tuple[str, Publication]] = deque()
+        self._bytes = 0
+        self._left_out: Counter[str] = Counter()
+        self._news = asyncio.Event()
+
+    async def carry(self, region: Bus, parent: Bus) -> None:
+        """Bring up what devices and the gateways below say on the region's broker, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen(region), name="hear logs")
+            group.create_task(self._bring_up(parent), name="bring up logs")
+
+    async def _listen(self, bus: Bus) -> None:
+        filters = [self._topics.filter(kind) for kind in (Kind.LOG, Kind.GATEWAY_LOG)]
+        async with bus.subscribe(*filters) as messages:
+            async for message in messages:
+                if (address := self._address(message)) is not None:
+                    self.put(address.task, Publication(message.topic, message.payload, qos=0))
+
+    def put(self, task: str, line: Publication) -> None:
+        """Have a line of a task brought up; the oldest are left out where there is no room."""
+        self._waiting.append((task, line))
+        self._bytes += _size(line)
+        while self._bytes > WAITING_BYTES:
+            dropped, _ = self._take()
+            self._left_out[dropped] += 1
+        self._news.set()
+
+    async def _bring_up(self, parent: Bus) -> None:
+        told = time.monotonic()
+        while True:
+            await self._news.wait()
+            while self._waiting:
+                while not parent.connected:  # noqa: ASYNC110 - what QoS 0 says meanwhile is lost: no event tells
+                    await asyncio.sleep(_LOOK_S)
+                _, line = self._take()
+                await parent.publish(line.topic, line.payload, qos=line.qos, retain=line.retain)
+                await asyncio.sleep(_size(line) / BYTES_A_SECOND)
+                if self._left_out and (not self._waiting or time.monotonic() - told >= _TELL_EVERY_S):
+                    told = time.monotonic()
+                    self._tell()
+            self._news.clear()
+
+    def _take(self) -> tuple[str, Publication]:
+        task, line = self._waiting.popleft()
+        self._bytes -= _size(line)
+        return task, line
+
+    def _tell(self) -> None:
+        left_out, self._left_out = self._left_out, Counter()
+        for task, lines in left_out.items():
+            logger.warning("task=%s: %d log lines are left out above: too many at once", task, lines)
+
+    def _address(self, message: BusMessage) -> Address | None:
+        try:
+            address = self._topics.parse(message.topic)
+        except PayloadError as error:
+            logger.warning("dropped what came on topic=%s: %s", message.topic[:200], error)
+            return None
+        if address.kind is Kind.GATEWAY_LOG and address.region == self._region:
+            return None  # its own it puts here itself: the region's broker may be away
+        carried = message.payload and self._ledger.get(address.task) and self._nested.path(address.region)
+        return address if carried else None
+
+
+def _size(line: Publication) -> int:
+    return len(line.topic) + len(line.payload)

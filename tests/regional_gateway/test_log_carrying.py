@@ -1,0 +1,92 @@
+"""Log lines of a region with a broker of its own go up to the one above, paced and bounded."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from regional_gateway import log_carrying
+from trellis.payloads import ExecutionState, Log, Presence, State
+
+SITE = "site"
+CAM = "eu-1/devices/cam-7/tasks/digits"
+REGIONS = {"regions": ["eu-1", SITE]}
+
+
+def line(message: str) -> bytes:
+    return Log(level="INFO", logger="device_agent", message=message).to_bytes()
+
+
+def logged(watcher: Any) -> list[str]:
+    return [topic for topic, _ in watcher.heard if topic.endswith("/log")]
+
+
+@pytest.fixture
+def world(world: Any) -> Any:
+    world.two = True
+    return world
+
+
+@pytest.fixture
+def small_queue(monkeypatch: Any) -> None:
+    monkeypatch.setattr(log_carrying, "WAITING_BYTES", 100_000)
+
+
+async def test_lines_of_devices_and_of_gateways_below_go_up_and_those_of_strangers_do_not(
+    world: Any, watching: Any, wait_until: Any, operator: Any
+) -> None:
+    parent = State(state=Presence.ONLINE, boot_id="b", since=3, parent="eu-1").to_bytes()
+    due = [f"{CAM}/log", "site/devices/cam-1/tasks/digits/log", "site/gateway/tasks/digits/log"]
+    async with world.gateway() as running, watching(world.region) as low, watching(world.parent) as high:
+        await wait_until(lambda: running.gateway.connections[1])
+        await running.post(operator.envelope(**REGIONS))
+        await low.publish("site/gateway/state", parent)
+        await wait_until(lambda: running.gateway.nested.path(SITE))
+        strangers = ("eu-1/devices/cam-7/tasks/unknown/log", "us-1/devices/cam-1/tasks/digits/log")
+        for topic in (*strangers, "us-1/gateway/tasks/digits/log", *due):
+            await low.bus.publish(f"trellis/v1/{topic}", line(topic), qos=0)
+        await wait_until(lambda: logged(high)[-3:] == due)
+        assert [topic for topic in logged(high) if topic not in due] == []
+        assert high.retained[f"{CAM}/log"] == line_of(high, f"{CAM}/log")
+
+
+def line_of(watcher: Any, topic: str) -> bytes:
+    (payload,) = [payload for one, payload in watcher.heard if one == topic]
+    assert Log.parse(payload).message == topic
+    return payload
+
+
+async def test_lines_said_while_the_parents_broker_is_away_come_when_it_is_back(
+    world: Any, watching: Any, wait_until: Any, operator: Any
+) -> None:
+    async with world.gateway() as running, watching(world.region) as low:
+        await running.post(operator.envelope())
+        world.parent.stop()
+        await wait_until(lambda: not running.gateway.connections[1])
+        await low.bus.publish(f"trellis/v1/{CAM}/log", line("meanwhile"), qos=0)
+        await wait_until(lambda: running.gateway._logs._waiting)
+        world.parent.start()
+        async with watching(world.parent) as high:
+            await wait_until(lambda: logged(high) == [f"{CAM}/log"])
+
+
+async def test_a_flood_holds_up_no_execution_and_what_it_costs_is_said(  # noqa: PLR0917 - fixtures
+    small_queue: None, world: Any, watching: Any, wait_until: Any, operator: Any, say: Any, caplog: Any
+) -> None:
+    async with world.gateway() as running, watching(world.region) as low, watching(world.parent) as high:
+        await wait_until(lambda: running.gateway.connections[1])
+        await running.post(operator.envelope())
+        for _ in range(100):
+            await low.bus.publish(f"trellis/v1/{CAM}/log", line("x" * 8000), qos=0)
+        began = time.monotonic()
+        await low.publish(f"{CAM}/execution", say.execution(ExecutionState.QUEUED))
+        await wait_until(lambda: f"{CAM}/execution" in high.retained)
+        # 100 lines of 8 KB: at 256 KiB/s the last would come after three seconds.
+        assert time.monotonic() - began < 1.5
+        await wait_until(lambda: "log lines are left out above" in caplog.text)
+        (said,) = [one for one in caplog.messages if "left out above" in one]
+        left_out = int(said.removeprefix("task=digits: ").split()[0])
+        assert len(logged(high)) == 100 - left_out
+        assert 80 < left_out < 100
