@@ -62,6 +62,11 @@ async def offered(cache: RegionalArtefacts) -> Offer:
                 await asyncio.sleep(0.02)
 
 
+def under_way() -> list[str]:
+    names = (task.get_name() for task in asyncio.all_tasks())
+    return [name for name in names if name.startswith(("offer of ", "artefact "))]
+
+
 async def test_it_comes_once_for_all_who_ask_at_one_time(tmp_path: Path) -> None:
     source = OneFile(tmp_path / "above")
     async with below(create_artefact_app(source), tmp_path / "cache") as cache:
@@ -199,6 +204,7 @@ async def test_a_gateway_ends_at_once_between_two_tries(
                 with pytest.raises(NotYet):
                     await cache.offer(TASK, "onnx")
                 await asyncio.sleep(0.02)
+        assert under_way() == []
     assert len(app.ranges) == 1
 
 
@@ -253,6 +259,7 @@ async def test_a_gateway_ends_at_once_while_the_front_above_keeps_silent(tmp_pat
             asking = asyncio.create_task(cache.offer(TASK, "onnx"))
             (connection, _) = await asyncio.to_thread(silent.accept)
             began = asyncio.get_running_loop().time()
+        assert under_way() == []
         with pytest.raises(Exception, match="asked no more"):
             await asking
         assert asyncio.get_running_loop().time() - began < 5
