@@ -66,6 +66,7 @@ async def test_the_waits_for_a_front_that_is_away_grow_to_half_a_minute(tmp_path
     waits = asking.halt.waits
     assert all(0.25 <= wait <= min(30, 0.5 * 2**tried) for tried, wait in enumerate(waits))
     assert max(waits) > 3  # of ten that are drawn from up to 30
+    assert len(set(waits)) == 16
     assert [reason and reason.code for reason in asking.told] == [None, "unavailable"], "it is said once"
 
 

@@ -50,8 +50,11 @@ def unread(port: int, source: OneFile, who: str = "slow") -> Iterator[socket.soc
         yield asking
 
 
-async def test_who_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "PIECE_S", 0.3, raising=False)
+@pytest.mark.parametrize("limit", ["PIECE_S", "MOST_S"])
+async def test_who_does_not_read_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(serving, limit, 0.3)
     source = OneFile(tmp_path, LARGE)
     async with server(source) as port:
         with ExitStack() as asking:
@@ -74,6 +77,19 @@ async def test_one_principal_leaves_room_for_the_others(tmp_path: Path) -> None:
             again = await client.get(path, headers={"who": "slow", **part})
             assert (again.status_code, again.json()["error"]["code"]) == (503, "not-yet")
             assert (await client.get(path, headers={"who": "other", **part})).content == bytes(10)
+
+
+async def test_one_principal_may_come_any_number_of_times_one_after_the_other(tmp_path: Path) -> None:
+    source = OneFile(tmp_path)
+    async with server(source) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        asked = {"range": "bytes=0-9", "who": "often"}
+        for _ in range(3 * serving.MOST_EACH):
+            async with asyncio.timeout(10):
+                # A place is given back a moment after the last byte.
+                while (answer := await client.get(file_path(DIGEST), headers=asked)).status_code != 206:
+                    assert answer.json()["error"]["code"] == "not-yet"
+                    await asyncio.sleep(0.01)
+            assert answer.content == CONTENT[:10]
 
 
 async def test_a_range_goes_on_with_the_same_content(tmp_path: Path) -> None:
