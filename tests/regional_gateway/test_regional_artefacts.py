@@ -159,6 +159,30 @@ async def test_what_does_not_come_down_is_not_promised(
         assert len(app.ranges) == 3
 
 
+async def test_a_device_that_hangs_up_does_not_end_the_question_of_the_others(tmp_path: Path) -> None:
+    class Slow(OneFile):
+        """Takes its time to offer."""
+
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self.ready = asyncio.Event()
+
+        async def offer(self, task: str, runtime: str) -> Offer:
+            await asyncio.wait_for(self.ready.wait(), 10)
+            return await super().offer(task, runtime)
+
+    source = Slow(tmp_path / "above")
+    async with below(create_artefact_app(source), tmp_path / "cache") as cache:
+        first, second = (asyncio.create_task(offered(cache)) for _ in range(2))
+        while not under_way():  # noqa: ASYNC110 - of the question there is no event
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        source.ready.set()
+        assert await second == source.offered
+    assert (first.cancelled(), source.asked) == (True, 1)
+
+
 async def test_what_did_not_come_down_is_had_again_after_a_while_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

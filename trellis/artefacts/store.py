@@ -100,9 +100,10 @@ class ArtefactStore:
                 )
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+            # Before it can be found: who asks in this moment need not read it.
+            self._intact[sha256] = _mark(partial)
             partial.replace(path)
             sync_folder(self.folder)
-            self._intact[sha256] = _mark(path)
         except OSError as error:
             raise DiskFailed(f"{path} cannot be written: {error.strerror}; free space there") from error
         self._make_room(path)

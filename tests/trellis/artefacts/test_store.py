@@ -119,6 +119,18 @@ def test_what_was_just_checked_to_be_kept_is_not_read_again(
     assert store.find_intact(digest(b"graph")) == path
 
 
+def test_what_has_its_name_is_known_to_be_whole_from_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sha256 = ArtefactStore(tmp_path / "files"), digest(b"graph")
+    read: list[Path] = []
+    found: list[Path | None] = []
+    monkeypatch.setattr(store_module, "digest_of", lambda path: read.append(path) or digest_of(path))
+    monkeypatch.setattr(store_module, "sync_folder", lambda _: found.append(store.find_intact(sha256)))
+    put(store, b"graph")
+    assert (found, read) == ([store.folder / sha256], [store.partial(sha256)])
+
+
 def test_a_small_folder_makes_room_sooner(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path / "files", limit=4, holds=2)
     half = store.partial("0" * 64)
