@@ -12,7 +12,7 @@ import typer
 
 from models.artefacts import ModelCard, load_model
 from models.backends import EvalResult, open_backend
-from models.datasets import check, load, scale
+from models.datasets import check_for_model, load, scale
 from models.registry import find_model, model_names
 from trellis.errors import ConfigError, Fault, TrellisError
 
@@ -57,7 +57,7 @@ def evaluate(
     arrays, metadata = load_model(file)
     card = ModelCard.from_metadata(metadata, where=str(file))
     dataset = load(data, split="test")
-    check(dataset, name=dataset.name, shape=card.shape, classes=card.classes, min_samples=1)
+    check_for_model(dataset, shape=card.shape, classes=card.classes)
     backend = open_backend("torch", card.model, shape=card.shape, classes=card.classes, seed=0)
     result = backend.evaluate(arrays, scale(dataset, card.normalize))
     typer.echo(_as_json(card, dataset.name, result) if as_json else _as_text(card, dataset.name, result))

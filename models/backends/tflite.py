@@ -5,14 +5,22 @@ Bit for bit the same for the same arguments and number of threads.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from ai_edge_litert.interpreter import Interpreter
 
 from models.backends.graph import Array, fetched_roles
 from models.exported import Artefact
 from trellis.errors import ArtefactError, TrainingFailed
+
+_STDERR = 2
+_NOTE = b"INFO: "
+_first_run = threading.Lock()
+_quiet_from_now = threading.Event()
 
 
 def open_runtime(artefact: Artefact, *, threads: int) -> TfliteRuntime:
@@ -45,7 +53,7 @@ class TfliteRuntime:
     def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         names = self._manifest.programs[program]
         try:
-            with self._one_at_a_time:
+            with self._one_at_a_time, _without_notes():
                 found = self._programs[program](
                     **{names.inputs[role]: array for role, array in inputs.items()}
                 )
@@ -54,3 +62,32 @@ class TfliteRuntime:
                 f"model {self._manifest.model!r} failed in LiteRT: {str(error)[:500]}"
             ) from error
         return {role: found[names.outputs[role]] for role in fetched_roles(names)}
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep off the terminal what LiteRT notes on stderr at a process's first run: that it made a delegate.
+
+    It has no switch for that. Whatever else is written meanwhile is written afterwards.
+    """
+    if _quiet_from_now.is_set():
+        yield
+        return
+    with _first_run:
+        try:
+            kept, held = os.dup(_STDERR), tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        except OSError:  # no stderr, or nowhere to hold it: then it may talk
+            yield
+            return
+        with held:
+            try:
+                os.dup2(held.fileno(), _STDERR)
+                yield
+                _quiet_from_now.set()
+            finally:
+                os.dup2(kept, _STDERR)
+                os.close(kept)
+                held.seek(0)
+                rest = b"".join(line for line in held if not line.startswith(_NOTE))
+                if rest:
+                    os.write(_STDERR, rest)

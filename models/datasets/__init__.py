@@ -1,6 +1,6 @@
 """Data sets: loading, scaling, the check against a task's demands, and cutting into parts."""
 
-from models.datasets.dataset import Dataset, Normalization, Normalize, check, scale
+from models.datasets.dataset import Dataset, Normalization, Normalize, check, check_for_model, scale
 from models.datasets.sources import Source, Split, load, parse_source
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Source",
     "Split",
     "check",
+    "check_for_model",
     "load",
     "parse_source",
     "scale",

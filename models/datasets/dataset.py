@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -87,25 +88,39 @@ def check(dataset: Dataset, *, name: str, shape: tuple[int, ...], classes: int, 
     if dataset.name != name:
         remedy = f"if it is the right data, name it: --data {name}=PATH"
         faults.append(Fault("data.name", f"holds {dataset.name!r}, the task wants {name!r}", remedy))
-    if dataset.shape != shape:
-        faults.append(Fault("data.shape", f"samples have shape {dataset.shape}, the task wants {shape}"))
-    if len(dataset) and (dataset.y.min() < 0 or dataset.y.max() >= classes):
-        problem = f"labels run from {dataset.y.min()} to {dataset.y.max()}, the task wants 0 to {classes - 1}"
-        faults.append(Fault("data.classes", problem))
-    if np.issubdtype(dataset.x.dtype, np.floating):
-        # One flag a sample, so that the message counts what a person would look for.
-        bad = (
-            ~np.isfinite(dataset.x).reshape(len(dataset), -1).all(axis=1)
-            if len(dataset)
-            else np.zeros(0, bool)
-        )
-        if bad.any():
-            problem = (
-                f"{int(bad.sum())} samples hold NaN or infinity, the first is number {int(bad.argmax())}"
-            )
-            faults.append(Fault("data", problem))
+    faults += _misfits(dataset, shape, classes, "the task")
     if len(dataset) < min_samples:
         problem = f"holds {len(dataset)} samples, the task wants at least {min_samples}"
         faults.append(Fault("data.min_samples", problem))
     if faults:
         raise DataError(f"data set {dataset.name!r}", faults)
+
+
+def check_for_model(dataset: Dataset, *, shape: tuple[int, ...], classes: int) -> None:
+    """Pass if a trained model of that shape and those classes can answer to the data.
+
+    Raises:
+        DataError: With everything that keeps it from that.
+    """
+    faults = [*_misfits(dataset, shape, classes, "the model")]
+    if not len(dataset):
+        faults.append(Fault("", "holds no samples", "give data that hold some"))
+    if faults:
+        raise DataError(f"data set {dataset.name!r}", faults)
+
+
+def _misfits(dataset: Dataset, shape: tuple[int, ...], classes: int, who: str) -> Iterator[Fault]:
+    """Yield what of shape, labels and numbers is not as `who` wants it."""
+    if dataset.shape != shape:
+        yield Fault("data.shape", f"samples have shape {dataset.shape}, {who} wants {shape}")
+    if len(dataset) and (dataset.y.min() < 0 or dataset.y.max() >= classes):
+        problem = f"labels run from {dataset.y.min()} to {dataset.y.max()}, {who} wants 0 to {classes - 1}"
+        yield Fault("data.classes", problem)
+    if np.issubdtype(dataset.x.dtype, np.floating) and len(dataset):
+        # One flag a sample, so that the message counts what a person would look for.
+        bad = ~np.isfinite(dataset.x).reshape(len(dataset), -1).all(axis=1)
+        if bad.any():
+            problem = (
+                f"{int(bad.sum())} samples hold NaN or infinity, the first is number {int(bad.argmax())}"
+            )
+            yield Fault("data", problem)

@@ -29,6 +29,9 @@ _TABLE = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 _LABELED = re.compile(r"(.+\.csv(?:\.gz)?)#(.+)", re.IGNORECASE)
 _HELD_OUT = 0.2
 _HELD_OUT_SEED = 42
+_NO_TEST_REMEDY = (
+    "give it x_test and y_test, or is_test, or a test/ folder; or take all: 'trellis predict --split all'"
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,14 @@ def _split(stored: Stored, split: Split, source: str) -> Pair:
     if stored.whole is not None:
         if split == "all":
             return stored.whole
-        held_out = _held_out(_labels(stored.whole.y, source))
+        labels = _labels(stored.whole.y, source)
+        held_out = _held_out(labels)
+        if split == "test" and len(labels) and not held_out.any():
+            problem = (
+                f"none of its {len(labels)} samples, labels {labels.min()} to {labels.max()}, is left "
+                "to test: without a test split a fifth of every class is held out, and no class has 5"
+            )
+            raise DataError(f"data set {source!r}", [Fault("", problem, _NO_TEST_REMEDY)])
         return stored.whole.take(held_out if split == "test" else ~held_out)
     pairs = {"train": [stored.train], "test": [stored.test], "all": [stored.train, stored.test]}[split]
     present = [pair for pair in pairs if pair is not None]

@@ -12,7 +12,7 @@ import numpy as np
 
 from models.backends.graph import padded
 from models.backends.loop import Batch
-from models.datasets import Dataset, check, scale
+from models.datasets import Dataset, check_for_model, scale
 from models.datasets.dataset import Labels
 from models.inference.predictor import Predictor
 from trellis.errors import TrainingFailed
@@ -76,7 +76,7 @@ def predict(predictor: Predictor, data: Dataset, *, batch: int = 1) -> Predictio
         DataError: The data cannot be fed to the model.
         TrainingFailed: The runtime failed, or an answer is not finite.
     """
-    check(data, name=data.name, shape=predictor.shape, classes=predictor.classes, min_samples=1)
+    check_for_model(data, shape=predictor.shape, classes=predictor.classes)
     x = scale(data, predictor.normalize).x
     size = predictor.batch or min(batch, len(x))
     # Runtimes do work of their own at the first call.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from models.backends.graph import Array, padded
-from models.datasets import Dataset, check, scale
+from models.datasets import Dataset, check_for_model, scale
 from models.manifest import Manifest
 from trellis.seeds import generator
 
@@ -20,7 +20,7 @@ def calibration_samples(data: Dataset, manifest: Manifest) -> Array:
     Raises:
         DataError: The data cannot be fed to the model.
     """
-    check(data, name=data.name, shape=manifest.shape, classes=manifest.classes, min_samples=1)
+    check_for_model(data, shape=manifest.shape, classes=manifest.classes)
     chosen = generator(_SEED, "calibration").permutation(len(data))[:SAMPLES]
     return scale(data.take(chosen), manifest.normalize).x
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.datasets import Dataset, Normalize, check, scale
+from models.datasets import Dataset, Normalize, check, check_for_model, scale
 from trellis.errors import DataError
 
 
@@ -68,3 +68,16 @@ def test_no_samples_at_all_are_too_few() -> None:
     empty = Dataset("mnist", np.zeros((0, 1, 2), np.float32), np.zeros(0, np.int64), 10)
     with pytest.raises(DataError, match=r"data\.min_samples: holds 0 samples, the task wants at least 1"):
         check(empty, name="mnist", shape=(1, 2), classes=10, min_samples=1)
+
+
+def test_what_a_model_cannot_answer_to_is_said_of_the_model_and_not_of_a_task() -> None:
+    with pytest.raises(DataError) as caught:
+        check_for_model(_pictures([1, 2], [0, 10]), shape=(1, 2, 2), classes=10)
+    assert str(caught.value) == (
+        "data set 'mnist': 2 faults\n"
+        "  - data.shape: samples have shape (1, 1, 1), the model wants (1, 2, 2)\n"
+        "  - data.classes: labels run from 0 to 10, the model wants 0 to 9"
+    )
+    nothing = _pictures([1], [1]).take(np.array([], np.intp))
+    with pytest.raises(DataError, match=r"data set 'mnist': holds no samples \(give data that hold some\)"):
+        check_for_model(nothing, shape=(1, 1, 1), classes=10)

@@ -58,8 +58,8 @@ def test_data_that_do_not_fit_the_model_are_refused(model_file: Path, tmp_path: 
         _run("evaluate", str(model_file), "--data", str(tmp_path / "other.npz"))
     assert str(caught.value) == (
         "data set 'other': 2 faults\n"
-        "  - data.shape: samples have shape (1, 28, 28), the task wants (1, 8, 8)\n"
-        "  - data.classes: labels run from 0 to 11, the task wants 0 to 9"
+        "  - data.shape: samples have shape (1, 28, 28), the model wants (1, 8, 8)\n"
+        "  - data.classes: labels run from 0 to 11, the model wants 0 to 9"
     )
 
 

@@ -286,3 +286,13 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(
     path.write_bytes(content[:cut])
     with contextlib.suppress(DataError):
         load(str(path), split="all")
+
+
+def test_too_few_samples_to_hold_any_out_are_counted_and_their_labels_told(tmp_path: Path) -> None:
+    # 4 of each class 0 to 4: a fifth of 4, rounded down, is none.
+    np.savez(tmp_path / "few.npz", x=np.zeros((20, 3), np.float32), y=np.repeat(np.arange(5), 4))
+    with pytest.raises(DataError) as caught:
+        load(str(tmp_path / "few.npz"), split="test")
+    assert "none of its 20 samples, labels 0 to 4, is left to test" in str(caught.value)
+    assert "--split all" in str(caught.value)
+    assert len(load(str(tmp_path / "few.npz"), split="train")) == 20

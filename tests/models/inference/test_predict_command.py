@@ -87,6 +87,26 @@ def test_the_same_is_said_to_people(folder: Path) -> None:
     assert lines[3].endswith(", 1 a call, one thread")
 
 
+def test_the_samples_are_of_the_split_that_was_asked_for(folder: Path) -> None:
+    text = {
+        split: run(folder / "model.onnx", folder / "digits.npz", "--split", split)
+        for split in ("train", "all")
+    }
+    assert "on 1,437 training samples of digits:" in text["train"]
+    assert "on 1,797 samples of digits:" in text["all"]
+    assert found(folder, "model.onnx")["split"] == "test"
+    assert found(folder, "model.onnx", "--split", "all")["samples"] == 1797
+
+
+def test_twenty_samples_are_answered_to_once_all_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    with np.load(folder / "digits.npz") as stored:
+        chosen = np.concatenate([np.flatnonzero(stored["y_test"] == label)[:2] for label in range(10)])
+        np.savez(tmp_path / "few.npz", x=stored["x_test"][chosen], y=stored["y_test"][chosen])
+    with pytest.raises(DataError, match="none of its 20 samples, labels 0 to 9, is left to test"):
+        run(folder / "model.onnx", tmp_path / "few.npz")
+    assert "on 20 samples of few:" in run(folder / "model.onnx", tmp_path / "few.npz", "--split", "all")
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model-7.tflite"])
 def test_every_prediction_is_written(name: str, folder: Path, tmp_path: Path) -> None:
     said = found(folder, name, "-o", str(tmp_path / "answers.csv"))
@@ -114,6 +134,7 @@ def test_a_light_runtime_needs_no_other(folder: Path) -> None:
             cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert ran.stdout.splitlines()[-1] == f"[{alone!r}]", ran.stderr
+        assert ran.stderr == "", "runtimes keep their notes to themselves"
 
 
 @pytest.mark.parametrize(("suffix", "package"), [("onnx", "onnxruntime"), ("tflite", "ai_edge_litert")])
