@@ -19,7 +19,12 @@ from tensors_apart import greatest_difference
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
-DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"))
+# The third has three times as much to train: the others wait for it in each round.
+DEVICES = (
+    Device("d1", "eu-1", partition="0/6"),
+    Device("d2", "eu-1", partition="1/6"),
+    Device("d3", "us-1", partition="1/2"),
+)
 STEADY = {"rounds": 4, "local_epochs": 120}
 """Rounds of a second or two: long enough to be in one when the kill comes."""
 
@@ -63,11 +68,21 @@ async def test_a_killed_server_resumes_and_ends_with_the_model_of_an_uninterrupt
     reference = await uninterrupted(fleet, strategy)
     task = f"killed-{strategy}"
     await started(fleet, task, strategy)
+    said = len(fleet.devices["d1"].said())
+
+    def has_uploaded() -> bool:
+        execution = fleet.mqtt.latest[fleet.execution("d1", task)] or {}
+        return bool(execution.get("round", 0) > 1 and execution.get("phase") == "uploaded")
+
+    await fleet.mqtt.until(has_uploaded, "d1's second answer", within_s=60)
     fleet.server.kill()
     await fleet.mqtt.field("central/state", "state", "offline", within_s=10)
     fleet.server.start()
     view = await whole(fleet, task)
     assert view["round"] == 4
+    # A new Flower run asks again what the one before it had been answered and had not averaged.
+    assert len({line.partition(" run=")[2].split()[0] for line in runs_of(fleet, task)}) == 2
+    assert "was trained before: answered from the journal" in fleet.devices["d1"].said()[said:]
     assert greatest_difference(reference, await fleet.model(task)) <= 1e-5
     assert f"task={task} state=running round=" in fleet.server.said().split("=== trellis")[-1]
 
