@@ -10,28 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 
 from models.registry import find_model, require_fit
-from trellis.descriptor import TaskDescriptor, parse_json
+from trellis.admission_rules import check_window, parse_posted, raise_together, rule_of, window_rule
+from trellis.descriptor import TaskDescriptor
+from trellis.descriptor_rules import Rule
 from trellis.envelope import Envelope, Keyring
-from trellis.errors import Fault, InvalidInput, Refused
+from trellis.errors import InvalidInput, Refused
 from trellis.nearest import did_you_mean
-from trellis.tier.strategies import check_strategy
-
-CLOCK_TOLERANCE = timedelta(minutes=2)
-"""An operator's clock may be a little ahead of the server's."""
-
-_FIELDS = {
-    "clock": "issued_at",
-    "expired": "expires_at",
-    "aggregation": "aggregation",
-    "model": "model.name",
-    "data": "evaluate.on",
-}
-"""What a refusal is about, where several things are wrong with one task."""
+from trellis.tier.strategies import STRATEGY_RULES, check_strategy
 
 
 @dataclass(frozen=True)
@@ -58,12 +47,12 @@ class Admission:
         """Return what a pinned key has signed, not yet checked further.
 
         Raises:
-            InvalidInput: It is no envelope, or holds no descriptor.
+            InvalidInput: It is no envelope, or holds no descriptor; what `check` would say is told with it.
             Refused: No pinned key has signed it.
         """
         envelope = Envelope.parse(body)
         keyid = self.keyring.verify(envelope)
-        return Admitted(envelope, parse_json(envelope.payload), keyid)
+        return Admitted(envelope, parse_posted(envelope.payload, self._rules()), keyid)
 
     def check(self, descriptor: TaskDescriptor, now: datetime | None = None) -> None:
         """Return if the server can do this new task.
@@ -75,20 +64,21 @@ class Admission:
         """
         here = now or datetime.now(UTC)
         errors: list[Refused | InvalidInput] = []
-        for rule in (
-            partial(_check_window, now=here),
-            _check_model,
-            check_strategy,
-            self._check_data,
-        ):
+        for rule in (partial(check_window, now=here), _check_model, check_strategy, self._check_data):
             try:
                 rule(descriptor)
             except (Refused, InvalidInput) as error:
                 errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise InvalidInput(f"task {descriptor.task!r}", chain.from_iterable(map(_faults, errors)))
+        raise_together(f"task {descriptor.task!r}", errors)
+
+    def _rules(self) -> tuple[Rule, ...]:
+        """Return what `check` looks at, for a descriptor that is faulty besides."""
+        return (
+            window_rule(datetime.now(UTC)),
+            rule_of(_check_model, "model", "data"),
+            *STRATEGY_RULES,
+            rule_of(self._check_data, "task", "data", "evaluate"),
+        )
 
     def _check_data(self, descriptor: TaskDescriptor) -> None:
         name = descriptor.data.name
@@ -103,22 +93,3 @@ class Admission:
 
 def _check_model(descriptor: TaskDescriptor) -> None:
     require_fit(find_model(descriptor.model.name), descriptor.data.shape)
-
-
-def _faults(error: Refused | InvalidInput) -> tuple[Fault, ...]:
-    return (Fault(_FIELDS.get(error.code, ""), str(error)),) if isinstance(error, Refused) else error.faults
-
-
-def _check_window(descriptor: TaskDescriptor, now: datetime) -> None:
-    if descriptor.issued_at > now + CLOCK_TOLERANCE:
-        raise Refused(
-            "clock",
-            f"task {descriptor.task!r} was issued at {descriptor.issued_at.isoformat()}, and here it is "
-            f"{now.isoformat(timespec='seconds')}: set the clocks",
-        )
-    if descriptor.expires_at <= now:
-        raise Refused(
-            "expired",
-            f"task {descriptor.task!r} expired at {descriptor.expires_at.isoformat()}, and here it is "
-            f"{now.isoformat(timespec='seconds')}: issue it anew",
-        )

@@ -6,15 +6,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.place import Place
 from trellis import descriptor as descriptors
+from trellis.admission_rules import parse_posted, rule_of
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope, Keyring
 from trellis.errors import InvalidInput, Refused
 from trellis.payloads import Reason
+from trellis.tier.strategies import STRATEGY_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +38,20 @@ def verify(envelope: Envelope, *, keyring: Keyring, region: str, now: datetime) 
 
     Raises:
         Refused: `signature` or `untrusted`; `region` if it names others only; `expired`.
-        DescriptorError: What was signed is no descriptor.
+        DescriptorError: What was signed is no descriptor; whatever else would be refused is told with it.
     """
     keyring.verify(envelope)
-    descriptor = descriptors.parse_json(envelope.payload)
-    if region not in descriptor.regions:
-        raise Refused(
-            "region",
-            f"task {descriptor.task!r} is for {', '.join(descriptor.regions[:20])}, this gateway serves "
-            f"{region!r}: post it there, or add {region!r} to its regions",
-        )
-    if descriptor.expires_at <= now:
-        raise Refused(
-            "expired",
-            f"task {descriptor.task!r} expired {descriptor.expires_at.isoformat()}, and it is "
-            f"{now.isoformat(timespec='seconds')} here: sign it again with a later expires_at",
-        )
+    in_region, unexpired = partial(_require_region, region=region), partial(_require_unexpired, now=now)
+    descriptor = parse_posted(
+        envelope.payload,
+        (
+            *STRATEGY_RULES,
+            rule_of(in_region, "task", "regions"),
+            rule_of(unexpired, "task", "issued_at", "expires_at"),
+        ),
+    )
+    in_region(descriptor)
+    unexpired(descriptor)
     if descriptor.issued_at > now:
         logger.warning(
             "task issued in the future, devices refuse it until then: check clocks task=%s ahead_s=%.0f",
@@ -58,6 +59,24 @@ def verify(envelope: Envelope, *, keyring: Keyring, region: str, now: datetime) 
             (descriptor.issued_at - now).total_seconds(),
         )
     return descriptor
+
+
+def _require_region(descriptor: TaskDescriptor, *, region: str) -> None:
+    if region not in descriptor.regions:
+        raise Refused(
+            "region",
+            f"task {descriptor.task!r} is for {', '.join(descriptor.regions[:20])}, this gateway serves "
+            f"{region!r}: post it there, or add {region!r} to its regions",
+        )
+
+
+def _require_unexpired(descriptor: TaskDescriptor, *, now: datetime) -> None:
+    if descriptor.expires_at <= now:
+        raise Refused(
+            "expired",
+            f"task {descriptor.task!r} expired {descriptor.expires_at.isoformat()}, and it is "
+            f"{now.isoformat(timespec='seconds')} here: sign it again with a later expires_at",
+        )
 
 
 def is_news(known: TaskDescriptor, posted: TaskDescriptor) -> bool:

@@ -7,21 +7,24 @@ envelope (`trellis.envelope`). Its JSON Schema is published by `trellis task sch
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, ValidationError, field_validator
 
 from trellis import descriptor_fields
-from trellis.descriptor_fields import Finite, Moment, Name, Positive, Section
+from trellis.descriptor_fields import Finite, Moment, Name, Positive
+from trellis.descriptor_rules import Rule, Section
 from trellis.descriptor_tiers import LONGEST_DEADLINE_S, Aggregation, Participants, Strategy, Tier
 from trellis.descriptor_work import DataDemands, Train
-from trellis.errors import DescriptorError, InvalidInput
+from trellis.errors import DescriptorError, Fault, InvalidInput
 from trellis.faults import faults_of
 from trellis.identifiers import Identifier, RegionName
 
 MAX_DESCRIPTOR_BYTES = 128 * 1024
+_WHAT = "task descriptor"
 
 
 class ServerAddress(Section):
@@ -66,6 +69,45 @@ class Stop(Section):
     patience: Positive | None = None
 
 
+def _window(task: TaskDescriptor) -> Iterator[Fault]:
+    if task.expires_at <= task.issued_at:
+        yield Fault(
+            "expires_at",
+            f"must be after issued_at ({task.issued_at.isoformat()}), got {task.expires_at.isoformat()}",
+            f"give a later time, or leave it out for {descriptor_fields.DEFAULT_LIFETIME.days} days",
+        )
+
+
+def _stops_at_an_evaluation(task: TaskDescriptor) -> Iterator[Fault]:
+    if task.stop is not None and not (task.evaluate.on and task.evaluate.every):
+        lacks = f"evaluate.every is {task.evaluate.every}" if task.evaluate.on else "evaluate.on is empty"
+        yield Fault(
+            "stop",
+            f"needs an evaluation, and {lacks}",
+            "give evaluate.on, and evaluate.every of at least 1, or remove stop",
+        )
+
+
+def _regions_of_the_task(task: TaskDescriptor) -> Iterator[Fault]:
+    for name in task.aggregation.regions:
+        if name not in task.regions:
+            yield Fault(
+                f"aggregation.regions.{name}",
+                f"is none of the task's regions: {', '.join(task.regions[:20])}",
+                "remove it, or name it in regions",
+            )
+
+
+def _only_above_regions(task: TaskDescriptor) -> Iterator[Fault]:
+    for name in ("participants", "strategy"):
+        if getattr(task.aggregation, name) is not None and not task.has_regions:
+            yield Fault(
+                f"aggregation.{name}",
+                "is for regions that aggregate, and none does",
+                "remove it, or set aggregation.tier to regional",
+            )
+
+
 class TaskDescriptor(Section):
     """One task. Everything a gateway, a device and the server must know, and nothing secret."""
 
@@ -86,12 +128,16 @@ class TaskDescriptor(Section):
     issued_at: Moment
     expires_at: Moment
 
-    @model_validator(mode="before")
+    rules: ClassVar = (
+        Rule(("issued_at", "expires_at"), _window),
+        Rule(("stop", "evaluate"), _stops_at_an_evaluation),
+        Rule(("regions", "aggregation"), _regions_of_the_task),
+        Rule(("regions", "aggregation"), _only_above_regions),
+    )
+
     @classmethod
-    def _window_defaults(cls, value: Any) -> Any:
-        # Pydantic hands in whatever came: only a mapping can take defaults, the rest it refuses itself.
-        if not isinstance(value, dict):
-            return value
+    def filled(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Return what came with a window."""
         filled = dict(value)
         filled.setdefault("issued_at", datetime.now(UTC).replace(microsecond=0).isoformat())
         if "expires_at" not in filled:
@@ -104,26 +150,6 @@ class TaskDescriptor(Section):
         if len(set(value)) != len(value):
             raise ValueError("names a region twice")
         return value
-
-    @model_validator(mode="after")
-    def _coherent(self) -> Self:
-        if self.expires_at <= self.issued_at:
-            raise ValueError(
-                f"expires_at ({self.expires_at.isoformat()}) must be after "
-                f"issued_at ({self.issued_at.isoformat()})"
-            )
-        if self.stop is not None and not (self.evaluate.on and self.evaluate.every):
-            raise ValueError("stop needs an evaluation: give evaluate.on, and evaluate.every of at least 1")
-        strangers = set(self.aggregation.regions) - set(self.regions)
-        if strangers:
-            raise ValueError(f"aggregation.regions names {sorted(strangers)}, which regions does not")
-        above = {"participants", "strategy"} & self.aggregation.model_dump(exclude_none=True).keys()
-        if above and not self.has_regions:
-            raise ValueError(
-                f"aggregation gives {' and '.join(sorted(above))}, which is for regions that aggregate, and "
-                "none does: remove it, or set aggregation.tier to regional"
-            )
-        return self
 
     def to_json(self) -> str:
         """Return the JSON text that is signed. Equal descriptors give equal texts."""
@@ -193,55 +219,58 @@ class TaskDescriptor(Section):
         )
 
 
-def parse_json(text: str | bytes) -> TaskDescriptor:
+def parse_json(text: str | bytes, *, rules: Iterable[Rule] = ()) -> TaskDescriptor:
     """Return the descriptor in a JSON text.
+
+    Args:
+        text: What came.
+        rules: The reader's own, told together with the descriptor's.
 
     Raises:
         DescriptorError: Too large, not JSON, or against the schema; every fault is named with its field.
     """
     if len(text) > MAX_DESCRIPTOR_BYTES:
-        raise DescriptorError("task descriptor", f"is {len(text)} long, at most {MAX_DESCRIPTOR_BYTES}")
+        raise DescriptorError(_WHAT, f"is {len(text)} long, at most {MAX_DESCRIPTOR_BYTES}")
     try:
-        return TaskDescriptor.model_validate_json(text)
+        return TaskDescriptor.model_validate_json(text, context={TaskDescriptor: tuple(rules)})
     except ValidationError as error:
-        raise DescriptorError("task descriptor", faults_of(error)) from None
+        raise DescriptorError(_WHAT, faults_of(error)) from None
 
 
-def parse_mapping(value: object) -> TaskDescriptor:
-    """Return the descriptor in a mapping, as YAML gives it.
+def parse_mapping(value: object, *, rules: Iterable[Rule] = (), what: str = _WHAT) -> TaskDescriptor:
+    """Return the descriptor in a mapping, as YAML gives it; `rules` as for `parse_json`.
 
     Raises:
-        DescriptorError: Against the schema; every fault is named with its field.
+        DescriptorError: Against the schema; every fault of `what` is named with its field.
     """
     if not isinstance(value, dict):
-        raise DescriptorError("task descriptor", f"must be a mapping of fields, got {type(value).__name__}")
+        raise DescriptorError(what, f"must be a mapping of fields, got {type(value).__name__}")
     try:
-        return TaskDescriptor.model_validate(value)
+        return TaskDescriptor.model_validate(value, context={TaskDescriptor: tuple(rules)})
     except ValidationError as error:
-        raise DescriptorError("task descriptor", faults_of(error)) from None
+        raise DescriptorError(what, faults_of(error)) from None
 
 
-def load(path: Path) -> TaskDescriptor:
-    """Return the descriptor in a YAML or JSON file (JSON is YAML).
+def load(path: Path, *, rules: Iterable[Rule] = ()) -> TaskDescriptor:
+    """Return the descriptor in a YAML or JSON file (JSON is YAML); `rules` as for `parse_json`.
 
     Raises:
         DescriptorError: The file cannot be read, or what it says is against the schema.
     """
+    what = f"task file {str(path)!r}"
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DescriptorError(f"task file {str(path)!r}", f"cannot be read: {error.strerror}") from None
+        raise DescriptorError(what, f"cannot be read: {error.strerror}") from None
     if len(raw) > MAX_DESCRIPTOR_BYTES:
-        raise DescriptorError(
-            f"task file {str(path)!r}", f"has {len(raw)} bytes, at most {MAX_DESCRIPTOR_BYTES}"
-        )
+        raise DescriptorError(what, f"has {len(raw)} bytes, at most {MAX_DESCRIPTOR_BYTES}")
     from trellis import plain_yaml  # noqa: PLC0415 - a device reads signed JSON, and YAML takes 1.5 MB
 
     try:
-        value = plain_yaml.load(raw, what=f"task file {str(path)!r}")
+        value = plain_yaml.load(raw, what=what)
     except InvalidInput as error:
         raise DescriptorError(error.what, error.faults) from None
-    return parse_mapping(value)
+    return parse_mapping(value, rules=rules, what=what)
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The kinds of values in a task descriptor, and its parts' base. Strict: `"3"` and `true` are no numbers."""
+"""The kinds of values in a task descriptor, each by itself. Strict: `"3"` and `true` are no numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 DEFAULT_LIFETIME = timedelta(days=7)
 _LATEST = datetime.max.replace(tzinfo=UTC)
@@ -55,9 +55,3 @@ def expiry(issued_at: object) -> object:
     except (ValueError, OverflowError):
         return _LATEST
     return _LATEST
-
-
-class Section(BaseModel):
-    """What all parts of a descriptor share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from trellis.descriptor_fields import Fraction, Name, Number, Positive, Section
+from trellis.descriptor_fields import Fraction, Name, Number, Positive
+from trellis.descriptor_rules import Rule, Section
+from trellis.errors import Fault
 from trellis.identifiers import RegionName
 
 Tier = Literal["central", "regional"]
@@ -27,6 +30,15 @@ class Strategy(Section):
         return dict(sorted(value.items()))
 
 
+def _minimum_fits(participants: Participants) -> Iterator[Fault]:
+    if participants.minimum > participants.maximum:
+        yield Fault(
+            "minimum",
+            f"must not exceed maximum ({participants.maximum}), got {participants.minimum}",
+            "lower it, or raise maximum",
+        )
+
+
 class Participants(Section):
     """Who takes part in a round, and when it ends. Members are devices, or above them regions.
 
@@ -44,11 +56,19 @@ class Participants(Section):
     quorum: Fraction = 0.8
     deadline_s: Annotated[float, Field(strict=True, gt=0, le=LONGEST_DEADLINE_S, allow_inf_nan=False)] = 120.0
 
-    @model_validator(mode="after")
-    def _minimum_fits(self) -> Self:
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum ({self.minimum}) must not exceed maximum ({self.maximum})")
-        return self
+    rules: ClassVar = (Rule(("minimum", "maximum"), _minimum_fits),)
+
+
+def _only_what_aggregates(apart: RegionAggregation) -> Iterator[Fault]:
+    if apart.tier == "regional":
+        return
+    for name in ("regional_rounds", "participants"):
+        if getattr(apart, name) is not None:
+            yield Fault(
+                name,
+                "is for a region of tier regional, and this one is central",
+                "remove it, or set the region's tier to regional",
+            )
 
 
 class RegionAggregation(Section):
@@ -58,14 +78,7 @@ class RegionAggregation(Section):
     regional_rounds: _Rounds | None = None
     participants: Participants | None = None
 
-    @model_validator(mode="after")
-    def _only_what_aggregates(self) -> Self:
-        if self.tier == "central" and (self.regional_rounds is not None or self.participants is not None):
-            raise ValueError(
-                "regional_rounds and participants are for a region of tier regional, this one is central: "
-                "remove them, or set its tier to regional"
-            )
-        return self
+    rules: ClassVar = (Rule(("tier", "regional_rounds", "participants"), _only_what_aggregates),)
 
 
 class Aggregation(Section):

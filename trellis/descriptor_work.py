@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
-from trellis.descriptor_fields import Finite, Name, Positive, Section
+from trellis.descriptor_fields import Finite, Name, Positive
+from trellis.descriptor_rules import Rule, Section
+from trellis.errors import Fault
 
 
 class Normalize(Section):
@@ -25,6 +28,24 @@ class DataDemands(Section):
     min_samples: Positive = 1
     normalize: Normalize | None = None
     instructions: str = Field(default="", max_length=2000)
+
+
+def _counted_in_one_way(train: Train) -> Iterator[Fault]:
+    if train.local_epochs is not None and train.local_steps is not None:
+        yield Fault(
+            "local_steps",
+            f"is {train.local_steps}, and local_epochs is {train.local_epochs}: exactly one of them is due",
+            "remove one",
+        )
+
+
+def _momentum_where_it_counts(train: Train) -> Iterator[Fault]:
+    if train.optimizer == "adam" and train.momentum:
+        yield Fault(
+            "momentum",
+            f"is {train.momentum:g} with optimizer adam, which has moments of its own",
+            "leave momentum out, or take sgd",
+        )
 
 
 class Train(Section):
@@ -64,27 +85,13 @@ class Train(Section):
     clip_norm: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
 
-    @model_validator(mode="before")
+    rules: ClassVar = (
+        Rule(("local_epochs", "local_steps"), _counted_in_one_way),
+        Rule(("optimizer", "momentum"), _momentum_where_it_counts),
+    )
+
     @classmethod
-    def _an_epoch_by_default(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not (value.get("local_epochs") is value.get("local_steps") is None):
-            return value
-        return value | {"local_epochs": 1}
-
-    @model_validator(mode="after")
-    def _counted_in_one_way(self) -> Self:
-        if self.local_epochs is not None and self.local_steps is not None:
-            raise ValueError(
-                f"local_epochs ({self.local_epochs}) and local_steps ({self.local_steps}) are both given, "
-                "exactly one is due"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _momentum_where_it_counts(self) -> Self:
-        if self.optimizer == "adam" and self.momentum:
-            raise ValueError(
-                f"momentum ({self.momentum:g}) is given with optimizer adam, which has moments of its own: "
-                "leave momentum out, or take sgd"
-            )
-        return self
+    def filled(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Return what came, an epoch a round if it counts in nothing."""
+        counts = not (value.get("local_epochs") is value.get("local_steps") is None)
+        return value if counts else value | {"local_epochs": 1}

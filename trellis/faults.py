@@ -8,8 +8,11 @@ from pydantic import ValidationError
 
 from trellis.errors import Fault
 
+RULE = "rule"
+"""The type of a fault that one of our own rules found: its message is whole, its remedy in the context."""
+
 _SHOWN = 120
-_MOST_FAULTS = 100
+MOST_FAULTS = 100
 """Nobody reads more, and garbage of 128 KB can hold tens of thousands."""
 
 
@@ -17,10 +20,13 @@ def faults_of(error: ValidationError) -> list[Fault]:
     """Return the faults of a validation error, each with its dotted field; beyond 100 only how many more."""
     items = error.errors()
     faults = [
-        _fault(item["loc"], item["msg"], item["type"], item.get("input")) for item in items[:_MOST_FAULTS]
+        _fault(
+            item["loc"], item["msg"], item["type"], item.get("input"), item.get("ctx", {}).get("remedy", "")
+        )
+        for item in items[:MOST_FAULTS]
     ]
-    if len(items) > _MOST_FAULTS:
-        faults.append(Fault("", f"and {len(items) - _MOST_FAULTS} faults more"))
+    if len(items) > MOST_FAULTS:
+        faults.append(Fault("", f"and {len(items) - MOST_FAULTS} faults more"))
     return faults
 
 
@@ -43,11 +49,13 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _fault(loc: tuple[int | str, ...], message: str, kind: str, value: object) -> Fault:
+def _fault(loc: tuple[int | str, ...], message: str, kind: str, value: object, remedy: str) -> Fault:
     field = _encodable(".".join(str(part)[:_SHOWN] for part in loc))
     problem = message.removeprefix("Value error, ")
+    if kind == RULE:
+        return Fault(field, problem, remedy)
     if kind == "extra_forbidden":
-        return Fault(field, "is no field of it", "remove it, or mind its spelling")
+        return Fault(field, "is no field of it", remedy or "remove it, or mind its spelling")
     if kind == "missing":
         return Fault(field, "is missing")
     if kind == "json_invalid":

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.central_server.parts import Launcher, descriptor, signed, until
+from tests.central_server.parts import OPERATOR, Launcher, descriptor, signed, until
+from trellis.envelope import sign
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import CentralTask, Execution, ExecutionState, Presence, Round, State, now_ms
 from trellis.signing_key import SigningKey
@@ -100,6 +101,19 @@ async def test_all_that_is_wrong_with_a_task_is_said_at_once_each_with_its_field
     assert "did you mean 'lenet5'? Known are convnet, gru, lenet5, mlp, mobile-cnn, " in said["model.name"]
     assert "did you mean 'fedavg'?" in said["strategy.name"]
     assert "with 'digts', which has: digits; did you mean 'digits'?" in said["evaluate.on"]
+
+
+async def test_a_faulty_descriptor_is_told_all_that_the_server_would_refuse_besides(launch: Launcher) -> None:
+    posted = json.loads(descriptor(model={"name": "lenet"}, evaluate={"on": ["server"]}).to_json())
+    wrong = {"participant": {}, "strategy": {"name": "fedavgg"}, "expires_at": "2026-01-01T00:00:00Z"}
+    async with launch() as running:
+        body = sign(json.dumps(posted | wrong), OPERATOR).to_bytes()
+        answer = await running.http.post("/v1/tasks", content=body)
+        assert error(answer)[:2] == (400, "invalid")
+        said = {one["field"]: (one["problem"], one["remedy"]) for one in answer.json()["error"]["faults"]}
+    assert list(said) == ["participant", "expires_at", "model.name", "strategy.name", "evaluate.on"]
+    assert said["participant"] == ("is no field of it", "did you mean 'participants'?")
+    assert "did you mean 'lenet5'?" in said["model.name"][0]
 
 
 async def test_a_task_evaluated_on_the_server_is_taken_where_its_data_is(launch: Launcher) -> None:

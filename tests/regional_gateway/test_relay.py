@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from regional_gateway.place import Place
 from regional_gateway.relay import Relay
 from regional_gateway.store import Store, StoredTask
 from trellis.envelope import Envelope, sign
-from trellis.errors import PayloadError, Refused, Unavailable
+from trellis.errors import DescriptorError, PayloadError, Refused, Unavailable
 from trellis.payloads import CentralTask, TaskState
 from trellis.signing_key import SigningKey
 
@@ -82,6 +83,19 @@ async def test_the_same_task_twice_changes_nothing(desk: Desk, operator: Any) ->
     second = await desk.relay.admit(later)
     assert (second.changed, second.record) == (False, first.record)
     assert await desk.store.tasks() == rows
+
+
+async def test_a_faulty_descriptor_is_told_all_that_is_wrong_with_it(desk: Desk, operator: Any) -> None:
+    posted = json.loads(operator.descriptor(regions=["us-1"]).to_json())
+    wrong = {"participant": {}, "strategy": {"name": "fedavgg"}, "stop": {}, "evaluate": {"every": 0}}
+    with pytest.raises(DescriptorError) as caught:
+        await desk.relay.admit(sign(json.dumps(posted | wrong), operator.key).to_bytes())
+    assert [fault.field for fault in caught.value.faults] == [
+        "participant",
+        "stop",
+        "strategy.name",
+        "regions",
+    ]
 
 
 async def test_a_later_revision_is_taken_and_an_older_one_refused(desk: Desk, operator: Any) -> None:

@@ -186,7 +186,7 @@ def test_all_faults_are_reported_at_once_each_with_its_field() -> None:
             "evaluate": {"on": ["moon"], "every": -1},
             "stop": {"metric": "f1"},
             "issued_at": "today",
-            "extra": 1,
+            "zzz": 1,
         },
         drop=("aggregation",),
     ) == [
@@ -208,12 +208,12 @@ def test_all_faults_are_reported_at_once_each_with_its_field() -> None:
         "train.momentum: input should be less than 1, got 1",
         "train.seed: input should be greater than or equal to 0, got -1",
         'strategy.params.eta: input should be a finite number, got "big"',
-        'participants: minimum (5) must not exceed maximum (2), got {"minimum": 5, "maximum": 2}',
+        "participants.minimum: must not exceed maximum (2), got 5 (lower it, or raise maximum)",
         "evaluate.on.0: input should be 'server' or 'devices', got \"moon\"",
         "evaluate.every: input should be greater than or equal to 0, got -1",
         "stop.metric: input should be 'accuracy' or 'loss', got \"f1\"",
         'issued_at: input should be a date and time with its zone, as 2026-05-01T12:00:00Z, got "today"',
-        "extra: is no field of it (remove it, or mind its spelling)",
+        "zzz: is no field of it (remove it, or mind its spelling)",
     ]
 
 
@@ -235,7 +235,7 @@ def test_every_missing_field_is_named() -> None:
         ),
         (
             {"train": {"rounds": 1, "learning_rate": 0.1, "local_epochs": 2, "local_steps": 60}},
-            "train: local_epochs (2) and local_steps (60) are both given, exactly one is due, got {",
+            "train.local_steps: is 60, and local_epochs is 2: exactly one of them is due (remove one)",
         ),
         (
             {"train": {"rounds": 1, "learning_rate": 0.1, "local_steps": 0}},
@@ -247,8 +247,8 @@ def test_every_missing_field_is_named() -> None:
         ),
         (
             {"train": {"rounds": 1, "learning_rate": 0.1, "optimizer": "adam", "momentum": 0.9}},
-            "train: momentum (0.9) is given with optimizer adam, which has moments of its own: leave "
-            "momentum out, or take sgd, got {",
+            "train.momentum: is 0.9 with optimizer adam, which has moments of its own (leave momentum out, "
+            "or take sgd)",
         ),
         (
             {"train": {"rounds": 1, "learning_rate": 0.1, "weight_decay": -0.1}},
@@ -273,9 +273,25 @@ def test_every_missing_field_is_named() -> None:
         ({"issued_at": "1750000000"}, "issued_at: input should be a date and time with its zone"),
         ({"issued_at": "2026-05-01T12:00:00"}, "issued_at: input should have timezone info"),
         ({"issued_at": "0001-01-01T00:00:00+23:00"}, "issued_at: input should be a time between the years"),
-        ({"stop": {"target": 0.9}, "evaluate": {"on": []}}, "stop needs an evaluation: give evaluate.on"),
-        ({"aggregation": {"regions": {"xx": {"tier": "central"}}}}, "aggregation.regions names ['xx']"),
-        ({"expires_at": "2026-05-01T12:00:00Z"}, "expires_at (2026-05-01T12:00:00+00:00) must be after"),
+        (
+            {"stop": {"target": 0.9}, "evaluate": {"on": []}},
+            "stop: needs an evaluation, and evaluate.on is empty (give evaluate.on, and evaluate.every of at",
+        ),
+        ({"stop": {}, "evaluate": {"every": 0}}, "stop: needs an evaluation, and evaluate.every is 0 (give"),
+        (
+            {"aggregation": {"regions": {"xx": {"tier": "central"}}}},
+            "aggregation.regions.xx: is none of the task's regions: eu-1 (remove it, or name it in regions)",
+        ),
+        (
+            {"expires_at": "2026-05-01T12:00:00Z"},
+            "expires_at: must be after issued_at (2026-05-01T12:00:00+00:00), got 2026-05-01T12:00:00+00:00 "
+            "(give a later time, or leave it out for 7 days)",
+        ),
+        ({"participant": {}}, "participant: is no field of it (did you mean 'participants'?)"),
+        (
+            {"server": {"address": "h:1", "adress": "h:2"}},
+            "server.adress: is no field of it (did you mean 'address'?)",
+        ),
     ],
 )
 def test_one_fault_is_reported_once(change: dict[str, Any], fault: str) -> None:

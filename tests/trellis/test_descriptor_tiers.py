@@ -100,19 +100,20 @@ def test_a_region_may_be_set_apart() -> None:
     [
         (
             {"participants": {"minimum": 1}},
-            "aggregation gives participants, which is for regions that aggregate, and none does: remove it",
+            "aggregation.participants: is for regions that aggregate, and none does (remove it, or set "
+            "aggregation.tier to regional)",
         ),
         (
-            {"strategy": {"name": "fedavg"}, "participants": {}},
-            "aggregation gives participants and strategy, which is for regions that aggregate",
+            {"strategy": {"name": "fedavg"}},
+            "aggregation.strategy: is for regions that aggregate, and none does (remove it, or set",
         ),
         (
             {"regions": {"us-1": {"tier": "central", "regional_rounds": 2}}},
-            "aggregation.regions.us-1: regional_rounds and participants are for a region of tier regional",
+            "aggregation.regions.us-1.regional_rounds: is for a region of tier regional, and this one is",
         ),
         (
             {"regions": {"us-1": {"tier": "central", "participants": {}}}},
-            "aggregation.regions.us-1: regional_rounds and participants are for a region of tier regional",
+            "aggregation.regions.us-1.participants: is for a region of tier regional, and this one is",
         ),
         (
             {"regions": {"us-1": {"tier": "regional", "regional_rounds": 0}}},
@@ -120,7 +121,7 @@ def test_a_region_may_be_set_apart() -> None:
         ),
         (
             {"regions": {"us-1": {"tier": "regional", "participants": {"minimum": 9, "maximum": 2}}}},
-            "aggregation.regions.us-1.participants: minimum (9) must not exceed maximum (2)",
+            "aggregation.regions.us-1.participants.minimum: must not exceed maximum (2), got 9",
         ),
         (
             {"tier": "regional", "strategy": {"name": "Krum"}},
@@ -128,7 +129,7 @@ def test_a_region_may_be_set_apart() -> None:
         ),
         (
             {"tier": "regional", "regions": {"mars": {"tier": "central"}}},
-            "aggregation.regions names ['mars']",
+            "aggregation.regions.mars: is none of the task's regions: eu-1, us-1 (remove it, or name it in",
         ),
     ],
 )

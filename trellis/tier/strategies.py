@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from trellis.descriptor import TaskDescriptor
+from trellis.descriptor_rules import Rule
 from trellis.descriptor_tiers import Participants, Strategy
 from trellis.errors import DescriptorError, Fault
 from trellis.nearest import did_you_mean
@@ -35,13 +36,8 @@ def check_strategy(descriptor: TaskDescriptor) -> Entry:
         DescriptorError: Unknown strategy or parameter (the nearest is suggested), a value out of range, fewer
             participants than a strategy needs, or a combination that cannot be right.
     """
-    faults = list(_own_faults("strategy", descriptor.strategy))
-    if descriptor.aggregation.strategy is not None:
-        faults += _own_faults("aggregation.strategy", descriptor.aggregation.strategy)
-    if not faults:
-        faults += _tier_faults(descriptor)
-        # A fault of all regions is reported once.
-        faults += dict.fromkeys(_count_faults(descriptor))
+    # A fault of all regions is reported once.
+    faults = dict.fromkeys(fault for rule in STRATEGY_RULES for fault in rule.check(descriptor))
     if faults:
         raise DescriptorError("task descriptor", faults)
     return STRATEGIES[descriptor.strategy.name]
@@ -91,9 +87,23 @@ def _own_faults(field: str, strategy: Strategy) -> Iterator[Fault]:
             yield Fault(f"{field}.params.{key}", f"must be {due}, got {value!r}")
 
 
+def _named_by_the_task(descriptor: TaskDescriptor) -> Iterator[Fault]:
+    yield from _own_faults("strategy", descriptor.strategy)
+
+
+def _named_for_regions(descriptor: TaskDescriptor) -> Iterator[Fault]:
+    if descriptor.aggregation.strategy is not None:
+        yield from _own_faults("aggregation.strategy", descriptor.aggregation.strategy)
+
+
+def _is_known(descriptor: TaskDescriptor) -> bool:
+    """Whether each strategy is right by itself, so that they can be looked at together."""
+    return not any((*_named_by_the_task(descriptor), *_named_for_regions(descriptor)))
+
+
 def _tier_faults(descriptor: TaskDescriptor) -> Iterator[Fault]:
     """Which combinations of the centre's strategy and the regions' cannot be right."""
-    if not descriptor.has_regions:
+    if not descriptor.has_regions or not _is_known(descriptor):
         return
     name, named = descriptor.strategy.name, descriptor.aggregation.strategy
     if named is None:
@@ -124,6 +134,8 @@ def _tier_faults(descriptor: TaskDescriptor) -> Iterator[Fault]:
 
 def _count_faults(descriptor: TaskDescriptor) -> Iterator[Fault]:
     """Where a round may close with fewer updates than its strategy can aggregate."""
+    if not _is_known(descriptor):
+        return
     above = "aggregation." if descriptor.has_regions else ""
     yield from _too_few(
         f"{above}participants.minimum", descriptor.participants_at("central"), descriptor.strategy
@@ -164,3 +176,16 @@ def _minimum_for(participants: Participants, updates: int) -> int:
     while _fewest_updates(participants, members) < updates:
         members += 1
     return members
+
+
+STRATEGY_RULES = (
+    Rule(("strategy",), _named_by_the_task),
+    Rule(("aggregation",), _named_for_regions),
+    Rule(("strategy", "aggregation", "regions"), _tier_faults, deep=("aggregation",)),
+    Rule(
+        ("strategy", "aggregation", "regions", "participants"),
+        _count_faults,
+        deep=("strategy", "aggregation", "participants"),
+    ),
+)
+"""What a task's strategies must be, for whoever reads its descriptor."""

@@ -114,7 +114,7 @@ def test_validate_names_every_fault(folder: Path, capsys: pytest.CaptureFixture[
     assert main(["task", "validate", "task.yaml"]) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("error: task descriptor: 6 faults\n")
+    assert told.err.startswith("error: task file 'task.yaml': 6 faults\n")
     assert {line.removeprefix("  - ").split(": ")[0] for line in told.err.splitlines()[1:]} == FAULTY
 
 

@@ -14,7 +14,7 @@ from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.descriptor_tiers import Tier
 from trellis.errors import ConfigError, DataError, Fault
 from trellis.identifiers import replica_names
-from trellis.tier.strategies import check_strategy
+from trellis.tier.strategies import STRATEGY_RULES
 
 TASK = "demo"
 FEW = 8
@@ -116,9 +116,7 @@ class DemoPlan:
             "aggregation": self._aggregation(),
             "evaluate": {"on": ["server", "devices"], "every": 1},
         }
-        task = parse_mapping(value)
-        check_strategy(task)
-        return task
+        return parse_mapping(value, rules=STRATEGY_RULES)
 
     def _aggregation(self) -> dict[str, Any]:
         if self.tier == "central":

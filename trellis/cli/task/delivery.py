@@ -15,6 +15,7 @@ from trellis.descriptor import MAX_DESCRIPTOR_BYTES, TaskDescriptor
 from trellis.envelope import MAX_ENVELOPE_BYTES, Envelope, sign
 from trellis.errors import ConfigError, TrellisError, Unavailable
 from trellis.keys.identity import load_signing_key
+from trellis.tier.strategies import STRATEGY_RULES
 
 GATEWAYS_S = 15.0
 _POLL_S = 0.5
@@ -47,7 +48,7 @@ def read_signed(path: Path, keys: Path) -> SignedTask:
     envelope = _envelope_in(path)
     if envelope is not None:
         return SignedTask(descriptor.parse_json(envelope.payload), envelope)
-    return signed(descriptor.load(path), keys)
+    return signed(descriptor.load(path, rules=STRATEGY_RULES), keys)
 
 
 async def post_to_server(task: SignedTask, url: str, keys: Path) -> Delivered:

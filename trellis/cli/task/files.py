@@ -11,7 +11,7 @@ from trellis import descriptor
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.task import delivery
 from trellis.errors import DescriptorError
-from trellis.tier.strategies import check_strategy
+from trellis.tier.strategies import STRATEGY_RULES
 
 app = typer.Typer(
     name="task", help="Validate, sign, post, run, list, show and cancel tasks.", no_args_is_help=True
@@ -29,8 +29,7 @@ def validate(file: _File, *, as_json: JsonOption = False) -> None:
       trellis task validate task.yaml
     """
     try:
-        task = descriptor.load(file)
-        check_strategy(task)
+        task = descriptor.load(file, rules=STRATEGY_RULES)
     except DescriptorError as error:
         if not as_json:
             raise
@@ -71,7 +70,7 @@ def sign(
       trellis task sign task.yaml -o task.signed.json
       trellis task post task.signed.json --gateway https://10.0.1.5:8081
     """
-    task = delivery.signed(descriptor.load(file), keys)
+    task = delivery.signed(descriptor.load(file, rules=STRATEGY_RULES), keys)
     output.write_bytes(task.envelope.to_bytes())
     keyid = task.envelope.signatures[0].keyid
     if as_json:
