@@ -4,8 +4,8 @@ BIN := .venv/bin
 # torch stands in the one pip command with everything else, pinned: a range that admits a newer one takes
 # several GB of CUDA packages.
 EXTRAS := torch,export,server,images,dev
-# Most tests wait for processes, so two files are run at a time.
-WORKERS ?= -n 2 --dist loadfile
+# Half of the tests wait for processes, so three files are run at a time; tests/conftest.py says which.
+WORKERS ?= -n 3 --dist loadfile
 
 # What devices run on: one environment each, that holds its extra of this checkout and nothing else.
 RUNTIMES := torch onnx tflite

@@ -114,7 +114,7 @@ async def test_the_demo_ends_with_a_model_and_its_summary_and_leaves_nothing(gro
     [
         "its folder",
         pytest.param("server is online", marks=pytest.mark.long),
-        "demo: gathering",
+        pytest.param("demo: gathering", marks=pytest.mark.long),
         pytest.param("demo: running", marks=pytest.mark.long),
         "demo: round 1 of",
     ],

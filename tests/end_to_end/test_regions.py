@@ -116,6 +116,7 @@ async def signed(fleet: Federation, name: str, **sections: Any) -> str:
     return f"{name}.json"
 
 
+@pytest.mark.long
 async def test_two_tasks_that_meet_on_the_same_devices_both_end_as_each_does_alone(
     fleet: Federation,
 ) -> None:
@@ -151,6 +152,7 @@ async def test_two_tasks_that_meet_on_the_same_devices_both_end_as_each_does_alo
         assert any(reason and reason["code"] == "turn" for reason in said), said
 
 
+@pytest.mark.long
 async def test_regions_below_regions_and_devices_of_regions_that_relay(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

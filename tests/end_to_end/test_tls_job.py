@@ -29,7 +29,14 @@ def ends() -> Iterator[Network]:
         yield found
 
 
-@pytest.mark.parametrize("own_broker", [False, True], ids=["shipped-mosquitto", "trellis-broker"])
+@pytest.mark.parametrize(
+    "own_broker",
+    [
+        # Below, fleets on the shipped configuration do the same and more.
+        pytest.param(False, id="shipped-mosquitto", marks=pytest.mark.long),
+        pytest.param(True, id="trellis-broker"),
+    ],
+)
 def test_a_task_from_post_to_model(ends: Network, tmp_path: Path, *, own_broker: bool) -> None:
     with SecureFleet(tmp_path, ends, own_broker=own_broker) as fleet:
         file = fleet.task_file(fleet.task("secure", train={"rounds": 3}))

@@ -25,6 +25,7 @@ from observer import Observer, retained
 from slow_link import Line, SlowLink
 
 from trellis.cli.fleet_keys import make_keys
+from trellis.cli.task import delivery
 from trellis.errors import TrellisError
 from trellis.http.client import ServiceClient
 
@@ -343,9 +344,12 @@ class Federation:
         return await self.ground.command(*arguments, *more, timeout_s=timeout_s)
 
     async def submit(self, name: str, **options: Any) -> str:
-        """Write a task, run it without waiting for its end, and return its name."""
-        posted = await self.operator("task", "run", self.task(name, **options), "--no-watch")
-        assert posted.code == 0, posted
+        """Write a task, do what `trellis task run --no-watch` does with it, and return its name."""
+        task = delivery.read_signed(self.folder / self.task(name, **options), self.keys)
+        await delivery.post_to_server(task, self.server_url, self.keys)
+        regions, wait_s = task.descriptor.regions, delivery.GATEWAYS_S
+        gateways = await delivery.discover(self.server_url, regions, self.keys, wait_s=wait_s)
+        await delivery.post_to_gateways(task, gateways, self.keys)
         return name
 
     async def view(self, task: str) -> dict[str, Any]:
