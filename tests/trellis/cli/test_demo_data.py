@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from trellis.cli.demo.plan import DemoData, DemoPlan, describe, plan_demo
 from trellis.errors import DataError
 
-LABELS = np.array([0, 2, 1, 0])
+LABELS = np.repeat([0, 2, 1], 5)
+"""Of each class a fifth is held out: 12 samples are left to train with."""
 
 
 def saved(folder: Path, **arrays: Any) -> Path:
@@ -27,52 +29,84 @@ def plan(data: str = "digits", **changed: Any) -> DemoPlan:
 @pytest.mark.parametrize(
     ("x", "shape", "model"),
     [
-        (np.zeros((4, 28, 28), np.uint8), (1, 28, 28), "lenet5"),
-        (np.zeros((4, 1, 28, 28), np.uint8), (1, 28, 28), "lenet5"),
-        (np.zeros((4, 3, 8, 8), np.uint8), (3, 8, 8), "mlp"),
-        (np.zeros((4, 6, 128), np.float32), (6, 128), "mlp"),
-        (np.zeros((4, 5), np.uint8), (5,), "mlp"),
+        (np.zeros((15, 28, 28), np.uint8), (1, 28, 28), "lenet5"),
+        (np.zeros((15, 1, 28, 28), np.uint8), (1, 28, 28), "lenet5"),
+        (np.zeros((15, 3, 8, 8), np.uint8), (3, 8, 8), "mlp"),
+        (np.zeros((15, 6, 128), np.float32), (6, 128), "mlp"),
+        (np.zeros((15, 5), np.uint8), (5,), "mlp"),
     ],
 )
 def test_a_sample_has_the_shape_in_which_devices_read_it(
     tmp_path: Path, x: np.ndarray[Any, Any], shape: tuple[int, ...], model: str
 ) -> None:
     path = saved(tmp_path, x=x, y=LABELS)
-    assert describe(str(path)) == DemoData(f"mine={path}", "mine", shape, 3, 4)
-    assert describe(f"other={path}") == DemoData(f"other={path}", "other", shape, 3, 4)
+    assert describe(str(path)) == DemoData(f"mine={path}", "mine", shape, 3, 12)
+    assert describe(f"other={path}") == DemoData(f"other={path}", "other", shape, 3, 12)
     assert plan(str(path)).model == model
 
 
 def test_of_two_splits_the_training_one_is_described(tmp_path: Path) -> None:
-    x = np.zeros((4, 5), np.float32)
+    x = np.zeros((15, 5), np.float32)
     path = saved(tmp_path, x_train=x, y_train=LABELS, x_test=x[:1], y_test=LABELS[:1])
-    assert (describe(str(path)).samples, describe(str(path)).classes) == (4, 3)
+    assert (describe(str(path)).samples, describe(str(path)).classes) == (15, 3)
 
 
-def test_a_folder_is_taken_for_mnist(tmp_path: Path) -> None:
-    found = describe(f"fashion={tmp_path}")
-    assert found == DemoData(f"fashion={tmp_path}", "fashion", (1, 28, 28), 10, 60_000)
+def test_a_folder_of_images_is_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "beans"
+    for label in range(2):
+        (folder / str(label)).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (16, 12), (label, number, 0)).save(folder / str(label) / f"{number}.png")
+    assert describe(str(folder)) == DemoData(f"beans={folder}", "beans", (3, 12, 16), 2, 8)
+    assert plan(str(folder)).task(8000).data.shape == (3, 12, 16)
+
+
+def test_a_table_is_looked_at_by_its_column_of_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"{number},{number % 2},1\n" for number in range(20))
+    (tmp_path / "mine.csv").write_text(f"a,income,b\n{rows}")
+    monkeypatch.chdir(tmp_path)
+    # The processes run in another folder.
+    assert describe("mine.csv#income") == DemoData(f"mine={tmp_path}/mine.csv#income", "mine", (2,), 2, 16)
 
 
 @pytest.mark.parametrize(
     ("arrays", "problem"),
     [
-        ({"x": np.zeros(4), "y": LABELS}, r"has x of shape \(4,\), \(samples, …\) is due"),
-        ({"x": np.zeros((0, 5)), "y": LABELS[:0]}, r"has x of shape \(0, 5\), \(samples, …\) is due"),
-        ({"x": np.zeros((4, 5))}, "is no NPZ file with x_train and y_train, or x and y: "),
-        ({"x_train": np.zeros((4, 5)), "y": LABELS}, "is no NPZ file with x_train and y_train, or x and y: "),
+        ({"x": np.zeros(4), "y": LABELS}, r"x has shape \(4,\), \(samples, \.\.\.\) is due"),
+        ({"x": np.zeros((0, 5)), "y": LABELS[:0]}, "holds samples of one class .give data of two"),
+        ({"x": np.zeros((15, 5))}, "holds x; x_train, y_train, x_test and y_test, or x and y are due"),
+        ({"x": np.zeros((15, 5)), "y": LABELS * 0}, "holds samples of one class .give data of two"),
+        ({"x": np.zeros((6, 5)), "y": LABELS[3:9]}, "none of its 6 samples, labels 0 to 2, is left to test"),
+        ({"x_train": np.zeros((15, 5)), "y_train": LABELS}, "has no test samples"),
+        ({"x": np.full((15, 5), np.nan), "y": LABELS}, "12 samples hold NaN or infinity"),
+        (
+            {"x_train": np.zeros((15, 5)), "y_train": LABELS, "x_test": np.zeros((15, 4)), "y_test": LABELS},
+            r"samples have shape \(4,\), the task wants \(5,\)",
+        ),
+        (
+            {
+                "x_train": np.zeros((0, 5)),
+                "y_train": LABELS[:0],
+                "x_test": np.zeros((15, 5)),
+                "y_test": LABELS,
+            },
+            r"holds no train samples \(give data that have some\)",
+        ),
     ],
 )
-def test_data_without_samples_or_labels_are_refused(
+def test_data_that_a_task_could_not_use_are_refused(
     tmp_path: Path, arrays: dict[str, Any], problem: str
 ) -> None:
-    path = saved(tmp_path, **arrays)
-    with pytest.raises(DataError, match=rf"^data '{path}': {problem}"):
-        describe(str(path))
+    with pytest.raises(DataError, match=problem):
+        describe(str(saved(tmp_path, **arrays)))
 
 
 def test_few_samples_are_gone_over_twice_in_small_batches(tmp_path: Path) -> None:
-    few, many = plan().task(8000), plan(str(tmp_path)).task(8000)
+    x, y = np.zeros((10_000, 1), np.uint8), np.arange(10_000) % 2
+    path = saved(tmp_path, x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    few, many = plan().task(8000), plan(str(path)).task(8000)
     assert (few.train.local_epochs, few.train.batch_size) == (2, 16)
     assert (many.train.local_epochs, many.train.batch_size) == (1, 32)
     for task in (few, many):

@@ -35,7 +35,11 @@ def demo(
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000)] = 10,
     data: Annotated[
         str,
-        typer.Option("--data", metavar="SOURCE", help="digits, or [NAME=]PATH of an NPZ file or IDX folder."),
+        typer.Option(
+            "--data",
+            metavar="SOURCE",
+            help="digits, PATH or NAME=PATH (NPZ, IDX, CSV, folder of images by class) or FILE.csv#COLUMN.",
+        ),
     ] = "digits",
     model: Annotated[
         str | None, typer.Option("--model", help="Default: mlp, and lenet5 for pictures of 28×28.")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
+import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.descriptor_tiers import Tier
@@ -20,10 +17,6 @@ TASK = "demo"
 FEW = 8
 """Up to so many devices are each a process; more share one process for each region."""
 _REGIONS = ("eu-1", "us-1", "ap-1", "sa-1", "af-1", "oc-1")
-_DIGITS_SAMPLES = 1437
-
-# What numpy raises for a file that is empty, no archive, an archive of other things, or a bare array.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -188,27 +181,24 @@ def _shared(
 
 
 def describe(source: str) -> DemoData:
-    """Return what `source`, `digits` or `[NAME=]PATH`, holds.
+    """Return what `source` holds, as `--data` of the other commands takes it and as they read it.
 
     Raises:
-        DataError: It cannot be read, or is neither NPZ file nor folder of IDX files.
+        DataError: It cannot be read, or a device or the server could not use it.
+        MissingExtra: Images need Pillow.
     """
-    if source == "digits":
-        return DemoData("digits", "digits", (1, 8, 8), 10, _DIGITS_SAMPLES)
-    given, equals, text = source.partition("=")
-    path = Path(text if equals else source).resolve()
-    name = given if equals else path.stem
+    # By name, as the commands: whoever runs one has what it needs, and this package imports none of ours.
+    datasets = importlib.import_module("models.datasets")
+    named = datasets.parse_source(source)
+    if named.path is not None:
+        named = replace(named, path=named.path.resolve())  # the processes run elsewhere
     what = f"data {source!r}"
-    if path.is_dir():
-        # A folder of IDX files is MNIST or one of its many likenesses; devices check it against the task.
-        return DemoData(f"{name}={path}", name, (1, 28, 28), 10, 60_000)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            x, y = (stored[key] for key in (("x_train", "y_train") if "x_train" in stored else ("x", "y")))
-    except _UNREADABLE as error:
-        raise DataError(what, f"is no NPZ file with x_train and y_train, or x and y: {error}") from None
-    if x.ndim < 2 or not y.size:
-        raise DataError(what, f"has x of shape {x.shape}, (samples, …) is due")
-    # Pictures without a channel axis, (samples, height, width), get one: as `trellis device` reads them.
-    shape = (1, *x.shape[1:]) if x.ndim == 3 and x.dtype == np.uint8 else tuple(x.shape[1:])
-    return DemoData(f"{name}={path}", name, shape, int(y.max()) + 1, len(x))
+    held = {split: datasets.load(str(named), split=split) for split in ("train", "test")}
+    train = held["train"]
+    if train.classes < 2:
+        raise DataError(what, [Fault("", "holds samples of one class", "give data of two classes or more")])
+    for split, part in held.items():
+        if not len(part):
+            raise DataError(what, [Fault("", f"holds no {split} samples", "give data that have some")])
+        datasets.check(part, name=named.name, shape=train.shape, classes=train.classes, min_samples=1)
+    return DemoData(str(named), named.name, train.shape, train.classes, len(train))
