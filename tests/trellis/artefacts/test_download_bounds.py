@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -91,6 +92,12 @@ def _of_another_length(_: str | None) -> Response:
     return partial(CONTENT, HALF, total=SIZE + 1)
 
 
+def _of_another_total(_: str | None) -> Response:
+    answer = partial(CONTENT, HALF)
+    answer.headers["content-range"] = f"bytes {HALF}-{SIZE - 1}/{SIZE + 1}"
+    return answer
+
+
 def _unsaid(_: str | None) -> Response:
     return Response(CONTENT[HALF:], status_code=206)
 
@@ -103,6 +110,10 @@ def _less(_: str | None) -> Response:
     ("answer", "problem"),
     [
         (_of_another_length, f"gives 'bytes {HALF}-{SIZE}/{SIZE + 1}', bytes {HALF} to {SIZE - 1} of {SIZE}"),
+        (
+            _of_another_total,
+            f"gives 'bytes {HALF}-{SIZE - 1}/{SIZE + 1}', bytes {HALF} to {SIZE - 1} of {SIZE}",
+        ),
         (_unsaid, f"gives '', bytes {HALF} to {SIZE - 1} of {SIZE} are due"),
         (_less, r"127\.0\.0\.1:\d+ has less of it than it offered"),
     ],
@@ -140,10 +151,14 @@ async def test_a_disk_that_takes_no_file_is_said_to_be_one(store: ArtefactStore)
 
 
 async def test_whoever_was_left_is_asked_no_more() -> None:
-    async with front(Response(offer_of().to_json())) as client:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = FrontClient(f"127.0.0.1:{listening.getsockname()[1]}", tls=None)
         client.abort()
         with pytest.raises(Canceled, match=f"{client.address} is asked no more"):
             await asyncio.to_thread(client.offer, "digits", "onnx")
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
 
 
 @pytest.mark.parametrize("address", ["[::1]:1", "localhost:1", "127.0.0.1:1"])
