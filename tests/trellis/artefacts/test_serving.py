@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from artefact_fronts import CONTENT, DIGEST, OneFile
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from trellis.artefacts import serving
 from trellis.artefacts.offer import file_path
@@ -38,14 +39,15 @@ async def server(source: OneFile) -> AsyncIterator[int]:
 
 
 @contextmanager
-def unread(port: int, source: OneFile, who: str = "slow") -> Iterator[socket.socket]:
+def unread(port: int, source: OneFile, who: str | None = "slow") -> Iterator[socket.socket]:
     """Ask for the file, and read only the first byte of the answer."""
     with socket.socket() as asking:
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         asking.settimeout(10)
         asking.connect(("127.0.0.1", port))
         path = file_path(source.offered.sha256)
-        asking.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nwho: {who}\r\n\r\n".encode())
+        named = "" if who is None else f"who: {who}\r\n"
+        asking.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{named}\r\n".encode())
         assert asking.recv(1) == b"H"
         yield asking
 
@@ -77,6 +79,31 @@ async def test_one_principal_leaves_room_for_the_others(tmp_path: Path) -> None:
             again = await client.get(path, headers={"who": "slow", **part})
             assert (again.status_code, again.json()["error"]["code"]) == (503, "not-yet")
             assert (await client.get(path, headers={"who": "other", **part})).content == bytes(10)
+
+
+async def test_without_certificates_nobody_is_told_apart(tmp_path: Path) -> None:
+    source = OneFile(tmp_path, LARGE)
+    async with server(source) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        with ExitStack() as asking:
+            for _ in range(serving.MOST_EACH):
+                await asyncio.to_thread(asking.enter_context, unread(port, source, who=None))
+            part = await client.get(file_path(source.offered.sha256), headers={"range": "bytes=0-9"})
+            assert part.content == bytes(10)
+
+
+async def test_who_has_been_served_is_forgotten(tmp_path: Path) -> None:
+    now: Counter[str | None] = Counter()
+    counted: list[int] = []
+
+    async def send(message: Message) -> None:
+        counted.append(now["cam-7"])
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "GET", "headers": [], "state": {}}
+    await serving._Counted(OneFile(tmp_path).path, "cam-7", now)(scope, receive, send)
+    assert (set(counted), dict(now)) == ({1}, {})
 
 
 async def test_one_principal_may_come_any_number_of_times_one_after_the_other(tmp_path: Path) -> None:
