@@ -41,6 +41,8 @@ class OneFile:
         return self.offered.model_copy(update={"runtime": runtime})
 
     def file(self, sha256: str) -> Path | None:
+        if len(sha256) != 64:
+            raise ValueError(f"{sha256!r} is no SHA-256")  # as a store says it
         if sha256 != self.offered.sha256:
             return None
         self.given += 1
