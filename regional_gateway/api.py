@@ -104,10 +104,11 @@ class DeviceList(_View):
 
 
 class Health(_View):
-    """How the gateway is: `degraded` while a broker is away. `ts` is the time by its clock, ms.
+    """How the gateway is: `degraded` while a broker or the SuperLink is away. `ts` is its clock's time, ms.
 
-    `front` is its Flower front, `host:port`, if it has one; `bridged` says whether the region has a broker of
-    its own; `above` are the regions above, the nearest first; null until the gateway has learned of them.
+    `superlink` is `idle` while no task needs it, null where the gateway has no front. `front` is its Flower
+    front, `host:port`, if it has one; `bridged` says whether the region has a broker of its own; `above` are
+    the regions above, the nearest first; null until the gateway has learned of them.
     """
 
     status: Literal["ok", "degraded"]
@@ -116,6 +117,7 @@ class Health(_View):
     region: str
     broker: Literal["connected", "away"]
     parent_broker: Literal["connected", "away"]
+    superlink: Literal["running", "idle", "down"] | None
     front: str | None
     bridged: bool
     above: tuple[TierAbove, ...] | None
@@ -222,13 +224,15 @@ def _device(one: Device) -> DeviceView:
 
 def _health(gateway: Gateway) -> Health:
     region, parent = gateway.connections
+    superlink = gateway.tier.superlink if gateway.tier is not None else None
     return Health(
-        status="ok" if region and parent else "degraded",
+        status="ok" if region and parent and superlink != "down" else "degraded",
         version=__version__,
         ts=now_ms(),
         region=gateway.settings.region,
         broker="connected" if region else "away",
         parent_broker="connected" if parent else "away",
+        superlink=superlink,
         front=gateway.place.front,
         bridged=gateway.place.bridged,
         above=gateway.place.above if gateway.place.known else None,

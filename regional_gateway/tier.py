@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from regional_gateway.announcer import Announcer
@@ -111,6 +111,11 @@ class RegionalTier:
 
     def _admits(self, principal: Principal | None) -> bool:
         return self._nested is not None and self._nested.admits(principal)
+
+    @property
+    def superlink(self) -> Literal["running", "idle", "down"]:
+        """How the region's SuperLink is."""
+        return self._superlink.state
 
     def find(self, task: str) -> RegionTask:
         """Return the task of a name.

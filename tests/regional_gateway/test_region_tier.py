@@ -52,13 +52,16 @@ async def test_a_regions_task_from_its_posting_to_its_end(
 ) -> None:
     world.script = ["answers"]
     async with world.gateway(front=True) as running, watching(world.region) as seen:
-        front = (await running.http.get("/healthz")).json()["front"]
+        health = (await running.http.get("/healthz")).json()
+        front = health["front"]
+        assert (health["status"], health["superlink"]) == ("ok", "idle")
         assert not world.superlinks
         async with httpx.AsyncClient(base_url=f"http://{front}", trust_env=False) as devices:
             assert (await devices.post("/v1/fleet/pull-messages")).status_code == 503
         await running.post(operator.envelope(**REGIONAL))
         await wait_until(lambda: is_in(seen, ExecutionState.IN_PROGRESS, Phase.WAITING))
         assert Envelope.parse(seen.retained[DESCRIPTOR]).front == front
+        assert (await running.http.get("/healthz")).json()["superlink"] == "running"
         brief = json.loads((world.folder / "eu-1/tasks/digits/r1/brief.json").read_text())
         above = {"address": "127.0.0.1:8000", "ca": None, "cert": None, "key": None}
         assert (brief["region"], brief["above"] | above) == ("eu-1", brief["above"])

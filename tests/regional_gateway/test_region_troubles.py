@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from regional_gateway import api
 from regional_gateway.region_task import KEPT
 from trellis.cli.watching.picture import Picture, fold
 from trellis.cli.watching.rendering import render
@@ -63,6 +64,8 @@ async def test_while_its_superlink_is_started_again_a_region_is_not_said_to_trai
         world.superlinks[0].clearing_up_s = 1.0
         world.superlinks[0].died.set()
         await wait_until(lambda: reason(seen)[0] == "recovering")
+        health = api._health(running.gateway)  # at once: a moment later it runs again
+        assert (health.status, health.superlink) == ("degraded", "down")
         assert reason(seen)[1] == "the SuperLink ended: another app is started, and goes on"
         said = shown(seen)
         assert said is not None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Literal
 
 from trellis.errors import TrellisError
 from trellis.tier.supervision import SuperLinkKeeper
@@ -34,6 +35,13 @@ class OnDemand:
         self._keeper, self._on_ended, self._on_trouble = keeper, on_ended, on_trouble
         self._users = 0
         self._busy, self._idle = asyncio.Event(), asyncio.Event()
+
+    @property
+    def state(self) -> Literal["running", "idle", "down"]:
+        """How the SuperLink is: `idle` while nobody needs it, `down` where it is needed and does not run."""
+        if self._keeper.current is not None:
+            return "running"
+        return "down" if self._users else "idle"
 
     @contextlib.contextmanager
     def needed(self) -> Iterator[None]:

@@ -52,6 +52,7 @@ def gateway_health(**changes: Any) -> dict[str, Any]:
         "region": "eu-1",
         "broker": "connected",
         "parent_broker": "connected",
+        "superlink": None,
         "front": None,
         "bridged": False,
         "above": (),
@@ -75,9 +76,18 @@ async def test_a_central_server_at_work_is_well(tmp_path: Path) -> None:
 async def test_a_gateway_whose_parents_broker_is_away_is_a_warning() -> None:
     async with answering(lambda: gateway_health(status="degraded", parent_broker="away")) as url:
         checks = await looked("gateway", url)
-    assert [check.status for check in checks.values()] == ["ok", "ok", "warning", "ok"]
+    assert [check.status for check in checks.values()] == ["ok", "skipped", "ok", "warning", "ok"]
+    assert "no Flower front" in checks["gateway.superlink"].found
     async with answering(lambda: gateway_health(status="degraded", broker="away")) as url:
         assert (await looked("gateway", url))["gateway.broker"].status is Status.FAILURE
+
+
+@pytest.mark.parametrize(("state", "due"), [("running", "ok"), ("idle", "ok"), ("down", "failure")])
+async def test_a_gateways_superlink_is_looked_at(state: str, due: str) -> None:
+    health = {"superlink": state, "front": "127.0.0.1:8002"}
+    async with answering(lambda: gateway_health(**health)) as url:
+        check = (await looked("gateway", url))["gateway.superlink"]
+    assert (check.status, state in check.found) == (due, True)
 
 
 async def test_a_superlink_that_is_down_is_a_failure() -> None:

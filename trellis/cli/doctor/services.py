@@ -50,7 +50,7 @@ class Service:
     @property
     def names(self) -> tuple[str, ...]:
         """Of its checks."""
-        parts = ("superlink", "broker") if self.name == "server" else ("broker", "parent-broker")
+        parts = ("superlink", "broker", *(("parent-broker",) if self.name == "gateway" else ()))
         return (self.name, *(f"{self.name}.{part}" for part in parts), f"{self.name}.clock")
 
 
@@ -128,7 +128,11 @@ def _parts(one: Service, health: dict[str, Any]) -> Iterator[Check]:
         part = name.partition(".")[2]
         good, noun = due[part]
         state = health.get(part.replace("-", "_"))
-        if state is None:
+        if state is None and part == "superlink" and health.get("front", "") is None:
+            yield skipped(name, "the gateway has no Flower front (--front-port), and needs none")
+        elif state == "idle":
+            yield ok(name, f"its {noun} is idle: no task needs it")
+        elif state is None:
             yield skipped(name, f"the {one.name} does not tell")
         elif state == good:
             yield ok(name, f"its {noun} is {state}")
