@@ -18,6 +18,9 @@ _IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16
 """Of constants in the file; the schema's force_align, which Python's flatbuffers forgets."""
 
+_NO_OFFSET = 1
+"""What LiteRT's own writer leaves where an offset is to come, or 0."""
+
 
 def convert(model: str, graphs: Sequence[Graph]) -> bytes:
     """Return a TFLite model with a signature for every graph.
@@ -67,22 +70,29 @@ def finished(content: bytes, manifest: Manifest) -> bytes:
     else:
         model.metadata = [*metadata, schema.MetadataT(METADATA_KEY, len(model.buffers))]
         model.buffers = [*model.buffers, added]
-    model.buffers = [_Aligned(buffer) for buffer in model.buffers]
+    model.buffers = [_Aligned(buffer, content) for buffer in model.buffers]
     builder = flatbuffers.Builder(len(content) + len(added.data))
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     return bytes(builder.Output())
 
 
 class _Aligned:
-    """A buffer that is written where a runtime may read floats right out of the file."""
+    """A buffer that is written where a runtime may read floats right out of the file.
 
-    def __init__(self, buffer: Any) -> None:
-        self._buffer = buffer
+    Args:
+        buffer: Of a model that was read from `content`, behind which its data may lie: there AI Edge
+            Quantizer puts all of a model of 256 KiB and more.
+    """
+
+    def __init__(self, buffer: Any, content: bytes) -> None:
+        self._data = buffer.data
+        if buffer.data is None and buffer.offset > _NO_OFFSET:
+            self._data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
 
     def Pack(self, builder: Any) -> int:  # noqa: N802  # as flatbuffers calls it
         data = None
-        if self._buffer.data is not None:
-            content = np.ascontiguousarray(self._buffer.data, dtype=np.uint8).tobytes()
+        if self._data is not None:
+            content = np.ascontiguousarray(self._data, dtype=np.uint8).tobytes()
             builder.StartVector(1, len(content), _ALIGNMENT)
             builder.head -= len(content)
             builder.Bytes[builder.head : builder.head + len(content)] = content

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.calibrator import Calibrator
+from ai_edge_quantizer.qtyping import QSV
 from ai_edge_quantizer.quantizer import AlgorithmName, Quantizer
+from ai_edge_quantizer.recipe_manager import RecipeManager
 
 from models.backends.graph import Array
 from models.export.tflite import finished
@@ -35,8 +39,26 @@ def quantized(
         for end in (_Operator.INPUT, _Operator.OUTPUT):
             quantizer.update_quantization_recipe(_EVERYWHERE, end, algorithm_key=AlgorithmName.NO_QUANTIZE)
         name = manifest.programs[_PROGRAM].inputs["x"]
-        ranges = quantizer.calibrate({_PROGRAM: [{name: piece} for piece in pieces]}, num_threads=1)
+        ranges = _ranges(content, quantizer, [{name: piece} for piece in pieces])
     return finished(bytes(quantizer.quantize(ranges).quantized_model), manifest)
+
+
+def _ranges(content: bytes, quantizer: Quantizer, samples: Sequence[Mapping[str, Array]]) -> dict[str, QSV]:
+    """Return between which numbers each tensor was.
+
+    The quantizer's own way is a moving average over the samples, beyond which half of them lie.
+    """
+    recipe = RecipeManager()
+    recipe.load_quantization_recipe(quantizer.get_quantization_recipe())
+    calibrator = Calibrator(content, num_threads=1, qsv_update_func=_widened)
+    calibrator.calibrate({_PROGRAM: samples}, recipe)
+    return dict(calibrator.get_model_qsvs())
+
+
+def _widened(ranges: QSV, more: QSV) -> QSV:
+    if not ranges:
+        return more
+    return {"min": np.minimum(ranges["min"], more["min"]), "max": np.maximum(ranges["max"], more["max"])}
 
 
 def _half() -> qtyping.OpQuantizationConfig:

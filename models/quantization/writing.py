@@ -14,7 +14,7 @@ from models.exported import Artefact, read_artefact
 from models.inference import MAX_MODEL_BYTES, Predictor, exported_predictor
 from models.manifest import Manifest, Quantization, QuantizationMethod, Runtime
 from models.quantization.calibration import batches, calibration_samples
-from trellis.errors import ArtefactError, Fault, InvalidInput
+from trellis.errors import ArtefactError, Fault, InvalidInput, TrainingFailed
 
 _Quantized = Callable[[bytes, Manifest, QuantizationMethod, Iterator[Array]], bytes]
 
@@ -47,7 +47,7 @@ def quantize(
     with checked(path, content) as written:
         try:
             found = _answers(exported_predictor(_read(written, runtime)), samples)
-        except ArtefactError as error:
+        except (ArtefactError, TrainingFailed) as error:
             raise _not_quantizable(manifest, method, _one_line(error)) from error
         if not np.isfinite(found).all():
             # Where a runtime computes in float16, what is above 65,504 is infinite.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,6 +45,12 @@ def quantized(folder: Path, method: QuantizationMethod, runtime: Runtime, path: 
     return quantize(file, method, runtime=runtime, path=path, calibration=calibration)
 
 
+def logits(file: Path, data: Dataset) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return what a model that takes eight samples at once says of all of them."""
+    told = open_predictor(file).logits
+    return np.concatenate([told(data.x[start : start + 8]) for start in range(0, len(data), 8)])
+
+
 def answers(file: Path, folder: Path) -> Predictions:
     return predict(open_predictor(file), load(str(folder / "digits.npz"), split="test"))
 
@@ -69,6 +76,25 @@ def test_a_quantised_file_is_smaller_and_says_what_was_done(
     # It is another model, and nearly the same one.
     assert 0 < np.abs(few.probabilities - all_bits.probabilities).mean() < 0.02
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_tflite_model_of_any_size_answers_as_before_over_all_that_it_was_measured_on(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    data = Dataset("blobs", rng.random((64, 1, 28, 28), np.float32), np.arange(64) % 10, classes=10)
+    # 199,210 parameters: more than 256 KiB in float16, and 8 bits show what the ranges leave out.
+    arrays = open_backend("torch", "mlp", shape=(1, 28, 28), classes=10, seed=0).initial()
+    sizes = {"shape": (1, 28, 28), "classes": 10}
+    whole = tmp_path / "float.tflite"
+    export_inference("mlp", arrays, **sizes, runtime="tflite", path=whole, batch=8)
+    due = logits(whole, data)
+    for method in METHODS:
+        file = tmp_path / f"{method}.tflite"
+        calibration = data if method == "int8-static" else None
+        quantize(whole, method, runtime="tflite", path=file, calibration=calibration)
+        off = np.abs(logits(file, data) - due).max() / due.std()
+        assert off < (0.01 if method == "fp16" else 0.1), method
 
 
 @pytest.mark.parametrize("method", INT8)
