@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -22,15 +21,14 @@ from central_server.logbook import (
     shortened,
 )
 from trellis.errors import PayloadError
-from trellis.identifiers import PATTERN
 from trellis.mqtt import Bus, BusMessage
 from trellis.payloads import Log, Reason, TaskStatus
+from trellis.task_log import untagged
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
 
-OWN = "central_server"
-_TAGGED = re.compile(rf"task=({PATTERN})(?![a-z0-9-])")
+OWN = ("central_server", "trellis.tier")
 _GATHER_S = 0.1
 _WAITING = 20_000
 """Lines that wait to be written: two seconds of a thousand devices at their most talkative."""
@@ -54,13 +52,15 @@ class LogKeeper:
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        logging.getLogger(OWN).addHandler(self._handler)
+        for name in OWN:
+            logging.getLogger(name).addHandler(self._handler)
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        logging.getLogger(OWN).removeHandler(self._handler)
+        for name in OWN:
+            logging.getLogger(name).removeHandler(self._handler)
         self._loop = None
         self._write(self._batch())
 
@@ -115,9 +115,9 @@ class _OwnLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = line_of(record)
-        if found := _TAGGED.match(line.message):
-            rest = line.message[found.end() :].lstrip(": ")
-            self._keeper.keep(found[1], line.model_copy(update={"message": rest}))
+        if (said := untagged(line.message)) is not None:
+            task, message = said
+            self._keeper.keep(task, line.model_copy(update={"message": message}))
 
 
 class TaskLog:
@@ -132,7 +132,7 @@ class TaskLog:
         self._verdicts: dict[str, str] = {}
 
     async def follow(self, bus: Bus, keeper: LogKeeper) -> None:
-        """Keep the lines of the task's devices, and its gateways' verdicts, until canceled."""
+        """Keep the lines of the task's devices and gateways, and its gateways' verdicts, until canceled."""
         known = await asyncio.to_thread(newest, self._folder, Wanted(), 1000)
         self._verdicts = {line.region or "": line.message for line in known if line.source is Source.GATEWAY}
         async with bus.subscribe(*self._filters()) as messages:
@@ -146,7 +146,7 @@ class TaskLog:
                     keeper.keep(self._task, line)
 
     def _filters(self) -> list[str]:
-        kinds = (Kind.LOG, Kind.TASK_STATUS)
+        kinds = (Kind.LOG, Kind.GATEWAY_LOG, Kind.TASK_STATUS)
         return [
             self._topics.filter(kind, region=region, task=self._task)
             for region in sorted(self._regions)
@@ -162,9 +162,9 @@ class TaskLog:
         log = Log.parse(message.payload)
         return LogLine(
             ts=log.ts,
-            source=Source.DEVICE,
+            source=Source.DEVICE if address.device else Source.GATEWAY,
             region=address.region,
-            device=address.device,
+            device=address.device or None,
             level=log.level,
             logger=log.logger,
             message=shortened(log.message),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trellis.payloads import Count, Text, now_ms
+from trellis.task_log import text_of
 
 LOG, APP_LOG = "log.jsonl", "app-log.jsonl"
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -133,15 +133,12 @@ class BookHandler(logging.Handler):
 
 def line_of(record: logging.LogRecord) -> LogLine:
     """Return a record of the server's own as a line, with its traceback."""
-    message = record.getMessage()
-    if record.exc_info and record.exc_info[1] is not None:
-        message = "\n".join([message, "".join(traceback.format_exception(record.exc_info[1])).rstrip()])
     return LogLine(
         ts=int(record.created * 1000),
         source=Source.SERVER,
         level=_level(record.levelno),
         logger=record.name,
-        message=shortened(message),
+        message=shortened(text_of(record)),
     )
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import traceback
-from collections import deque
 from contextvars import ContextVar
 
 from device_agent.eligibility import reason_of
@@ -14,7 +11,8 @@ from device_agent.journal import Journal
 from trellis.errors import TrellisError
 from trellis.execution import ExecutionReport
 from trellis.mqtt import Bus
-from trellis.payloads import ExecutionState, Log, Progress
+from trellis.payloads import ExecutionState, Progress
+from trellis.task_log import TaskLines, log_of
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
@@ -24,8 +22,6 @@ SPEAKER: ContextVar[str | None] = ContextVar("speaker", default=None)
 
 HERE_ONLY = "here_only"
 """A log record that has this set is not published: nobody above needs it."""
-LINES_A_SECOND = 10
-_LINE_CHARS = 8000
 
 
 class TaskReport(ExecutionReport):
@@ -76,14 +72,12 @@ class TaskLog(logging.Handler):
         self, bus: Bus, topics: Topics, *, region: str, device: str, loop: asyncio.AbstractEventLoop
     ) -> None:
         super().__init__(logging.INFO)
-        self._bus = bus
-        self._topics = topics
-        self._region, self._device = region, device
+
+        def topic_of(task: str) -> str:
+            return topics.path(Kind.LOG, region=region, device=device, task=task)
+
+        self._lines = TaskLines(bus, topic_of, loop)
         self._speaker = f"{region}/devices/{device}"
-        self._loop = loop
-        self._times: deque[float] = deque(maxlen=LINES_A_SECOND)
-        self._left_out = 0
-        self._publishing: set[asyncio.Task[None]] = set()
         self.task: str | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -91,41 +85,5 @@ class TaskLog(logging.Handler):
         if SPEAKER.get() not in {None, self._speaker} or getattr(record, HERE_ONLY, False):
             return
         task = getattr(record, "task", None) or self.task
-        if task is None or self._loop.is_closed():
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._line, str(task), _logged(record))
-        except RuntimeError:
-            return  # the loop was closed between the question and the call
-
-    def _line(self, task: str, log: Log) -> None:
-        now = time.monotonic()
-        if len(self._times) == LINES_A_SECOND and now - self._times[0] < 1.0:
-            self._left_out += 1
-            return
-        self._times.append(now)
-        if self._left_out:
-            log = log.model_copy(update={"message": f"({self._left_out} lines left out) {log.message}"})
-            self._left_out = 0
-        topic = self._topics.path(Kind.LOG, region=self._region, device=self._device, task=task)
-        publishing = asyncio.ensure_future(self._bus.publish(topic, log.to_bytes(), qos=0))
-        self._publishing.add(publishing)
-        publishing.add_done_callback(self._published)
-
-    def _published(self, publishing: asyncio.Task[None]) -> None:
-        self._publishing.discard(publishing)
-        if not publishing.cancelled():
-            publishing.exception()  # a log line that the bus could not take is no news to log
-
-
-def _logged(record: logging.LogRecord) -> Log:
-    message = record.getMessage()
-    if record.exc_info and record.exc_info[1] is not None:
-        message = "\n".join([message, "".join(traceback.format_exception(record.exc_info[1])).rstrip()])
-    level = (
-        record.levelname if record.levelname in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"} else "INFO"
-    )
-    # A long message's end says more than its middle: a traceback's last line is the error.
-    if len(message) > _LINE_CHARS:
-        message = f"{message[: _LINE_CHARS // 2]}\n…\n{message[-_LINE_CHARS // 2 :]}"
-    return Log.model_validate({"level": level, "logger": record.name, "message": message})
+        if task is not None:
+            self._lines.say(str(task), log_of(record))

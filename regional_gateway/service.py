@@ -28,6 +28,7 @@ from regional_gateway.ledger import Ledger
 from regional_gateway.log_carrying import LogCarrier
 from regional_gateway.nested import Nested
 from regional_gateway.outlet import Outlet
+from regional_gateway.own_log import OwnLog
 from regional_gateway.parent import Parent, ParentMoved
 from regional_gateway.place import Place, is_regional
 from regional_gateway.presence import OwnPresence, say_farewell, watch_own
@@ -99,6 +100,7 @@ class Gateway:
         self.nested = Nested(self.topics, region, ledger)
         self._upward = Upward(self.topics, self._keeps)
         self._logs = LogCarrier(self.topics, region, ledger, self.nested)
+        self._own_log = OwnLog(self.topics, region, self._logs)
         self.fleet = Fleet(
             self.topics, region, self._store, lambda task: ledger.get(task) is not None, self._upward
         )
@@ -199,7 +201,8 @@ class Gateway:
             if parent is not region and not parent.connected:
                 logger.info("parent's broker is not connected yet broker=%s", self.settings.parent_broker)
             try:
-                await self._serve(own, region, parent, above, stop)
+                with self._own_log.speaking(region, carries=parent is not region):
+                    await self._serve(own, region, parent, above, stop)
             finally:
                 self._announcer = self._centre = None
                 await say_farewell(own, [region] if region is parent else [region, parent])

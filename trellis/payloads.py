@@ -205,7 +205,7 @@ class Progress(Payload):
 
 
 class Log(Payload):
-    """`…/tasks/<task>/log`: one line or traceback, at most ten a second, QoS 0."""
+    """`…/tasks/<task>/log` of a device or a gateway: one line or traceback, at most ten a second, QoS 0."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
     logger: Text

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from regional_gateway.region_app.herald import Herald
 from regional_gateway.region_app.member import RegionMember
+from regional_gateway.region_app.telling_log import LOGGED, LogTeller
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.errors import ConfigError
 from trellis.flower.backchannel import GATEWAY, Above, Brief
@@ -44,22 +45,33 @@ def main(grid: Grid, context: Context) -> None:
     configure_app_log()
     with ServiceChannel(str(context.run_config["task"])) as channel:
         brief = channel.hello(context.run_id)
-        _keep_log(Path(brief.folder))
-        halt = Halt()
-        herald = Herald(channel, halt)
-        member = _member(grid, channel, brief, herald)
-        herald.start()
-        LinkLoop(_link(brief), member.answer, events=herald, halt=halt, pace=Pace()).run()
-        if herald.trouble is not None:
-            raise herald.trouble
+        _keep_log(Path(brief.folder), channel)
+        try:
+            _serve(grid, channel, brief)
+        except Exception:
+            # Whatever it is: the operator sees it where the task is looked at.
+            logger.exception("the region's app ends, and another goes on")
+            raise
 
 
-def _keep_log(folder: Path) -> None:
+def _serve(grid: Grid, channel: ServiceChannel, brief: Brief) -> None:
+    halt = Halt()
+    herald = Herald(channel, halt)
+    member = _member(grid, channel, brief, herald)
+    herald.start()
+    LinkLoop(_link(brief), member.answer, events=herald, halt=halt, pace=Pace()).run()
+    if herald.trouble is not None:
+        raise herald.trouble
+
+
+def _keep_log(folder: Path, channel: ServiceChannel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(folder / APP_LOG, maxBytes=_LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("regional_gateway", "trellis"):
-        logging.getLogger(name).addHandler(handler)
+    teller = LogTeller(channel)
+    for name in LOGGED:
+        for one in (handler, teller):
+            logging.getLogger(name).addHandler(one)
 
 
 def _member(grid: Grid, channel: ServiceChannel, brief: Brief, herald: Herald) -> RegionMember:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from pages import codes, read, rows, section, table
 
-from device_agent.reporting import LINES_A_SECOND
 from trellis.envelope import MAX_SIGNATURES, PAYLOAD_TYPE, Envelope
 from trellis.identifiers import PATTERN
 from trellis.mqtt import BrokerSettings
@@ -25,6 +24,7 @@ from trellis.payloads import (
     TaskState,
     TaskStatus,
 )
+from trellis.task_log import LINES_A_SECOND
 from trellis.topics import DEFAULT_BASE, Kind
 
 PAGE = read("docs/topics.md")

@@ -98,6 +98,26 @@ async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fle
     assert [record["round"] for record in here["history"]] == [1, 2, 3]
 
 
+async def test_why_a_regions_app_fails_is_read_in_the_tasks_log(fleet: Federation) -> None:
+    """Its checkpoints cannot be written, until they can: what the app raised is read from afar."""
+    blocked = fleet.folder / "state/gateways/eu-1/tasks/blocked/r1/checkpoints"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    task = await fleet.submit("blocked", train={"rounds": 1}, **REGIONAL)
+    log = f"eu-1/gateway/tasks/{task}/log"
+    over = "its run is over: "
+    await fleet.mqtt.until(lambda: any(one.startswith(over) for one in fleet.mqtt.said(log, "message")), over)
+    blocked.unlink()
+    await fleet.ended(task)
+    logs = await fleet.operator("logs", task, "--region", "eu-1", "--level", "warning")
+    assert logs.code == 0, logs
+    assert f"  gateway eu-1      WARNING   {over}" in logs.out
+    assert "  gateway eu-1      ERROR     the region's app ends" in logs.out
+    assert "    Traceback (most recent call last):" in logs.out
+    assert "in finish_round" in logs.out
+    assert f"FileExistsError: [Errno 17] File exists: '{blocked}'" in logs.out, logs.out
+
+
 async def post(fleet: Federation, file: str, *regions: str) -> Finished:
     """Post a signed task to these gateways alone."""
     gateways = [part for region in regions for part in ("--gateway", fleet.gateway_urls[region])]
@@ -178,6 +198,9 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
             assert members(record) == {"eu-1/gateway": True, "eu-2/d3": True}
         for record in (await at_gateway(fleet, "eu-1", "nested"))["history"]:
             assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
+        logs = await fleet.operator("logs", "nested")
+        for speaker in ("gateway eu", "gateway eu-1", "us-1/d4"):
+            assert f"  {speaker:<16}  INFO " in logs.out, f"{speaker}\n{logs}"
         await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
         await relayed_by_the_country(fleet, apart)
 

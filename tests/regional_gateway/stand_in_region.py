@@ -4,6 +4,7 @@ waits      as `answers`, after it has said for whom it waits until the first mes
 answers    a regional round for each message from above, until the task is over or called off
 trains     begins to train for the first message from above, and does not come to its end
 dies       says hello and dies by SIGKILL
+raises     says hello, logs a traceback and ends
 fails      says that the region's task has failed
 crashes    begins a reply to the tier above and dies by SIGKILL
 """
@@ -56,6 +57,10 @@ def main() -> None:
         json.dump(brief, file)
     if PART == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if PART == "raises":
+        message = "the region's app ends\nTraceback (most recent call last):\nOSError: no such file"
+        call("POST", "log", schema=1, ts=1, level="ERROR", logger="regional_gateway.app", message=message)
+        return
     if PART == "fails":
         reason = {"code": "failed", "message": "not enough devices"}
         call("POST", "state", state="failed", reason=reason)

@@ -10,6 +10,7 @@ devices are there.
     POST /app/{task}/record   RoundRecord
     POST /app/{task}/state    StateReport
     POST /app/{task}/uplink   Uplink        (a region's app alone: how it fares as a member of the tier above)
+    POST /app/{task}/log      payloads.Log  (a region's app alone: what it logs)
 """
 
 from __future__ import annotations

@@ -8,12 +8,14 @@ and the app ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
@@ -32,11 +34,13 @@ from trellis.flower.backchannel import (
     StateReport,
     Uplink,
 )
-from trellis.payloads import Payload, Round
+from trellis.payloads import Log, Payload, Round
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 10.0
+_LAST_LINES_S = 2.0
+"""An app that fails logs why just before it ends: so long may those lines take."""
 _GONE_AFTER_S = 15.0
 """A service that is started again takes a few seconds, and then starts a new run: this app may go."""
 
@@ -76,6 +80,7 @@ class ServiceChannel:
         self._thread = threading.Thread(target=self._follow, name="fleet-view", daemon=True)
         self._speaker = ThreadPoolExecutor(1, "speaker")
         self._unsaid: deque[Future[httpx.Response]] = deque()
+        self._lines: deque[Future[httpx.Response]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +89,7 @@ class ServiceChannel:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._ended.set()
+        futures.wait(self._lines, _LAST_LINES_S)
         self._speaker.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
@@ -113,6 +119,13 @@ class ServiceChannel:
         """Hand over how a region fares as a member of the tier above; it has been said when this returns."""
         self.flush()
         self._post("uplink", news)
+
+    def log(self, line: Log) -> None:
+        """Hand over a log line, soon; nobody hears of one that is lost."""
+        while self._lines and self._lines[0].done():
+            self._lines.popleft()
+        with contextlib.suppress(RuntimeError):  # the channel is closed
+            self._lines.append(self._speaker.submit(self._post, "log", line))
 
     def flush(self) -> None:
         """Return when all that was said has been heard.

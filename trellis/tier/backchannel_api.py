@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -11,7 +12,7 @@ from fastapi import Depends, FastAPI, Header, Query, Response
 from trellis.errors import Refused
 from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport, Uplink
 from trellis.http.server import create_app
-from trellis.payloads import Round, TaskState
+from trellis.payloads import Log, Round, TaskState
 from trellis.tier.running import AppTask, MemberTask
 
 MAX_WAIT_S = 60.0
@@ -85,6 +86,13 @@ def create_backchannel(
         @app.post("/app/{name}/uplink", dependencies=guard)
         async def uplink(name: str, news: Uplink) -> dict[str, str]:
             await find_member(name).uplink(news)
+            return {}
+
+        @app.post("/app/{name}/log", dependencies=guard)
+        async def log(name: str, line: Log) -> dict[str, str]:
+            # As a line of ours, named by its task: so it stands in our log, and goes where that goes.
+            level = logging.getLevelNamesMapping()[line.level]
+            logging.getLogger(line.logger).log(level, "task=%s: %s", name, line.message)
             return {}
 
     return app

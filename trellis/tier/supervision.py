@@ -143,7 +143,8 @@ class Supervisor:
                 return
             rounds = task.rounds_done
             why = await self._run_once(task, superlink) or "the task has ended"
-            logger.info("task=%s: its run is over: %s", task.name, why)
+            level = logging.INFO if task.ended else logging.WARNING
+            logger.log(level, "task=%s: its run is over: %s", task.name, why)
             if not task.ended and await task.was_disk_full():
                 continue  # what it did could not be kept: no fault of the app
             if self._keeper.current is superlink:

@@ -21,7 +21,9 @@ from tests.central_server.parts import Launcher, Running, descriptor, signed, un
 from trellis.mqtt import BrokerSettings, MqttBus
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
-from trellis.topics import Topics
+from trellis.payloads import Log
+from trellis.task_log import TaskLines
+from trellis.topics import Kind, Topics
 
 ROOT = Path(trellis.__file__).parent.parent
 TASK = "digits-mlp"
@@ -173,6 +175,42 @@ async def test_following_shows_each_line_once_and_ends_with_the_task(
             out, err = await process.communicate()
         assert (process.returncode, err) == (0, b"")
         assert b"the next" not in out
+
+
+async def test_a_gateways_lines_are_kept_and_shown_with_its_name_each_once(federation: Federation) -> None:
+    federation.script = ["obeys"]
+    async with federation() as running, MqttBus(BrokerSettings(federation.broker_url, "eu-1/gateway")) as bus:
+        await bus.wait_connected(10)
+        topic = Topics().path(Kind.GATEWAY_LOG, region="eu-1", task=TASK)
+        loop = asyncio.get_running_loop()
+        lines = TaskLines(bus, lambda _: topic, loop)
+
+        def say(message: str) -> None:
+            lines.say(TASK, Log(level="ERROR", logger="regional_gateway.region_app.app", message=message))
+
+        await running.post(descriptor())
+        await say_until_kept(running, lambda: say("before"), "before")
+        process = await start(
+            "--server", running.server.api_url, "--follow", "--broker", federation.broker_url
+        )
+        await read_until(process, "before")
+        await asyncio.sleep(2.0)  # the past is shown, and still it may not be subscribed
+        say("its app fails\nOSError: no such file")
+        shown = await read_until(process, "its app fails")
+        assert "  gateway eu-1      ERROR     its app fails" in shown[-1]
+        assert await read_until(process, "") == ["    OSError: no such file"]
+        await kept(running, "its app fails")
+        await running.http.post(f"/v1/tasks/{TASK}/cancel", content=signed(descriptor().canceled()))
+        async with asyncio.timeout(DEADLINE_S):
+            out, err = await process.communicate()
+        assert (process.returncode, err) == (0, b"")
+        assert b"its app fails" not in out
+        code, out_again, _ = await run("--server", running.server.api_url, "--region", "eu-1", "--json")
+        said = [json.loads(line) for line in out_again.splitlines()]
+        assert code == 0
+        assert [(one["source"], one["device"]) for one in said if "OSError" in one["message"]] == [
+            ("gateway", None)
+        ]
 
 
 async def test_devices_are_heard_while_the_server_is_away(federation: Federation) -> None:

@@ -139,6 +139,14 @@ def test_warnings_are_kept_and_information_is_not() -> None:
     assert [line.brief for line in picture.logs] == [f"bad {n} … why {n}" for n in range(2, 7)]
 
 
+def test_a_gateways_warnings_are_kept_under_its_name() -> None:
+    line = Log(level="WARNING", logger="x", message="its run is over")
+    picture = said(Picture(), "eu-1/gateway/tasks/digits/log", line)
+    assert [(line.region, line.device, line.brief) for line in picture.logs] == [
+        ("eu-1", "gateway", "its run is over")
+    ]
+
+
 def test_a_regions_status_and_a_devices_info_are_taken() -> None:
     verdict = Reason(code="signature", message="signed by a stranger")
     status = TaskStatus(task="digits", revision=1, desired="run", verdict=verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from trellis.cli.watching.narration import narrate, round_line
@@ -96,6 +97,20 @@ def test_the_drawing_shows_services_task_rounds_and_devices() -> None:
     assert any("rejected" in line and "has 12 samples, due are 50" in line for line in lines)
     assert any(line.startswith("us-1") and "cam-3" in line and "offline" in line for line in lines)
     assert "warning eu-1/cam-1: disk is nearly full" in lines
+
+
+@pytest.mark.parametrize(
+    ("state", "colour"), [(TaskState.SUCCEEDED, "32"), (TaskState.FAILED, "31")], ids=["early", "failed"]
+)
+def test_a_task_that_stopped_early_is_drawn_as_a_success_with_its_reason(
+    state: TaskState, colour: str
+) -> None:
+    reason = Reason(code="stopped", message="accuracy has not grown for 3 rounds")
+    central = RUNNING.model_copy(update={"state": state, "reason": reason})
+    console = Console(width=140, force_terminal=True, color_system="standard")
+    with console.capture() as captured:
+        console.print(render(Picture(tasks={"digits": TaskPicture(central=central)})))
+    assert f"\x1b[{colour}m  accuracy has not grown for 3 rounds\x1b[0m" in captured.get()
 
 
 def test_the_drawing_can_be_narrowed_to_a_region_and_a_task() -> None:

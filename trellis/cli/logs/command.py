@@ -53,7 +53,7 @@ def logs(
         typer.Option(
             "--broker",
             metavar="URL",
-            help="With --follow: hear devices at once, and while the server is away (mqtts:// needs --keys).",
+            help="With --follow: hear regions at once, and while the server is away (mqtts:// needs --keys).",
         ),
     ] = None,
     keys: KeysOption = DEFAULT_KEYS,

@@ -1,4 +1,4 @@
-"""Follows a task's lines: asked of the server once a second, and live from the devices' MQTT topics."""
+"""Follows a task's lines: asked of the server once a second, and live from MQTT."""
 
 from __future__ import annotations
 
@@ -143,12 +143,12 @@ class Following:
 
     async def _listen(self, bus: Bus) -> None:
         wanted = self._wanted
-        topic = self._topics.filter(
-            Kind.LOG, region=wanted.region or "+", device=wanted.device or "+", task=wanted.task
-        )
+        names = {"region": wanted.region or "+", "device": wanted.device or "+", "task": wanted.task}
+        kinds = (Kind.LOG,) if wanted.device else (Kind.LOG, Kind.GATEWAY_LOG)
+        filters = [self._topics.filter(kind, **names) for kind in kinds]
         async with bus:
             await connect(bus)
-            async with bus.subscribe(topic) as messages:
+            async with bus.subscribe(*filters) as messages:
                 async for message in messages:
                     # What is not ours to read is not ours to show.
                     with contextlib.suppress(PayloadError):
@@ -160,7 +160,9 @@ class Following:
 def _live(topics: Topics, message: BusMessage) -> Line:
     address = topics.parse(message.topic)
     log = Log.parse(message.payload)
-    return Line(log.ts, "device", address.region, address.device, Level(log.level), log.logger, log.message)
+    source = "device" if address.device else "gateway"
+    device = address.device or None
+    return Line(log.ts, source, address.region, device, Level(log.level), log.logger, log.message)
 
 
 def _ended(answer: dict[str, Any]) -> bool:

@@ -38,7 +38,7 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class LogLine:
-    """A warning or worse that a device logged."""
+    """A warning or worse that a device, or `gateway`, logged."""
 
     region: str
     device: str
@@ -175,6 +175,8 @@ def _fold_region(picture: Picture, address: Address, payload: bytes) -> Picture:
     if address.kind is Kind.GATEWAY_EXECUTION:
         execution = _read(Execution, payload)
         return _with_tier(picture, address, lambda tier: replace(tier, execution=execution))
+    if address.kind is Kind.GATEWAY_LOG:
+        return _with_log(picture, address, _read(Log, payload))
     return picture  # descriptors are not for watching
 
 
@@ -236,7 +238,7 @@ def _with_task(picture: Picture, name: str, change: _Change) -> Picture:
 def _with_log(picture: Picture, address: Address, log: Log | None) -> Picture:
     if log is None or log.level not in _LOUD:
         return picture
-    line = LogLine(address.region, address.device, address.task, log.level, log.message)
+    line = LogLine(address.region, address.device or "gateway", address.task, log.level, log.message)
     return replace(picture, logs=(*picture.logs, line)[-MAX_LOGS:])
 
 

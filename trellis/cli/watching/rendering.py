@@ -82,7 +82,9 @@ def _task_line(name: str, task: TaskPicture) -> RenderableType:
     if now and not (central and central.state.ended):
         text.append(_standing(now))
     if central and central.reason:
-        text.append_text(_text(f"  {central.reason.message}", "red"))
+        # One that stopped early has succeeded, and says why.
+        style = "green" if central.state is TaskState.SUCCEEDED else "red"
+        text.append_text(_text(f"  {central.reason.message}", style))
     for region, status in sorted(task.statuses.items()):
         if status.verdict:
             text.append("\n").append_text(_text(f"  {region}: {status.verdict.message}", "red"))

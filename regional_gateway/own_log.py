@@ -1,0 +1,63 @@
+"""What a gateway says about tasks on its log topics: how it supervises them, and what their apps log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from regional_gateway.log_carrying import LogCarrier
+from regional_gateway.region_app.telling_log import LOGGED
+from trellis.mqtt import Bus, Publication
+from trellis.task_log import TaskLines, log_of, untagged
+from trellis.topics import Kind, Topics
+
+
+class OwnLog(logging.Handler):
+    """Publishes the gateway's lines that name a task, `task=NAME`, tracebacks included.
+
+    Args:
+        topics: The fleet's topics.
+        region: This region.
+        carrier: Brings them up where the parent's broker is another, and its own may be away.
+    """
+
+    def __init__(self, topics: Topics, region: str, carrier: LogCarrier) -> None:
+        super().__init__(logging.INFO)
+        self._topics, self._region, self._carrier = topics, region, carrier
+        self._lines: TaskLines | None = None
+        self._bus: Bus | None = None
+        self._carries = False
+
+    @contextlib.contextmanager
+    def speaking(self, bus: Bus, *, carries: bool) -> Iterator[None]:
+        """Publish on the region's broker, and have the lines carried up if it `carries`."""
+        self._bus, self._carries = bus, carries
+        self._lines = TaskLines(self, self._topic, asyncio.get_running_loop())
+        for name in LOGGED:
+            logging.getLogger(name).addHandler(self)
+        try:
+            yield
+        finally:
+            for name in LOGGED:
+                logging.getLogger(name).removeHandler(self)
+            self._lines = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Publish `record` if it names a task."""
+        log = log_of(record)
+        if self._lines is not None and (said := untagged(log.message)) is not None:
+            task, message = said
+            self._lines.say(task, log.model_copy(update={"message": message}))
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """Say a line in the region, and above."""
+        if self._carries:
+            line = Publication(topic, payload, qos=qos, retain=retain)
+            self._carrier.put(self._topics.parse(topic).task, line)
+        if self._bus is not None:
+            await self._bus.publish(topic, payload, qos=qos, retain=retain)
+
+    def _topic(self, task: str) -> str:
+        return self._topics.path(Kind.GATEWAY_LOG, region=self._region, task=task)

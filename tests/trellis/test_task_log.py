@@ -1,0 +1,61 @@
+"""Log lines of tasks: bounded in size and in number."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from trellis.payloads import Log
+from trellis.task_log import LINES_A_SECOND, TaskLines, log_of, untagged
+
+
+def line(message: str) -> Log:
+    return Log(level="INFO", logger="test", message=message)
+
+
+class Heard:
+    """An outlet that keeps what it is given, until `last` comes."""
+
+    def __init__(self, last: str) -> None:
+        self.said: list[tuple[str, str]] = []
+        self._last, self.ended = last, asyncio.Event()
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        assert (qos, retain) == (0, False)
+        self.said.append((topic, Log.parse(payload).message))
+        if self.said[-1][1] == self._last:
+            self.ended.set()
+
+
+async def test_ten_lines_a_second_of_each_task_are_said_and_the_next_says_how_many_were_not() -> None:
+    last = "(3 lines left out) later"
+    heard = Heard(last)
+    lines = TaskLines(heard, lambda task: f"{task}/log", asyncio.get_running_loop())
+    for number in range(LINES_A_SECOND + 3):
+        lines.say("one", line(f"{number}"))
+    lines.say("two", line("of another"))
+    await asyncio.sleep(1.1)
+    lines.say("one", line("later"))
+    await asyncio.wait_for(heard.ended.wait(), 5)
+    first = [("one/log", f"{number}") for number in range(LINES_A_SECOND)]
+    assert heard.said == [*first, ("two/log", "of another"), ("one/log", last)]
+
+
+def test_a_long_line_keeps_its_beginning_and_its_end() -> None:
+    try:
+        raise OSError("x" * 20_000 + " at last")
+    except OSError:
+        record = logging.LogRecord("test", logging.ERROR, __file__, 1, "it %s", ("broke",), sys.exc_info())
+    said = log_of(record)
+    assert said.message.startswith("it broke\nTraceback (most recent call last):")
+    assert said.message.endswith("x at last")
+    assert len(said.message) < 8010
+
+
+def test_a_line_names_its_task_at_its_beginning_or_not_at_all() -> None:
+    assert untagged("task=digits-2: its run is over") == ("digits-2", "its run is over")
+    assert untagged("task=digits run=7: submitted") == ("digits", "run=7: submitted")
+    assert untagged("refused task=digits") is None
+    assert untagged("task=") is None
+    assert untagged(f"task={'x' * 64}: too long a name") is None

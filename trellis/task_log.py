@@ -1,0 +1,114 @@
+"""Log lines of tasks: as payloads of bounded size, at most ten a second of each task, on MQTT topics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from trellis.execution import Outlet
+from trellis.identifiers import PATTERN
+from trellis.payloads import Log
+
+LINES_A_SECOND = 10
+_LINE_CHARS = 8000
+_TASKS = 256
+"""Tasks whose pace is remembered; they are those of the present, or nearly so."""
+_TAGGED = re.compile(rf"task=({PATTERN})(?![a-z0-9-])")
+
+
+def text_of(record: logging.LogRecord) -> str:
+    """Return what a record says, with its traceback."""
+    message = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        message = "\n".join([message, "".join(traceback.format_exception(record.exc_info[1])).rstrip()])
+    return message
+
+
+def log_of(record: logging.LogRecord) -> Log:
+    """Return a record as a payload."""
+    message = text_of(record)
+    level = (
+        record.levelname if record.levelname in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"} else "INFO"
+    )
+    # A long message's end says more than its middle: a traceback's last line is the error.
+    if len(message) > _LINE_CHARS:
+        message = f"{message[: _LINE_CHARS // 2]}\n…\n{message[-_LINE_CHARS // 2 :]}"
+    return Log.model_validate({"level": level, "logger": record.name, "message": message})
+
+
+def untagged(message: str) -> tuple[str, str] | None:
+    """Return the task that a line names at its beginning, `task=NAME`, and what it says of it."""
+    found = _TAGGED.match(message)
+    return (found[1], message[found.end() :].lstrip(": ")) if found else None
+
+
+class Pace:
+    """Lets ten lines a second pass; the next then says how many were left out."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=LINES_A_SECOND)
+        self._left_out = 0
+
+    def passing(self, log: Log) -> Log | None:
+        """Return the line as it passes, or None if it is left out."""
+        now = time.monotonic()
+        if len(self._times) == LINES_A_SECOND and now - self._times[0] < 1.0:
+            self._left_out += 1
+            return None
+        self._times.append(now)
+        if self._left_out:
+            log = log.model_copy(update={"message": f"({self._left_out} lines left out) {log.message}"})
+            self._left_out = 0
+        return log
+
+
+class TaskLines:
+    """Publishes log lines of tasks, at most ten a second of each.
+
+    Args:
+        outlet: Where they are published, at QoS 0.
+        topic_of: Returns the log topic of a task.
+        loop: The outlet's event loop.
+    """
+
+    def __init__(
+        self, outlet: Outlet, topic_of: Callable[[str], str], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._outlet, self._topic_of, self._loop = outlet, topic_of, loop
+        self._paces: OrderedDict[str, Pace] = OrderedDict()
+        self._publishing: set[asyncio.Task[None]] = set()
+
+    def say(self, task: str, log: Log) -> None:
+        """Publish a line of a task soon; any thread may call this, and it never blocks."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._publish, task, log)
+        except RuntimeError:
+            return  # the loop was closed between the question and the call
+
+    def _publish(self, task: str, log: Log) -> None:
+        line = self._pace(task).passing(log)
+        if line is None:
+            return
+        sending = self._outlet.publish(self._topic_of(task), line.to_bytes(), qos=0)
+        publishing = asyncio.ensure_future(sending)
+        self._publishing.add(publishing)
+        publishing.add_done_callback(self._published)
+
+    def _pace(self, task: str) -> Pace:
+        pace = self._paces.pop(task, None) or Pace()
+        self._paces[task] = pace
+        if len(self._paces) > _TASKS:
+            self._paces.popitem(last=False)
+        return pace
+
+    def _published(self, publishing: asyncio.Task[None]) -> None:
+        self._publishing.discard(publishing)
+        if not publishing.cancelled():
+            publishing.exception()  # a log line that the bus could not take is no news to log
