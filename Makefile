@@ -52,6 +52,8 @@ bench: install
 	$(BIN)/python benchmarks/footprint.py
 	$(BIN)/python benchmarks/recovery.py --repeats 3
 	$(BIN)/python benchmarks/hierarchy.py --devices 10,50 --rounds 5
+	$(BIN)/python benchmarks/runtimes.py --repeats 1
+	$(BIN)/python benchmarks/quantization.py
 
 clean:
 	rm -rf .venv .runtimes build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,9 +8,7 @@ turns. Run it on an otherwise idle machine:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -18,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import report
 from flwr.app import Message
 from rich.console import Console
 from rich.table import Table
@@ -96,9 +95,8 @@ def row(what: str, seconds: dict[str, list[float]]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trellis-bench-") as folder:
         rows = asyncio.run(measure(options.repeats, Path(folder)))
@@ -106,8 +104,7 @@ def main() -> None:
     for item in rows:
         table.add_row(*(str(value) for value in item.values()))
     Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    report.write(rows, options.json)
 
 
 if __name__ == "__main__":

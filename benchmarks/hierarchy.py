@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from ground import Process
 from regions import DEADLINE_S, Regions, Tier
-from report import Rows, parser, run, show, write
+from report import Rows, counts, parser, run, show, write
 
 MEGABYTE = 1e6
 GATHER_S = 180.0
@@ -136,15 +136,19 @@ def growth(rows: Rows) -> Rows:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument(
-        "--devices", default="10,50,100", help="how many, of all regions (default: 10,50,100)"
+        "--devices",
+        type=counts,
+        default=[10, 50, 100],
+        metavar="N,…",
+        help="how many, of all regions (default: 10,50,100)",
     )
     options.add_argument("--regions", type=int, default=5, help="how many (default: 5)")
     options.add_argument("--rounds", type=int, default=10, help="timed rounds of each task (default: 10)")
     options.add_argument("--counted", type=int, default=5, help="counted rounds of each task (default: 5)")
     chosen = options.parse_args()
-    numbers = [int(number) for number in chosen.devices.split(",")]
-    if min(chosen.regions, chosen.rounds, chosen.counted, *numbers) < 1:
-        options.error("devices, regions and rounds are at least 1")
+    numbers = chosen.devices
+    if min(chosen.regions, chosen.rounds, chosen.counted) < 1:
+        options.error("--regions, --rounds and --counted: at least 1")
     if any(number % chosen.regions for number in numbers):
         options.error(f"all regions have equally many devices: name multiples of {chosen.regions}")
     rows: Rows = []

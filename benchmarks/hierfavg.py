@@ -20,7 +20,7 @@ from typing import Any
 import workload
 from curves import svg
 from regions import Regions
-from report import Rows, parser, run, show, write
+from report import Rows, output_file, parser, run, show, write
 
 REGIONS, CLASSES, STEPS, OFTEN, SEED = 5, 10, 60, 10, 42
 COLUMNS = ("round", "accuracy_1x60", "accuracy_10x6", "ahead_points")
@@ -79,7 +79,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20, help="central rounds (default: 20)")
     options.add_argument("--learning-rate", type=float, default=0.05, help="default: 0.05")
     options.add_argument("--batch", type=int, default=32, help="samples a step (default: 32)")
-    options.add_argument("--plot", type=Path, metavar="FILE", help="write the curves there, as SVG")
+    options.add_argument("--plot", type=output_file, metavar="FILE", help="write the curves there, as SVG")
     chosen = options.parse_args()
     if not chosen.data.exists():
         options.error(f"there is no {chosen.data}: --data names MNIST as an NPZ file")

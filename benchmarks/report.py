@@ -14,14 +14,38 @@ from ground import Ended, end_on_signals
 from rich.console import Console
 from rich.table import Table
 
+from trellis.errors import ConfigError
+from trellis.files import writable_file
+
 Rows = list[dict[str, Any]]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser that shows the module's text as help, with `--json`."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, as JSON")
+    made.add_argument("--json", type=output_file, metavar="FILE", help="write the rows there, as JSON")
     return made
+
+
+def output_file(text: str) -> Path:
+    """Return the file that an option names; one that cannot be written is told before all else."""
+    try:
+        return writable_file(Path(text), option="FILE")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def counts(text: str) -> list[int]:
+    """Return the numbers, each at least 1, that an option gives as 2,8."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} came, whole numbers from 1 with commas between are due, such as 2,8"
+        )
+    return numbers
 
 
 def show(rows: Rows, columns: Sequence[str], *, title: str) -> None:

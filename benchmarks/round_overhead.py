@@ -23,7 +23,7 @@ from pathlib import Path
 import workload
 from federation import Federation
 from ground import ROOT, Ended, Ground, free_ports, listens
-from report import Rows, parser, run, show, write
+from report import Rows, counts, parser, run, show, write
 
 START_S = 180.0
 ROUND_S = 120.0
@@ -128,7 +128,13 @@ def with_ratios(rows: Rows) -> Rows:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--devices", default="2", help="how many, or several such as 2,8 (default: 2)")
+    options.add_argument(
+        "--devices",
+        type=counts,
+        default=[2],
+        metavar="N,…",
+        help="how many, or several such as 2,8 (default: 2)",
+    )
     options.add_argument("--rounds", type=int, default=10, help="rounds of each, at least 2 (default: 10)")
     options.add_argument("--only", default=",".join(FEDERATIONS), help="some of: " + ", ".join(FEDERATIONS))
     options.add_argument("--data", type=Path, metavar="FILE", help="an NPZ file like MNIST's")
@@ -140,7 +146,7 @@ def main() -> None:
         options.error("--rounds: at least 2, the first is left out")
     print(f"load averages at the start: {' '.join(f'{value:.1f}' for value in os.getloadavg())}")
     rows: Rows = []
-    for devices in map(int, chosen.devices.split(",")):
+    for devices in chosen.devices:
         for name in names:
             rows.append(row(name, devices, FEDERATIONS[name](devices, chosen.rounds, chosen.data)))
             print(f"{name}, {devices} devices: {rows[-1]['round_s_median']} s a round")

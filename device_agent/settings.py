@@ -13,6 +13,7 @@ from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Fault, PayloadError
 from trellis.loopback import is_loopback
 from trellis.mqtt import BrokerSettings
+from trellis.mqtt.settings import LONGEST_KEEPALIVE_S
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
@@ -79,6 +80,9 @@ class DeviceSettings:
             faults.append(Fault("broker", problem, "use mqtts://, or --insecure on loopback"))
         if self.threads < 1:
             faults.append(Fault("threads", f"{self.threads} came, at least 1 is due"))
+        if not 1 <= self.keepalive_s <= LONGEST_KEEPALIVE_S:
+            due = f"a number of seconds from 1 to {LONGEST_KEEPALIVE_S} is due"
+            faults.append(Fault("keepalive", f"{self.keepalive_s} came, {due}"))
         faults += _link_faults(self.link, trusted=self.trust_server_code)
         if faults:
             raise ConfigError("device settings", faults)

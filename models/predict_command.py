@@ -13,8 +13,7 @@ import typer
 
 from models.datasets import Split, load
 from models.inference import Predictions, Predictor, open_predictor, predict
-from trellis.errors import ConfigError
-from trellis.files import write_atomically
+from trellis.files import writable_file, write_atomically
 
 app = typer.Typer(name="predict")
 
@@ -69,8 +68,8 @@ def run(
       trellis predict --model lenet5-int8.onnx --data mnist.npz -o predictions.csv
       trellis predict --model model.tflite --data twenty.npz --split all
     """
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--output {str(output)!r}", f"folder {str(output.parent)!r} does not exist")
+    if output is not None:
+        writable_file(output, option="--output")
     predictor = open_predictor(model)
     part = _SPLITS[split]
     dataset = load(data, split=part)

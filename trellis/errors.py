@@ -10,7 +10,7 @@ A class says what the caller does next; a message says who, what came, what was 
     │   ├── ConfigError           options, environment, trellis.toml, key files
     │   ├── DataError             a data set, or a device's data against a task
     │   └── ArtefactError         an exported model file that is broken, hostile or another model's
-    ├── Refused                   a rule said no: don't retry; `code` says which rule
+    ├── Refused                   a rule said no: don't retry; `code` says which (exit code 2: mend the task)
     ├── DiskFailed                this machine's disk did not take it: free space, then try again
     ├── Unavailable               nobody answered (broker, server, SuperLink): try again, or start it
     ├── MissingExtra              exit code 2: install the named extra
@@ -100,6 +100,8 @@ class Refused(TrellisError):
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
+        # What stands in the task is an input, whoever looks at it: alone as well as among other faults of it.
+        self.exit_code = 2 if code in {"model", "data", "aggregation", "expired"} else 1
         super().__init__(message)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from trellis.errors import ConfigError
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:
@@ -41,6 +44,32 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)  # a full disk must not be kept full by what it did not take
         raise
     sync_folder(path.parent)
+
+
+def writable_file(path: Path, *, option: str) -> Path:
+    """Return `path` once it is known that a file can be written there, as an option asks.
+
+    What stands there is left alone: it is tried with a file beside it, of a name as long as those on the way.
+
+    Raises:
+        ConfigError: It is a folder or a device, its folder is not there or no folder, or takes no file.
+    """
+    what = f"{option} {str(path)!r}"
+    try:
+        if path.is_dir():
+            raise ConfigError(what, "is a folder: name a file in it")
+        if path.exists() and not path.is_file():
+            raise ConfigError(what, "is no ordinary file: name another one")
+        if not path.parent.exists():
+            raise ConfigError(what, f"folder {str(path.parent)!r} does not exist: make it, or name another")
+        if not path.parent.is_dir():
+            raise ConfigError(what, f"{str(path.parent)!r} is no folder: name another")
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".partial", dir=path.parent):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(what, f"cannot be written: {reason}: name another file") from None
+    return path
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,7 +18,9 @@ from models.export import MOST_AT_ONCE, TRAINING_BATCH, export_inference, export
 from models.manifest import Manifest, Purpose, QuantizationMethod, Runtime
 from models.quantization import quantize as write_quantized
 from models.quantization import require_calibration
+from models.registry import find_model
 from trellis.errors import ConfigError, Fault
+from trellis.files import writable_file
 
 app = typer.Typer(name="export")
 
@@ -108,9 +110,11 @@ def export(
     aim: Purpose = "training" if purpose is _Purpose.TRAINING else "inference"
     file = Path(model)
     is_file = file.suffix == ".safetensors" or file.is_file()
-    path = output or Path(f"{file.stem if is_file else model}-{aim}.{wanted}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {str(path)!r}", f"folder {str(path.parent)!r} does not exist")
+    if not is_file:
+        find_model(model)
+    path = writable_file(
+        output or Path(f"{file.stem if is_file else model}-{aim}.{wanted}"), option="--output"
+    )
     method = None if quantize is None else _METHODS[quantize]
     _require_sense(aim, method, calibrate)
     _refuse_idle_batch(wanted, batch)

@@ -90,6 +90,30 @@ def test_an_unknown_federation_is_named(tmp_path: Path) -> None:
     assert "there is no flowers; there is: flower-stock, trellis, flower-legacy" in out
 
 
+@pytest.mark.parametrize("script", ["round_overhead", "hierarchy"])
+@pytest.mark.parametrize("devices", ["x", "2,", "0", "2,-1", "1.5"])
+def test_numbers_of_devices_that_are_none_are_a_usage_error(
+    script: str, devices: str, tmp_path: Path
+) -> None:
+    process = started(f"{script}.py", tmp_path, "--devices", devices)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    due = (
+        f"argument --devices: {devices!r} came, whole numbers from 1 with commas between are due, such as 2,8"
+    )
+    assert out.rstrip().endswith(due)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_file_for_the_rows_that_cannot_be_written_is_told_before_anything_is_measured(
+    script: str, tmp_path: Path
+) -> None:
+    process = started(f"{script}.py", tmp_path, "--json", "none/rows.json")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    assert "argument --json: FILE 'none/rows.json': folder 'none' does not exist" in out
+
+
 @pytest.mark.timeout(300)
 def test_front_is_timed(tmp_path: Path) -> None:
     # A short name: the folder is called after it, and a Unix socket's path has 107 bytes at most.

@@ -98,6 +98,14 @@ def test_anothers_certificate_is_refused(options):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize("seconds", [0, -1, 65536])
+def test_a_keepalive_that_mqtt_has_not_is_told_with_its_option(options, seconds):
+    with pytest.raises(ConfigError) as error:
+        settings_of(dataclasses.replace(options, keepalive=seconds))
+    due = "a number of seconds from 1 to 65535 is due"
+    assert [str(fault) for fault in error.value.faults] == [f"keepalive: {seconds} came, {due}"]
+
+
 def test_insecure_still_pins_the_operator_and_keeps_to_loopback(options):
     insecure = dataclasses.replace(options, insecure=True)
     with pytest.raises(ConfigError, match=r"10.0.0.5:8000 is not this machine") as error:

@@ -18,7 +18,7 @@ from trellis.cli.options import (
     print_json,
     server_client,
 )
-from trellis.errors import ConfigError
+from trellis.files import writable_file
 
 app = typer.Typer(name="model", help="Fetch, evaluate and list models.", no_args_is_help=True)
 
@@ -44,8 +44,7 @@ def get(
       trellis model get digits -o digits.safetensors
     """
     identifiers.identifier(task, what="task")
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {str(output)!r}", f"folder {str(output.parent)!r} does not exist")
+    writable_file(output, option="--output")
     written = asyncio.run(_fetch(task, output, server, keys))
     if as_json:
         print_json({"task": task, "file": str(output), "bytes": written})

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from trellis.errors import ConfigError, Fault
 from trellis.tls import TlsFiles
 
+LONGEST_KEEPALIVE_S = 65535
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 _EXAMPLES = "such as mqtt://127.0.0.1:1883 or mqtts://broker.example:8883"
@@ -46,8 +47,9 @@ class BrokerSettings:
             faults.append(Fault("broker", f"{self.url} needs TLS files, and there are none", remedy))
         if not 1 <= len(self.client_id.encode()) <= 65535 or "\0" in self.client_id:
             faults.append(Fault("client_id", f"{self.client_id[:80]!r} must be 1 to 65535 bytes without NUL"))
-        if not 1 <= self.keepalive_s <= 65535:
-            faults.append(Fault("keepalive_s", f"{self.keepalive_s} must be from 1 to 65535 seconds"))
+        if not 1 <= self.keepalive_s <= LONGEST_KEEPALIVE_S:
+            problem = f"{self.keepalive_s} must be from 1 to {LONGEST_KEEPALIVE_S} seconds"
+            faults.append(Fault("keepalive_s", problem))
         if faults:
             raise ConfigError("broker settings", faults)
 

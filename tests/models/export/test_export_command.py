@@ -99,5 +99,9 @@ def test_a_file_says_its_own_sizes(model_file: Path) -> None:
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="did you mean 'lenet5'"):
+    with pytest.raises(Refused, match="did you mean 'lenet5'") as caught:
         _run("lenet", *TRAIN, "--shape", "1,8,8", "--classes", "2", "-o", str(tmp_path / "x.onnx"))
+    assert caught.value.exit_code == 2
+    # Before anything that follows from its name.
+    with pytest.raises(Refused, match="did you mean 'lenet5'"):
+        _run("zoo/lenet5", *TRAIN)

@@ -64,6 +64,14 @@ def test_an_error_comes_back_as_its_class_with_its_message(
 
 
 @pytest.mark.parametrize(
+    ("code", "exit_code"), [("model", 2), ("expired", 2), ("untrusted", 1), ("clock", 1)]
+)
+def test_what_a_server_refuses_for_the_tasks_own_words_is_an_input_to_mend(code: str, exit_code: int) -> None:
+    back = from_json(403, to_json(Refused(code, "no")), url=URL)
+    assert (type(back), back.exit_code) == (Refused, exit_code)
+
+
+@pytest.mark.parametrize(
     "body", [None, [], {}, "no", {"error": "no"}, {"error": {"message": 5}}, {"detail": "x"}]
 )
 def test_a_foreign_body_is_said_to_be_foreign(body: object) -> None:

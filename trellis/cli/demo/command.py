@@ -21,6 +21,7 @@ from trellis.cli.demo.runtimes import parse_backends, python_of
 from trellis.cli.demo.stage import Stage
 from trellis.cli.watching.screen import Screen
 from trellis.errors import ConfigError
+from trellis.files import writable_file, write_atomically
 
 app = typer.Typer(name="demo")
 
@@ -85,8 +86,8 @@ def demo(
       trellis demo --backends torch,onnx,tflite
       trellis demo --data mnist.npz --rounds 3 --json summary.json
     """
-    if summary is not None and not summary.absolute().parent.is_dir():
-        raise ConfigError(f"--json {str(summary)!r}", "its folder does not exist")
+    if summary is not None:
+        writable_file(summary, option="--json")
     chosen = parse_backends(backends) if backends is not None else ()
     for backend in chosen:
         python_of(backend)
@@ -108,7 +109,7 @@ def demo(
         typer.echo("stopped: nothing of the demo runs any more", err=True)
         raise typer.Exit(128 + received[0] if received else 1) from None
     if summary is not None:
-        summary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_atomically(summary, f"{json.dumps(found, indent=2)}\n".encode())
     typer.echo(_told(found, data))
 
 

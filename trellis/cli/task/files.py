@@ -11,6 +11,7 @@ from trellis import descriptor
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.task import delivery
 from trellis.errors import DescriptorError
+from trellis.files import writable_file, write_atomically
 from trellis.tier.strategies import STRATEGY_RULES
 
 app = typer.Typer(
@@ -70,8 +71,9 @@ def sign(
       trellis task sign task.yaml -o task.signed.json
       trellis task post task.signed.json --gateway https://10.0.1.5:8081
     """
+    writable_file(output, option="--output")
     task = delivery.signed(descriptor.load(file, rules=STRATEGY_RULES), keys)
-    output.write_bytes(task.envelope.to_bytes())
+    write_atomically(output, task.envelope.to_bytes())
     keyid = task.envelope.signatures[0].keyid
     if as_json:
         print_json({"task": task.descriptor.task, "file": str(output), "keyid": keyid})
