@@ -228,6 +228,7 @@ def test_every_backend_is_weighed_and_timed(tmp_path: Path) -> None:
         assert row["installed_mb"] < 0.7 * torch["installed_mb"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_fewer_bits_are_weighed(tmp_path: Path) -> None:
     digits = trained_files.write_digits(tmp_path / "digits.npz")

@@ -180,7 +180,7 @@ async def test_a_server_started_with_a_task_and_task_post_give_a_model(fleet: Fe
     check_model(await fleet.model("handed"), view["metrics"]["server_accuracy"])
 
 
-@pytest.mark.parametrize("strategy", ["fedprox", "fedadam"])
+@pytest.mark.parametrize("strategy", [pytest.param("fedprox", marks=pytest.mark.long), "fedadam"])
 async def test_a_strategy_trains_end_to_end(fleet: Federation, strategy: str) -> None:
     params = {"fedprox": {"proximal_mu": 0.1}, "fedadam": {"eta": 0.05}}[strategy]
     await fleet.submit(strategy, strategy={"name": strategy, "params": params}, train={"rounds": 3})

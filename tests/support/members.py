@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from nursery import PATH, Born, nursery
 
 import trellis
 from trellis.config import PREFIX
@@ -50,6 +51,7 @@ class Ground:
         self.mark = str(folder)
         self.logs = folder / "logs"
         self.home, self.temporary = folder / "home", folder / "temporary"
+        self._born: list[psutil.Process] = []
         for made in (self.logs, self.home, self.temporary):
             made.mkdir(parents=True, exist_ok=True)
 
@@ -81,12 +83,23 @@ class Ground:
             preexec_fn=die_with_parent,  # noqa: PLW1509 - made for this: it allocates nothing
         )
 
+    def bear(self, *arguments: str, out: int, err: int) -> Born | subprocess.Popen[bytes]:
+        """Start `trellis ARGUMENTS` in the folder, without an interpreter's start; see `nursery`."""
+        if os.environ.get("PYTHONPATH") != PATH:
+            return self.spawn(*arguments, out=out, err=err)
+        born = nursery().start(
+            *arguments, folder=self.folder, environment=self.environment(), out=out, err=err
+        )
+        with suppress(psutil.NoSuchProcess):
+            self._born.append(psutil.Process(born.pid))
+        return born
+
     async def command(self, *arguments: str, timeout_s: float = 90.0) -> Finished:
         """Run `trellis ARGUMENTS` to its end; at the deadline it is ended, and that is an error."""
         stem = f"command-{time.monotonic_ns()}"
         out, err = self.logs / f"{stem}.out", self.logs / f"{stem}.err"
         with out.open("wb") as out_file, err.open("wb") as err_file:
-            process = self.spawn(*arguments, out=out_file.fileno(), err=err_file.fileno())
+            process = self.bear(*arguments, out=out_file.fileno(), err=err_file.fileno())
         try:
             code = await asyncio.to_thread(process.wait, timeout_s)
         except subprocess.TimeoutExpired:
@@ -104,7 +117,7 @@ class Ground:
             for process in psutil.process_iter(["environ"])
             if (process.info["environ"] or {}).get(MARK) == self.mark
         ]
-        return [process for process in found if is_running(process)]
+        return [process for process in (*self._born, *found) if is_running(process)]
 
     def residue(self) -> list[str]:
         """Return what is left, in words: processes, and temporary files."""
@@ -126,7 +139,7 @@ class Member:
         self._machine = machine
         self.log = ground.logs / f"{name}.log"
         self._ground = ground
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Born | None = None
         self.wanted = False
 
     @property
@@ -149,9 +162,11 @@ class Member:
         with self.log.open("ab") as log:
             log.write(f"=== trellis {' '.join((*self.arguments, *more))}\n".encode())
             log.flush()
-            self._process = self._ground.spawn(
-                *self.arguments, *more, out=log.fileno(), err=log.fileno(), machine=self._machine
-            )
+            arguments, file = (*self.arguments, *more), log.fileno()
+            if self._machine is None:
+                self._process = self._ground.bear(*arguments, out=file, err=file)
+            else:
+                self._process = self._ground.spawn(*arguments, out=file, err=file, machine=self._machine)
         self.wanted = True
 
     def kill(self) -> None:
