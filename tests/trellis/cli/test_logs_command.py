@@ -130,7 +130,7 @@ async def test_a_devices_traceback_arrives_in_the_operators_terminal(federation:
         logger.info("round %d: trained", 4)
         await kept(running, "round 4: trained")
         code, out, err = await run(
-            "--server", running.server.api_url, "--level", "error", "--device", "cam-1"
+            "--server", running.server.api_url, "--level", "error", "--device", "cam-1", "--since", "1h"
         )
         assert (code, err) == (0, "")
         first, second, *_ = lines = out.splitlines()
@@ -147,6 +147,8 @@ async def test_a_devices_traceback_arrives_in_the_operators_terminal(federation:
         (line,) = [json.loads(line) for line in out.splitlines()]
         assert (code, line["device"], line["message"]) == (0, "cam-1", "round 4: trained")
 
+        code, out, err = await run("--server", running.server.api_url, "--since", "2199-01-01T00:00Z")
+        assert (code, out) == (0, "")
         code, out, err = await run("--server", running.server.api_url, "--device", "cam-9")
         assert (code, out) == (0, "")
         assert err == f"nothing was said about task {TASK!r} that was asked for\n"

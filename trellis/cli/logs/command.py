@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from trellis import identifiers
 from trellis.cli.foreign_text import harmless
 from trellis.cli.logs.following import Following, Wanted, lines_of, stored
 from trellis.cli.logs.lines import Level, Line, rendered
+from trellis.cli.logs.since import moment
 from trellis.cli.options import (
     DEFAULT_KEYS,
     DEFAULT_SERVER,
@@ -43,8 +45,14 @@ def logs(
     lines: Annotated[
         int, typer.Option("--lines", min=1, max=10_000, help="How many of the past, the newest.")
     ] = 1000,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="WHEN", help="Said since then: 10m, 2h, 1d ago, or a time as 2026-03-01T08:30."
+        ),
+    ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on until the task has ended, or Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended, or Ctrl-C.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per log line.")] = False,
     server: ServerOption = DEFAULT_SERVER,
@@ -63,8 +71,8 @@ def logs(
 
     \b
     Examples:
-      trellis logs digits --level warning
-      trellis logs digits --device cam-7 --region eu-1 --follow
+      trellis logs digits --level warning --since 2h
+      trellis logs digits --device cam-7 --region eu-1 -f
       trellis logs digits --json | jq -r .message
     """
     identifiers.identifier(task, what="task")
@@ -72,7 +80,8 @@ def logs(
         identifiers.identifier(device, what="device")
     if region is not None:
         identifiers.region(region)
-    wanted = Wanted(task, device, region, level, lines)
+    since_ms = moment(since, datetime.now(UTC)) if since is not None else 0
+    wanted = Wanted(task, device, region, level, lines, since_ms)
     show = Shown(as_json)
     client = server_client(server, keys)
     if not follow:
@@ -95,7 +104,7 @@ class Shown:
 
 async def _past(client: ServiceClient, wanted: Wanted, show: Shown) -> None:
     async with client:
-        found = lines_of(await stored(client, wanted))
+        found = lines_of(await stored(client, wanted), wanted)
     for line in found:
         show(line)
     if not found:

@@ -24,13 +24,19 @@ _REMEMBERED = 20_000
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which lines are asked for; `limit` is how many of the past."""
+    """Which lines are asked for.
+
+    Attributes:
+        limit: How many of the past, the newest.
+        since: Said no earlier, in ms by the clock of who said it.
+    """
 
     task: str
     device: str | None = None
     region: str | None = None
     level: Level = Level.DEBUG
     limit: int = 1000
+    since: int = 0
 
     def includes(self, line: Line) -> bool:
         """Whether `line` is one of them."""
@@ -38,6 +44,7 @@ class Wanted:
             self.device in (None, line.device)
             and self.region in (None, line.region)
             and line.level.at_least(self.level)
+            and line.ts >= self.since
         )
 
 
@@ -53,14 +60,14 @@ async def stored(client: ServiceClient, wanted: Wanted, *, after: int = 0) -> di
     return await client.get(f"/v1/tasks/{wanted.task}/logs", **asked)
 
 
-def lines_of(answer: dict[str, Any]) -> list[Line]:
-    """Return the lines in the server's answer.
+def lines_of(answer: dict[str, Any], wanted: Wanted) -> list[Line]:
+    """Return the wanted lines in the server's answer, which knows of all that is asked but the time.
 
     Raises:
         TrellisError: It is not what our server answers.
     """
     try:
-        return [Line.from_json(line) for line in answer["lines"]]
+        return [line for line in map(Line.from_json, answer["lines"]) if wanted.includes(line)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrellisError(f"the server's answer holds no log lines as ours does: {error!r}") from None
 
@@ -122,7 +129,7 @@ class Following:
         while True:
             try:
                 answer = await stored(self._client, self._wanted, after=after)
-                found = lines_of(answer)
+                found = lines_of(answer, self._wanted)
             except (Unavailable, Refused) as error:
                 if self._bus is None and after == 0:
                     raise
