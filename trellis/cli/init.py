@@ -78,6 +78,10 @@ server = "http://127.0.0.1:8080"         # the server's HTTP API
 region = "eu-1"
 server = ["127.0.0.1:8000"]              # the Flower servers that a device may connect to, and no others
 data = "digits"
+
+[doctor]                                 # what `trellis doctor` looks at, besides this machine and the broker
+server = "http://127.0.0.1:8080"
+gateway = "http://127.0.0.1:8081"
 """
 
 

@@ -111,22 +111,21 @@ def listener() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def test_a_port_is_free_or_taken_by_somebody(monkeypatch: pytest.MonkeyPatch, listener: int) -> None:
+def test_a_port_is_free_or_taken_by_somebody(listener: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         free = other.getsockname()[1]
-    monkeypatch.setattr(machine, "PORTS", {listener: "server API, --api-port", free: "broker"})
-    checks = by_name(machine.ports(()))
+    due = {listener: "server API, --api-port", free: "broker"}
+    checks = by_name(machine.ports(due, ()))
     taken = checks[f"port.{listener}"]
     assert (taken.status, checks[f"port.{free}"].status) == (Status.WARNING, Status.OK)
     assert f"(pid {os.getpid()})" in taken.found
     # The same port counts as ours once what was asked for has answered there.
-    assert by_name(machine.ports({listener}))[f"port.{listener}"].status is Status.OK
+    assert by_name(machine.ports(due, {listener}))[f"port.{listener}"].status is Status.OK
 
 
 def test_a_port_of_a_trellis_command_is_well(monkeypatch: pytest.MonkeyPatch, listener: int) -> None:
-    monkeypatch.setattr(machine, "PORTS", {listener: "broker"})
     monkeypatch.setattr(psutil.Process, "cmdline", lambda _: ["/x/python", "-m", "trellis", "broker"])
-    (check,) = machine.ports(())
+    (check,) = machine.ports({listener: "broker"}, ())
     assert check.status is Status.OK
 
 

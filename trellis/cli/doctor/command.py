@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from trellis.cli.doctor import keys as key_checks
-from trellis.cli.doctor import machine, services
+from trellis.cli.doctor import machine, ports, services
 from trellis.cli.doctor import settings as setting_checks
 from trellis.cli.doctor.check import Check, Probe, Status, blocking, examine
 from trellis.cli.foreign_text import harmless, harmless_line
@@ -98,9 +98,11 @@ async def _examined(asked: Asked) -> list[Check]:
     checks = await examine(_probes(asked), deadline_s=DEADLINE_S)
     answered = {check.name for check in checks if check.status in {Status.OK, Status.WARNING}}
     urls = {"server": asked.server, "gateway": asked.gateway, "broker": asked.broker}
-    ports = {services.loopback_port(url) for name, url in urls.items() if name in answered}
+    named = {name: services.loopback_port(url) for name, url in urls.items()}
+    due = ports.due(asked.config_file, every_command(), ports.Named(**named))
     # After them: who answers on a port says whose it is.
-    return [*checks, *machine.ports({port for port in ports if port is not None})]
+    answering = {port for name, port in named.items() if name in answered and port is not None}
+    return [*checks, *machine.ports(due, answering)]
 
 
 def _probes(asked: Asked) -> list[Probe]:

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -33,13 +33,6 @@ EXTRAS = {
 """Optional packages: the extra that brings each, and what it is for."""
 
 BACKENDS = ("torch", "onnxruntime", "ai-edge-litert")
-
-PORTS = {
-    8000: "front, --front-port",
-    8080: "server API, --api-port",
-    8081: "gateway API, --api-port",
-    1883: "broker",
-}
 
 GIB, MIB = 2**30, 2**20
 
@@ -103,13 +96,14 @@ def _torch_build() -> str:
     return "CPU build" if text else "build unknown"
 
 
-def ports(answering: Collection[int]) -> Iterator[Check]:
+def ports(due: Mapping[int, str], answering: Collection[int]) -> Iterator[Check]:
     """Look at our ports.
 
     Args:
+        due: What each is for.
         answering: Those on this machine where what was asked for has answered.
     """
-    for port, purpose in PORTS.items():
+    for port, purpose in due.items():
         name = f"port.{port}"
         if not _taken(port):
             yield ok(name, f"free ({purpose})")
@@ -119,11 +113,11 @@ def ports(answering: Collection[int]) -> Iterator[Check]:
         if port in answering or _is_ours(port):
             yield ok(name, f"{by}, of Trellis ({purpose})")
         else:
-            yield warning(name, f"{by} ({purpose})", _port_remedy(port))
+            yield warning(name, f"{by} ({purpose})", _port_remedy(purpose))
 
 
-def _port_remedy(port: int) -> str:
-    if port == 1883:
+def _port_remedy(purpose: str) -> str:
+    if purpose == "broker":
         return "if it is your MQTT broker, all is well: check it with --broker URL"
     return "end it, or choose another port if this machine is to run that service"
 
