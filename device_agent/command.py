@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trellis.config import DEVICE_SERVER, variable
 from trellis.service_options import BaseOption, InsecureOption, LogLevel, LogLevelOption
 from trellis.topics import DEFAULT_BASE
 
@@ -38,7 +39,12 @@ def device(  # noqa: PLR0917 - typer makes an option of every parameter; nobody 
     server: Annotated[
         list[str] | None,
         typer.Option(
-            "--server", metavar="HOST:PORT", help="A Flower server that it may connect to; repeatable."
+            "--server",
+            metavar="HOST:PORT",
+            envvar=[DEVICE_SERVER, variable("server")],
+            show_envvar=False,
+            help="A Flower server that it may connect to; repeatable. "
+            f"{DEVICE_SERVER} goes before {variable('server')}.",
         ),
     ] = None,
     partition: Annotated[

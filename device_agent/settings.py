@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.exported import MAX_ARTEFACT_BYTES
 from trellis import identifiers
+from trellis.config import DEVICE_SERVER
 from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Fault, PayloadError
 from trellis.loopback import is_loopback
@@ -132,7 +133,10 @@ def _link_faults(link: str, *, trusted: bool) -> list[Fault]:
 def _server_faults(address: str, *, insecure: bool) -> list[Fault]:
     match = _ADDRESS.fullmatch(address)
     if match is None or not 1 <= int(match[2]) <= 65535:
-        return [Fault("server", f"{address[:200]!r} came, HOST:PORT is due", "such as 10.0.0.5:8000")]
+        remedy = "such as 10.0.0.5:8000"
+        if "://" in address:
+            remedy += f"; where TRELLIS_SERVER is the operators' URL, give a device {DEVICE_SERVER}"
+        return [Fault("server", f"{address[:200]!r} came, HOST:PORT is due", remedy)]
     if insecure and not is_loopback(match[1]):
         problem = f"{address} is not this machine, and --insecure connects to loopback only"
         return [Fault("server", problem, "leave --insecure out, with keys from 'trellis keys'")]

@@ -24,8 +24,14 @@ PREFIX = "TRELLIS_"
 FILE_NAME = "trellis.toml"
 COMMON = "common"
 
-INTERNAL_VARIABLES = frozenset({"TRELLIS_CONFIG", "TRELLIS_BACKCHANNEL", "TRELLIS_BACKCHANNEL_TOKEN"})
-"""Variables that are no command's option: the file's own path, and what a service hands to its Flower app."""
+DEVICE_SERVER = "TRELLIS_DEVICE_SERVER"
+"""`--server` of a device: HOST:PORT of Flower servers, where `TRELLIS_SERVER` may be the operators' URL."""
+
+INTERNAL_VARIABLES = frozenset(
+    {"TRELLIS_CONFIG", DEVICE_SERVER, "TRELLIS_BACKCHANNEL", "TRELLIS_BACKCHANNEL_TOKEN"}
+)
+"""Variables that are not named after an option: the file's own path, a device's servers, and what a service
+hands to its Flower app."""
 
 SHARED_OPTIONS = frozenset({"base", "broker", "insecure", "json", "keys", "log-level"})
 """Options of many commands: known without importing those commands to ask them."""

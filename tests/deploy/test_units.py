@@ -96,7 +96,8 @@ def test_its_command_and_settings_are_ours(unit: str, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     (entry,) = [entry for entry in ENTRIES if entry.name == command]
     parsed: click.Context = load_command(entry).make_context(command, arguments)
-    variables = {parameter.envvar for parameter in parsed.command.params}
+    named = [parameter.envvar for parameter in parsed.command.params]
+    variables = {name for names in named for name in ([names] if isinstance(names, str) else names or [])}
     given = [pair.partition("=")[0] for pair in setting(unit, "Environment")]
     assert {name for name in (*settings_file(unit), *given) if name.startswith("TRELLIS_")} <= variables
     assert parsed.params["broker"] == "mqtts://10.0.0.5:8883"

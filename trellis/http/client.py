@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from trellis.errors import ConfigError, TrellisError, Unavailable
+from trellis.config import DEVICE_SERVER
+from trellis.errors import ConfigError, Fault, TrellisError, Unavailable
 from trellis.files import replacing
 from trellis.http.errors import from_json
 from trellis.loopback import is_loopback
@@ -41,7 +42,9 @@ class ServiceClient:
         except ValueError:  # a port that is no number up to 65535, or half an IPv6 address
             readable = False
         if not readable or parts.hostname is None:
-            raise ConfigError(f"URL {url!r}", "must be http://HOST:PORT or https://HOST:PORT")
+            remedy = "" if "://" in url else f"a device's HOST:PORT may stand in {DEVICE_SERVER}"
+            fault = Fault("", "must be http://HOST:PORT or https://HOST:PORT", remedy)
+            raise ConfigError(f"URL {url!r}", [fault])
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise ConfigError(f"URL {url!r}", "leaves this machine unencrypted: use https:// and --keys")
         if parts.scheme == "https" and tls is None:

@@ -98,5 +98,32 @@ def test_another_commands_variable_is_no_error(asked: Asked, monkeypatch: pytest
     assert "does not answer" in asked("task", "list", "--server", "http://127.0.0.1:4")
 
 
+def test_an_operator_beside_a_device_keeps_its_own_server(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRELLIS_SERVER", "10.0.0.5:8000")
+    said = asked("task", "list", code=2)
+    assert "'10.0.0.5:8000': must be http://HOST:PORT or https://HOST:PORT" in said
+    assert "a device's HOST:PORT may stand in TRELLIS_DEVICE_SERVER" in said
+    monkeypatch.setenv("TRELLIS_DEVICE_SERVER", "10.0.0.5:8000")
+    monkeypatch.setenv("TRELLIS_SERVER", "http://127.0.0.1:3")
+    assert "http://127.0.0.1:3 does not" in asked("task", "list")
+
+
+@pytest.mark.parametrize("own", [None, "127.0.0.1:5 127.0.0.1:6"])
+def test_a_device_beside_an_operator_keeps_its_own_servers(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    asked("init", code=0)
+    monkeypatch.setenv("TRELLIS_SERVER", "http://127.0.0.1:3")
+    if own is not None:
+        monkeypatch.setenv("TRELLIS_DEVICE_SERVER", own)
+    said = asked("device", "--name", "cam-1", "--threads", "0", code=2)
+    assert "threads" in said
+    told = "server: 'http://127.0.0.1:3' came, HOST:PORT is due (such as 10.0.0.5:8000; where TRELLIS_SERVER"
+    assert (told in said) == (own is None)
+    assert ("give a device TRELLIS_DEVICE_SERVER" in said) == (own is None)
+
+
 def test_help_comes_even_with_a_broken_file(asked: Asked) -> None:
     asked("task", "list", "--help", settings="[[[", code=0)

@@ -166,6 +166,7 @@ async def test_a_server_that_cannot_be_asked(url: str | None, status: Status, sa
     assert checks["server"].status is status
     assert said in checks["server"].found
     assert checks["server"].remedy
+    assert ("TRELLIS_DEVICE_SERVER" in checks["server"].remedy) == (url == "10.0.0.5:8000")
     assert {check.status for name, check in checks.items() if name != "server"} == {Status.SKIPPED}
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from trellis import __version__
 from trellis.cli.doctor.check import Check, aside, failure, ok, skipped, warning
 from trellis.cli.options import operator_tls
+from trellis.config import DEVICE_SERVER
 from trellis.errors import InvalidInput, TrellisError, Unavailable
 from trellis.http.client import ServiceClient
 from trellis.loopback import is_loopback
@@ -64,7 +65,8 @@ async def service(one: Service, keys: Path) -> list[Check]:
     if "://" not in one.url:
         # A device's list of Flower servers has the same variable.
         why = f"{one.url} is HOST:PORT, as `trellis device` takes it, and no URL of an HTTP API"
-        return [skipped(one.name, why, f"give --{one.name} URL"), *_rest(one, "was not asked")]
+        remedy = f"give --{one.name} URL, and devices theirs in {DEVICE_SERVER}"
+        return [skipped(one.name, why, remedy), *_rest(one, "was not asked")]
     try:
         await _resolve(one.url)
         async with asyncio.timeout(HTTP_S), _client(one, keys) as client:
