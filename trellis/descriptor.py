@@ -219,22 +219,23 @@ class TaskDescriptor(Section):
         )
 
 
-def parse_json(text: str | bytes, *, rules: Iterable[Rule] = ()) -> TaskDescriptor:
+def parse_json(text: str | bytes, *, rules: Iterable[Rule] = (), what: str = _WHAT) -> TaskDescriptor:
     """Return the descriptor in a JSON text.
 
     Args:
         text: What came.
         rules: The reader's own, told together with the descriptor's.
+        what: What it is called in an error.
 
     Raises:
         DescriptorError: Too large, not JSON, or against the schema; every fault is named with its field.
     """
     if len(text) > MAX_DESCRIPTOR_BYTES:
-        raise DescriptorError(_WHAT, f"is {len(text)} long, at most {MAX_DESCRIPTOR_BYTES}")
+        raise DescriptorError(what, f"is {len(text)} long, at most {MAX_DESCRIPTOR_BYTES}")
     try:
         return TaskDescriptor.model_validate_json(text, context={TaskDescriptor: tuple(rules)})
     except ValidationError as error:
-        raise DescriptorError(_WHAT, faults_of(error)) from None
+        raise DescriptorError(what, faults_of(error)) from None
 
 
 def parse_mapping(value: object, *, rules: Iterable[Rule] = (), what: str = _WHAT) -> TaskDescriptor:

@@ -15,7 +15,9 @@ PAGE = read("docs/security.md")
 RULES = (
     "device_agent/eligibility.py",
     "regional_gateway/relay.py",
+    "regional_gateway/place.py",
     "central_server/admission.py",
+    "trellis/admission_rules.py",
     "trellis/envelope.py",
 )
 HOLDERS = (OPERATOR, SERVER, BROKER, gateway("eu-1"), device("eu-1", "cam-7"))

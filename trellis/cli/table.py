@@ -35,7 +35,7 @@ ENTRIES = (
     Entry("device", ("device_agent.command:app",), "Run a device's agent."),
     Entry(
         "task",
-        ("trellis.cli.task.files:app", "trellis.cli.task.command:app"),
+        ("models.task_command:app", "trellis.cli.task.files:app", "trellis.cli.task.command:app"),
         "Validate, sign, post, run, list, show and cancel tasks.",
     ),
     Entry("devices", ("trellis.cli.devices:app",), "List a region's devices."),

@@ -11,7 +11,7 @@ from trellis import config, descriptor
 from trellis.cli import main
 from trellis.cli.option_specs import option_specs
 from trellis.cli.root import every_command
-from trellis.envelope import Envelope
+from trellis.envelope import Envelope, sign
 from trellis.keys.identity import Identity, load_keyring, load_signing_key
 
 
@@ -143,6 +143,102 @@ def test_validate_says_that_a_task_is_right(folder: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert main(["task", "validate", "task.yaml"]) == 0
     assert capsys.readouterr().out == "task.yaml: task 'digits', revision 1, is right\n"
+
+
+def made(folder: Path, capsys: pytest.CaptureFixture[str], old: str = "", new: str = "") -> None:
+    """Write the task of `trellis init` with other words in it."""
+    assert main(["init"]) == 0
+    task = (folder / "task.yaml").read_text()
+    assert old in task
+    (folder / "task.yaml").write_text(task.replace(old, new, 1))
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("window", "told"),
+    [
+        ({"expires_at": "2026-05-08T12:00:00Z"}, "expires_at: task 'digits' expired at 2026-05-08T12:00:00"),
+        (
+            {"issued_at": "2126-05-01T12:00:00Z", "expires_at": "2126-05-08T12:00:00Z"},
+            "issued_at: task 'digits' was issued at 2126-05-01T12:00:00+00:00, and here it is 20",
+        ),
+    ],
+)
+def test_validate_finds_a_task_that_does_not_hold_now(
+    window: dict[str, str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = {"issued_at": "2026-05-01T12:00:00Z"} | window
+    made(folder, capsys)
+    with (folder / "task.yaml").open("a") as file:
+        file.writelines(f"{name}: {moment}\n" for name, moment in lines.items())
+    assert main(["task", "validate", "task.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: task file 'task.yaml': {told}")
+
+
+def test_validate_warns_of_a_model_that_only_the_server_may_have(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(folder, capsys, "{name: mlp}", "{name: lenet}")
+    assert main(["task", "validate", "task.yaml"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "task.yaml: task 'digits', revision 1, is right\n"
+    assert told.err.startswith("warning: model.name: model 'lenet' is not known here: did you mean 'lenet5'?")
+    assert "Known are convnet, gru, lenet5, " in told.err
+    assert main(["task", "validate", "task.yaml", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning["field"] == "model.name"
+
+
+def test_validate_warns_of_a_model_beside_other_faults(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(folder, capsys, "{name: mlp}", "{name: lenet, layers: 3}")
+    assert main(["task", "validate", "task.yaml"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in told] == [
+        ["warning", "model.name"],
+        ["error", "task file 'task.yaml'"],
+    ]
+
+
+def test_validate_finds_a_model_that_does_not_take_the_data(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(folder, capsys, "{name: mlp}", "{name: lenet5}")
+    assert main(["task", "validate", "task.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: task file 'task.yaml': data.shape: samples have shape (1, 8, 8), it wants")
+
+
+def test_validate_takes_a_signed_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(folder, capsys)
+    assert main(["task", "sign", "task.yaml", "-o", "signed.json"]) == 0
+    keyid = load_signing_key(folder / "keys").keyid
+    capsys.readouterr()
+    assert main(["task", "validate", "signed.json"]) == 0
+    said = f"signed.json: task 'digits', revision 1, signed with key {keyid}, is right\n"
+    assert capsys.readouterr().out == said
+
+
+def test_validate_finds_the_faults_of_a_signed_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(folder, capsys)
+    envelope = sign(json.dumps({"task": "digits", "train": {"rounds": 0}}), load_signing_key(folder / "keys"))
+    (folder / "signed.json").write_bytes(envelope.to_bytes())
+    assert main(["task", "validate", "signed.json"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: task file 'signed.json': 6 faults\n  - regions: is missing\n")
+    assert "  - train.rounds: input should be greater than or equal to 1, got 0\n" in told
+
+
+def test_a_signed_task_is_not_signed_once_more(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(folder, capsys)
+    assert main(["task", "sign", "task.yaml", "-o", "signed.json"]) == 0
+    capsys.readouterr()
+    assert main(["task", "sign", "signed.json", "-o", "again.json"]) == 2
+    assert capsys.readouterr().err == (
+        "error: task file 'signed.json': is signed already: post it as it is\n"
+    )
+    assert not (folder / "again.json").exists()
 
 
 def test_a_missing_task_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from trellis import descriptor
 from trellis.cli.options import gateway_client, server_client
 from trellis.descriptor import MAX_DESCRIPTOR_BYTES, TaskDescriptor
+from trellis.descriptor_rules import Rule
 from trellis.envelope import MAX_ENVELOPE_BYTES, Envelope, sign
 from trellis.errors import ConfigError, TrellisError, Unavailable
 from trellis.keys.identity import load_signing_key
@@ -45,10 +46,20 @@ def signed(task: TaskDescriptor, keys: Path) -> SignedTask:
 
 def read_signed(path: Path, keys: Path) -> SignedTask:
     """Return the task in `path`: a signed envelope as it is, a descriptor signed with the operator's key."""
+    task, envelope = read(path, rules=STRATEGY_RULES)
+    return signed(task, keys) if envelope is None else SignedTask(task, envelope)
+
+
+def read(path: Path, *, rules: Iterable[Rule] = ()) -> tuple[TaskDescriptor, Envelope | None]:
+    """Return the descriptor in `path`, and the envelope around it if it is signed; nobody's key is asked for.
+
+    Raises:
+        InvalidInput: It is neither; every fault is named with its field, and those that `rules` find.
+    """
     envelope = _envelope_in(path)
-    if envelope is not None:
-        return SignedTask(descriptor.parse_json(envelope.payload), envelope)
-    return signed(descriptor.load(path, rules=STRATEGY_RULES), keys)
+    if envelope is None:
+        return descriptor.load(path, rules=rules), None
+    return descriptor.parse_json(envelope.payload, rules=rules, what=f"task file {str(path)!r}"), envelope
 
 
 async def post_to_server(task: SignedTask, url: str, keys: Path) -> Delivered:

@@ -1,4 +1,4 @@
-"""`trellis task validate`, `schema` and `sign`: a task as a file, on one's own machine."""
+"""`trellis task schema` and `sign`: a task as a file, on one's own machine. `validate` is in `models`."""
 
 from __future__ import annotations
 
@@ -10,37 +10,13 @@ import typer
 from trellis import descriptor
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.task import delivery
-from trellis.errors import DescriptorError
+from trellis.errors import ConfigError
 from trellis.files import writable_file, write_atomically
 from trellis.tier.strategies import STRATEGY_RULES
 
-app = typer.Typer(
-    name="task", help="Validate, sign, post, run, list, show and cancel tasks.", no_args_is_help=True
-)
+app = typer.Typer(name="task")
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="Task descriptor, YAML or JSON.")]
-
-
-@app.command()
-def validate(file: _File, *, as_json: JsonOption = False) -> None:
-    """Say whether a task descriptor is right, with every fault in it (exit code 2).
-
-    \b
-    Example:
-      trellis task validate task.yaml
-    """
-    try:
-        task = descriptor.load(file, rules=STRATEGY_RULES)
-    except DescriptorError as error:
-        if not as_json:
-            raise
-        faults = [{"field": one.field, "problem": one.problem, "remedy": one.remedy} for one in error.faults]
-        print_json({"valid": False, "faults": faults})
-        raise typer.Exit(error.exit_code) from None
-    if as_json:
-        print_json({"valid": True, "faults": [], "task": task.task, "revision": task.revision})
-    else:
-        typer.echo(f"{file}: task {task.task!r}, revision {task.revision}, is right")
 
 
 @app.command()
@@ -72,7 +48,10 @@ def sign(
       trellis task post task.signed.json --gateway https://10.0.1.5:8081
     """
     writable_file(output, option="--output")
-    task = delivery.signed(descriptor.load(file, rules=STRATEGY_RULES), keys)
+    unsigned, envelope = delivery.read(file, rules=STRATEGY_RULES)
+    if envelope is not None:
+        raise ConfigError(f"task file {str(file)!r}", "is signed already: post it as it is")
+    task = delivery.signed(unsigned, keys)
     write_atomically(output, task.envelope.to_bytes())
     keyid = task.envelope.signatures[0].keyid
     if as_json:
