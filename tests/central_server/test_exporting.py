@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -288,6 +289,36 @@ async def test_what_may_pass_is_tried_again_after_a_while(
     assert len(child.runs) == 2
 
 
+async def test_what_fails_again_and_again_rests_longer_each_time(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
+    child.how = "nothing"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        async with asyncio.timeout(20):
+            while len(child.runs) < 3:
+                with pytest.raises(NotYet):
+                    await exporter.offer(WANTED)
+                await asyncio.sleep(0.02)
+        monkeypatch.setattr(exporting, "_AGAIN_S", 100.0)
+        told = await not_yet(exporter, "tries again in")
+    assert re.search(r"tries again in (39\d|400) s$", str(told)), told
+
+
+async def test_what_could_not_be_exported_is_tried_anew_once_its_source_has_changed(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
+    child.how = "bad"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        with pytest.raises(Refused, match="cannot export"):
+            await made(exporter)
+        monkeypatch.setattr(exporting, "__version__", "another")
+        child.how = "good"
+        await made(exporter)
+    assert len(child.runs) == 2
+
+
 async def test_a_full_disk_is_not_the_models_fault(
     tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +359,8 @@ async def test_the_child_is_ended_with_the_server(tmp_path: Path, child: Child) 
         async with asyncio.timeout(10):
             while not child.runs:  # noqa: ASYNC110 - another process says it, in a file
                 await asyncio.sleep(0.02)
-        assert len(psutil.Process().children()) == 1
+        (running,) = psutil.Process().children()
+        assert str(running.pid) in (tmp_path / "artefacts" / "export.pid").read_text()
         began = time.monotonic()
     assert time.monotonic() - began < 5
     assert not psutil.Process().children()
