@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,87 +11,21 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
 
-from central_server import export_child, exporting
+from central_server import exporting
 from central_server.exporting import Exporter, Wanted, export_command
 from models.registry import ModelSpec
+from tests.central_server.export_parts import WANTED, Child, child, made, not_yet
 from trellis.artefacts import store
-from trellis.artefacts.offer import NotYet, Offer
+from trellis.artefacts.offer import Offer
 from trellis.descriptor import parse_mapping
-from trellis.errors import Refused, Unavailable
 from trellis.processes import PidFile
 
-WANTED = Wanted("softmax", (1, 8, 8), 10, "onnx")
-
-# Writes what it was asked for, and a line into a count; `slow` waits, `bad` fails as our command line does.
-CHILD = """
-import sys, time, pathlib
-how, path, count, what = sys.argv[1:]
-with open(count, "a") as file:
-    file.write(what + "\\n")
-if how == "slow":
-    time.sleep(60)
-if how == "bad":
-    print("Traceback: noise", file=sys.stderr)
-    print("error: model 'softmax': operator aten::odd in module 'head' cannot be exported", file=sys.stderr)
-    sys.exit(2)
-if how == "full":
-    print("error: made.onnx cannot be written: No space left on device", file=sys.stderr)
-    sys.exit(1)
-if how == "kill":
-    import os
-    os.kill(os.getpid(), 9)
-pathlib.Path("scratch").write_text("a compiler's")
-import tempfile
-tempfile.mkdtemp()
-if how != "nothing":
-    pathlib.Path(path).write_text("" if how == "empty" else what)
-"""
-
-
-class Child:
-    """The stand-in for the exporter's command line, and how often it ran."""
-
-    def __init__(self, folder: Path) -> None:
-        self.how, self._count = "good", folder / "count"
-
-    def __call__(self, wanted: Wanted, path: Path) -> Sequence[str]:
-        return [sys.executable, "-c", CHILD, self.how, str(path), str(self._count), str(wanted)]
-
-    @property
-    def runs(self) -> list[str]:
-        return self._count.read_text().splitlines() if self._count.exists() else []
-
-
-@pytest.fixture
-def child(tmp_path: Path) -> Child:
-    return Child(tmp_path)
-
-
-async def made(exporter: Exporter, wanted: Wanted = WANTED) -> Offer:
-    """Return the offer once it is there."""
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                return await exporter.offer(wanted)
-            except NotYet:
-                await asyncio.sleep(0.02)
-
-
-async def not_yet(exporter: Exporter, problem: str) -> NotYet:
-    """Return what is said instead of an offer, once it says so."""
-    async with asyncio.timeout(20):
-        while True:
-            with pytest.raises(NotYet) as told:
-                await exporter.offer(WANTED)
-            if problem in str(told.value):
-                return told.value
-            await asyncio.sleep(0.02)
+__all__ = ["child"]  # a fixture
 
 
 async def test_an_export_is_made_once_however_many_ask(tmp_path: Path, child: Child) -> None:
@@ -218,12 +151,6 @@ async def test_exports_run_one_after_the_other(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "begins ends " * 2
 
 
-def test_what_failed_rests_twice_as_long_each_time_and_ten_minutes_at_most() -> None:
-    now = time.monotonic()
-    rests_s = [exporting._Failure("", "", False, tries, now).rests_s for tries in (1, 2, 3, 5, 6, 5000)]
-    assert rests_s == pytest.approx([30, 60, 120, 480, 600, 600], abs=1)
-
-
 async def test_a_file_that_the_disk_has_spoilt_is_made_anew(tmp_path: Path, child: Child) -> None:
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         first = await made(exporter)
@@ -249,107 +176,6 @@ async def test_a_model_may_be_built_by_anything_that_can_be_called(
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         await exporter.begin(WANTED)
         await made(exporter)
-
-
-async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
-    tmp_path: Path, child: Child
-) -> None:
-    child.how = "bad"
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        for _ in range(2):
-            with pytest.raises(Refused, match=r"cannot export softmax for onnx.*operator aten::odd") as error:
-                await made(exporter)
-            assert error.value.code == "export"
-        assert "noise" not in str(error.value)
-        assert len(child.runs) == 1
-        child.how = "good"
-        await exporter.begin(WANTED)
-        await made(exporter)
-    assert sorted(path.suffix for path in (tmp_path / "artefacts").iterdir()) == ["", ".json"]
-
-
-@pytest.mark.parametrize(
-    ("how", "problem"),
-    [("kill", "ended with status -9"), ("nothing", "wrote no file"), ("slow", "longer than 1 s")],
-)
-async def test_what_may_pass_is_tried_again_after_a_while(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, how: str, problem: str
-) -> None:
-    monkeypatch.setattr(exporting, "EXPORT_S", 1.0)
-    child.how = how
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        told = await not_yet(exporter, problem)
-        assert told.again_s == pytest.approx(30, abs=5)
-        await not_yet(exporter, "tries again in")
-        assert len(child.runs) == 1
-        assert not psutil.Process().children()
-        monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
-        child.how = "good"
-        await made(exporter)
-    assert len(child.runs) == 2
-
-
-async def test_what_fails_again_and_again_rests_longer_each_time(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
-    child.how = "nothing"
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        async with asyncio.timeout(20):
-            while len(child.runs) < 3:
-                with pytest.raises(NotYet):
-                    await exporter.offer(WANTED)
-                await asyncio.sleep(0.02)
-        monkeypatch.setattr(exporting, "_AGAIN_S", 100.0)
-        told = await not_yet(exporter, "tries again in")
-    assert re.search(r"tries again in (39\d|400) s$", str(told)), told
-
-
-async def test_what_could_not_be_exported_is_tried_anew_once_its_source_has_changed(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
-    child.how = "bad"
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        with pytest.raises(Refused, match="cannot export"):
-            await made(exporter)
-        monkeypatch.setattr(exporting, "__version__", "another")
-        child.how = "good"
-        await made(exporter)
-    assert len(child.runs) == 2
-
-
-async def test_a_full_disk_is_not_the_models_fault(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export_child, "has_room", lambda _: False)
-    child.how = "full"
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        await not_yet(exporter, "No space left")
-
-
-async def test_an_empty_export_is_a_failure_that_is_kept(tmp_path: Path, child: Child) -> None:
-    child.how = "empty"
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        for _ in range(2):
-            with pytest.raises(Refused, match="is empty"):
-                await made(exporter)
-    assert len(child.runs) == 1
-
-
-async def test_a_source_that_cannot_be_read_ends_no_server(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "package"
-    (package / "broken.py").mkdir(parents=True)  # reads as no file does
-    module = SimpleNamespace(__file__=str(package / "model.py"))
-    monkeypatch.setitem(sys.modules, "broken_package", cast(ModuleType, module))
-    build = SimpleNamespace(__module__="broken_package")
-    monkeypatch.setattr(exporting, "find_model", lambda _: ModelSpec("softmax", "", cast(Any, build)))
-    async with Exporter(tmp_path / "artefacts", child) as exporter:
-        await exporter.begin(WANTED)
-        with pytest.raises(Unavailable, match="source of model 'softmax' cannot be read"):
-            await exporter.offer(WANTED)
 
 
 async def test_the_child_is_ended_with_the_server(tmp_path: Path, child: Child) -> None:

@@ -1,0 +1,130 @@
+"""Exports that fail: what is the model's fault stays so, and what may pass is tried again after a rest."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from central_server import export_child, exporting
+from central_server.exporting import Exporter
+from models.registry import ModelSpec
+from tests.central_server.export_parts import WANTED, Child, child, made, not_yet
+from trellis.artefacts.offer import NotYet
+from trellis.errors import Refused, Unavailable
+
+__all__ = ["child"]  # a fixture
+
+
+def test_what_failed_rests_twice_as_long_each_time_and_ten_minutes_at_most() -> None:
+    now = time.monotonic()
+    rests_s = [exporting._Failure("", "", False, tries, now).rests_s for tries in (1, 2, 3, 5, 6, 5000)]
+    assert rests_s == pytest.approx([30, 60, 120, 480, 600, 600], abs=1)
+
+
+async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
+    tmp_path: Path, child: Child
+) -> None:
+    child.how = "bad"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        for _ in range(2):
+            with pytest.raises(Refused, match=r"cannot export softmax for onnx.*operator aten::odd") as error:
+                await made(exporter)
+            assert error.value.code == "export"
+        assert "noise" not in str(error.value)
+        assert len(child.runs) == 1
+        child.how = "good"
+        await exporter.begin(WANTED)
+        await made(exporter)
+    assert sorted(path.suffix for path in (tmp_path / "artefacts").iterdir()) == ["", ".json"]
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [("kill", "ended with status -9"), ("nothing", "wrote no file"), ("slow", "longer than 1 s")],
+)
+async def test_what_may_pass_is_tried_again_after_a_while(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, how: str, problem: str
+) -> None:
+    monkeypatch.setattr(exporting, "EXPORT_S", 1.0)
+    child.how = how
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        told = await not_yet(exporter, problem)
+        assert told.again_s == pytest.approx(30, abs=5)
+        await not_yet(exporter, "tries again in")
+        assert len(child.runs) == 1
+        assert not psutil.Process().children()
+        monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
+        child.how = "good"
+        await made(exporter)
+    assert len(child.runs) == 2
+
+
+async def test_what_fails_again_and_again_rests_longer_each_time(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
+    child.how = "nothing"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        async with asyncio.timeout(20):
+            while len(child.runs) < 3:
+                with pytest.raises(NotYet):
+                    await exporter.offer(WANTED)
+                await asyncio.sleep(0.02)
+        monkeypatch.setattr(exporting, "_AGAIN_S", 100.0)
+        told = await not_yet(exporter, "tries again in")
+    assert re.search(r"tries again in (39\d|400) s$", str(told)), told
+
+
+async def test_what_could_not_be_exported_is_tried_anew_once_its_source_has_changed(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "SOURCE_HELD_S", 0.0)
+    child.how = "bad"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        with pytest.raises(Refused, match="cannot export"):
+            await made(exporter)
+        monkeypatch.setattr(exporting, "__version__", "another")
+        child.how = "good"
+        await made(exporter)
+    assert len(child.runs) == 2
+
+
+async def test_a_full_disk_is_not_the_models_fault(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_child, "has_room", lambda _: False)
+    child.how = "full"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await not_yet(exporter, "No space left")
+
+
+async def test_an_empty_export_is_a_failure_that_is_kept(tmp_path: Path, child: Child) -> None:
+    child.how = "empty"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        for _ in range(2):
+            with pytest.raises(Refused, match="is empty"):
+                await made(exporter)
+    assert len(child.runs) == 1
+
+
+async def test_a_source_that_cannot_be_read_ends_no_server(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    (package / "broken.py").mkdir(parents=True)  # reads as no file does
+    module = SimpleNamespace(__file__=str(package / "model.py"))
+    monkeypatch.setitem(sys.modules, "broken_package", cast(ModuleType, module))
+    build = SimpleNamespace(__module__="broken_package")
+    monkeypatch.setattr(exporting, "find_model", lambda _: ModelSpec("softmax", "", cast(Any, build)))
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        await exporter.begin(WANTED)
+        with pytest.raises(Unavailable, match="source of model 'softmax' cannot be read"):
+            await exporter.offer(WANTED)
