@@ -118,6 +118,7 @@ def export(
     method = None if quantize is None else _METHODS[quantize]
     _require_sense(aim, method, calibrate)
     _refuse_idle_batch(wanted, batch)
+    _refuse_anothers_name(wanted, path)
     if is_file:
         _refuse_sizes(shape, classes, file)
         if method is None:
@@ -190,6 +191,15 @@ def _refuse_idle_batch(runtime: Runtime, batch: int | None) -> None:
     if runtime == "onnx" and batch is not None:
         problem = f"{batch} came, an ONNX file takes a batch of any size"
         raise ConfigError("options", [Fault("batch", problem, "leave it out, or --format tflite")])
+
+
+def _refuse_anothers_name(runtime: Runtime, path: Path) -> None:
+    """Pass unless the file would have another format's name, by which 'trellis predict' goes."""
+    suffix = path.suffix.lower()
+    if suffix in {".onnx", ".tflite", ".safetensors"} - {f".{runtime}"}:
+        problem = f"{str(path)!r} came, --format {runtime} writes no {suffix} file"
+        remedy = f"such as {path.with_suffix(f'.{runtime}').name}, or another --format"
+        raise ConfigError("options", [Fault("output", problem, remedy)])
 
 
 def _required_sizes(shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:

@@ -137,6 +137,11 @@ def test_a_quantised_file_is_made_of_a_whole_one_that_is_gone_then(
             "  - classes: 10 came, 'run' says it by itself (leave it out)",
         ),
         (
+            ("run", *PREDICT, "-o", "small.TFLite"),
+            "options: output: 'small.TFLite' came, --format onnx writes no .tflite file "
+            "(such as small.onnx, or another --format)",
+        ),
+        (
             ("run", *PREDICT, "--batch", "7"),
             "options: batch: 7 came, an ONNX file takes a batch of any size "
             "(leave it out, or --format tflite)",
