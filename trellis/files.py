@@ -52,7 +52,7 @@ def writable_file(path: Path, *, option: str) -> Path:
     What stands there is left alone: it is tried with a file beside it, of a name as long as those on the way.
 
     Raises:
-        ConfigError: It is a folder or a device, its folder is not there or no folder, or takes no file.
+        ConfigError: It is a folder, a pipe or a device; or its folder is not there, none, or takes no file.
     """
     what = f"{option} {str(path)!r}"
     try:

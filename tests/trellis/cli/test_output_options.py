@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ WRONG = {
     ".": "is a folder: name a file in it",
     "folder": "is a folder: name a file in it",
     "file/out.json": "'file' is no folder: name another",
-    "/dev/null": "is no ordinary file: name another one",
+    "pipe": "is no ordinary file: name another one",
     # A folder that takes nothing of anybody, root included.
     "/proc/out.json": "cannot be written: ",
     "x" * 256: "cannot be written: File name too long: name another file",
@@ -38,6 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
@@ -52,7 +54,7 @@ def test_a_file_that_cannot_be_written_is_told_with_its_option(
     assert told.out == ""
     assert told.err.startswith(f"error: {option} {wrong!r}: {WRONG[wrong]}")
     assert told.err.count("\n") == 1
-    assert sorted(path.name for path in folder.rglob("*")) == ["file", "folder"]
+    assert sorted(path.name for path in folder.rglob("*")) == ["file", "folder", "pipe"]
 
 
 def test_what_stands_there_is_left_alone_until_there_is_something_to_write(
@@ -61,7 +63,7 @@ def test_what_stands_there_is_left_alone_until_there_is_something_to_write(
     assert main([*WRITERS["task sign --output"], "file"]) == 2
     assert "task file 'none.yaml': cannot be read" in capsys.readouterr().err
     assert (folder / "file").read_text() == "mine"
-    assert sorted(path.name for path in folder.iterdir()) == ["file", "folder"]
+    assert sorted(path.name for path in folder.iterdir()) == ["file", "folder", "pipe"]
 
 
 def test_these_are_all_the_options_that_name_a_file_to_write() -> None:
