@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from graph_files import manifest, onnx_model, write_onnx, write_tflite
 from onnx import helper
 
 from models.arrays import Arrays, copied
-from models.backends import Backend, DefiningBackend, StepReport, TrainPlan, TrainResult, open_backend
+from models.backends import Backend, DefiningBackend, StepReport, TrainPlan, TrainResult, graph, open_backend
+from models.backends.onnx import OnnxRuntime
 from models.datasets import Dataset
 from models.manifest import TensorEntry
 from trellis.errors import ArtefactError, Canceled, ConfigError, DataError, TensorError, TrainingFailed
@@ -108,6 +110,24 @@ def test_evaluation_is_that_of_torch_whatever_the_batches(
     came = opened(tmp_path / "tiny.onnx", batch=batch).evaluate(start, data(), batch_size=batch_size)
     assert came.loss == pytest.approx(due.loss, abs=1e-6)
     assert (came.accuracy, came.samples) == (due.accuracy, due.samples)
+
+
+def test_samples_that_a_cache_would_not_hold_go_through_in_even_pieces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: DefiningBackend, start: Arrays
+) -> None:
+    monkeypatch.setattr(graph, "AT_ONCE_BYTES", 4 * 3 * 4 + 1)  # four samples of three numbers
+    pieces: list[int] = []
+    run = OnnxRuntime.run
+
+    def counted(self: OnnxRuntime, program: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        pieces.append(len(inputs["x"]))
+        return run(self, program, inputs)
+
+    monkeypatch.setattr(OnnxRuntime, "run", counted)
+    plan = replace(PLAN, epochs=1)
+    came = opened(tmp_path / "tiny.onnx").train(start, data(), plan, rng())
+    assert pieces == [3, 3] * 3 + [2]
+    close(came.arrays, reference.train(start, data(), plan, rng()).arrays)
 
 
 def test_counters_grow_by_the_steps_and_constants_stay(tmp_path: Path, start: Arrays) -> None:

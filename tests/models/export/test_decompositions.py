@@ -63,6 +63,11 @@ CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
         (2, 7, 7),
         lambda: [nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4, stride=2, padding=1)],
     ),
+    "two for each channel, dilated": (
+        (3, 9, 8),
+        lambda: [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 6, (3, 2), groups=3, padding=(2, 1), dilation=(2, 3))],
+    ),
+    "one pixel, strides and groups": ((4, 7, 6), lambda: [nn.Conv2d(4, 6, 1, groups=2, stride=(3, 2))]),
     "transposed": ((2, 4, 4), lambda: [nn.Conv2d(2, 2, 1), nn.ConvTranspose2d(2, 3, 3, stride=2)]),
     "along one axis": ((2, 12), lambda: [nn.Conv1d(2, 3, 4, stride=2, padding=1), nn.Conv1d(3, 2, 2)]),
     "pooled, windows apart": ((1, 8, 6), lambda: [nn.Conv2d(1, 2, 1), nn.MaxPool2d(2)]),
@@ -77,6 +82,11 @@ CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
     "group and layer normalisation": (
         (4, 4, 4),
         lambda: [nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.LayerNorm(64)],
+    ),
+    "groups without weights": ((4, 3, 3), lambda: [nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4, affine=False)]),
+    "elu, and others like it": (
+        (2, 5, 5),
+        lambda: [nn.Conv2d(2, 3, 3), nn.ELU(), nn.Linear(3, 4), nn.SELU(), nn.Linear(4, 4), nn.ELU(0.5)],
     ),
     "dropout": ((2, 6, 6), lambda: [nn.Conv2d(2, 3, 3), nn.Dropout2d(0.4), nn.Flatten(), nn.Dropout(0.2)]),
     "gelu and tanh": ((6,), lambda: [nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4), nn.Tanh()]),
