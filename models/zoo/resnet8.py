@@ -2,7 +2,10 @@
 
 The network of MLPerf Tiny (Banbury et al. 2021): 16, 32 and 64 channels, a block of two convolutions each, a
 1×1 convolution where the size changes. Group normalisation stands in the place of batch normalisation, whose
-statistics don't average over devices with unlike data (Hsieh et al., "The non-IID data quagmire", 2020).
+statistics don't average over devices with unlike data (Hsieh et al., "The non-IID data quagmire", 2020), and
+ELU in the place of ReLU (Clevert et al., "Exponential linear units", 2016), whose slope has a step at zero:
+among two million activations a batch there is one so near to it, every other step, that runtimes which round
+otherwise find it on either side. After a hundred steps their parameters were 1e-3 apart; with ELU 1e-7.
 On 3×32×32 and 10 classes: 464 + 4,672 + 14,464 + 57,600 + 650 = 77,850 parameters.
 """
 
@@ -34,7 +37,7 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
             self.norm1 = nn.GroupNorm(_GROUPS, outputs)
             self.conv2 = convolution(outputs, outputs, 1)
             self.norm2 = nn.GroupNorm(_GROUPS, outputs)
-            self.relu = nn.ReLU()
+            self.elu = nn.ELU()
             self.shortcut = (
                 nn.Identity()
                 if inputs == outputs
@@ -42,8 +45,8 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
             )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            inner = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
-            result: torch.Tensor = self.relu(inner + self.shortcut(x))
+            inner = self.norm2(self.conv2(self.elu(self.norm1(self.conv1(x)))))
+            result: torch.Tensor = self.elu(inner + self.shortcut(x))
             return result
 
     class ResNet8(nn.Module):
@@ -52,14 +55,14 @@ def _build(shape: Shape, classes: int) -> torch.nn.Module:
             first, second, third = _CHANNELS
             self.conv = convolution(shape[0], first, 1)
             self.norm = nn.GroupNorm(_GROUPS, first)
-            self.relu = nn.ReLU()
+            self.elu = nn.ELU()
             self.blocks = nn.Sequential(
                 Block(first, first, 1), Block(first, second, 2), Block(second, third, 2)
             )
             self.fc = nn.Linear(third, classes)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            maps = self.blocks(self.relu(self.norm(self.conv(x))))
+            maps = self.blocks(self.elu(self.norm(self.conv(x))))
             result: torch.Tensor = self.fc(maps.mean((2, 3)))
             return result
 

@@ -1,4 +1,13 @@
-"""The zoo through each backend: parameters after a hundred steps, batches and metrics are PyTorch's."""
+"""The zoo through each backend: parameters after a hundred steps, batches and metrics are PyTorch's.
+
+Real samples, of a task's default batch size: handwritten digits, enlarged to the pictures that a model takes,
+and waves for windows of sensors. The greatest difference of any element of any parameter counts, as it is.
+
+One of three draws must pass. Where a ReLU's input, or the difference of two that are pooled, is within
+rounding of zero, runtimes fall to either side of it, and so does PyTorch with other kernels of its own. A
+hundred steps of so small a model as `mlp` or `sensor-cnn` meet one such or none; it moves parameters by some
+1e-5. The deeper models would meet one every other step, and end 1e-3 apart on any data: they have no ReLU.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +15,47 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 from exported_models import BATCH, LONGEST_S, ZOO, training_artefact
 
 from models.arrays import Arrays
 from models.backends import Backend, DefiningBackend, StepReport, TrainPlan, open_backend
-from models.datasets import Dataset
+from models.datasets import Dataset, digits
 from models.manifest import Runtime
 
 pytestmark = pytest.mark.timeout(LONGEST_S)
 
 RUNTIMES = ("onnx", "tflite")
 STEPS, LEARNING_RATE, TOLERANCE = 100, 0.01, 1e-5
-SAMPLES = 5 * BATCH + 3  # every sixth batch is of three
+BATCH_SIZE = 32
 SEEDS = (1, 2, 3)
-PLAN = TrainPlan(epochs=None, steps=STEPS, batch_size=BATCH, learning_rate=LEARNING_RATE)
+SAMPLES = 5 * BATCH_SIZE + 3  # every sixth batch is of three
+PLAN = TrainPlan(epochs=None, steps=STEPS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
 DRAWS = ("convnet",)  # its dropout draws otherwise than torch's
 
 
 def data(model: str, seed: int) -> Dataset:
+    """Return what a task gives such a model: (samples, *shape) float32, with true labels."""
     shape, classes = ZOO[model]
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(SAMPLES, *shape)).astype(np.float32)
-    return Dataset("noise", x, rng.integers(0, classes, SAMPLES), classes)
+    if len(shape) == 2:
+        return waves(shape, classes, rng)
+    stored = digits.read().train
+    assert stored is not None
+    chosen = rng.permutation(len(stored.x))[:SAMPLES]
+    zoom = shape[1] // stored.x.shape[2]
+    margin = (shape[1] - zoom * stored.x.shape[2]) // 2
+    large = stored.x[chosen].repeat(zoom, axis=2).repeat(zoom, axis=3)
+    large = np.pad(large, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    return Dataset("digits", large.repeat(shape[0], axis=1), stored.y[chosen], classes)
+
+
+def waves(shape: tuple[int, ...], classes: int, rng: np.random.Generator) -> Dataset:
+    """Return windows of readings: a frequency for every class, a phase for every channel, and some noise."""
+    y = rng.integers(0, classes, SAMPLES)
+    time = np.linspace(0, 2 * np.pi, shape[1])
+    phase = rng.uniform(0, 2 * np.pi, (SAMPLES, shape[0], 1))
+    x = np.sin((y[:, np.newaxis, np.newaxis] + 1) * time + phase) + 0.1 * rng.normal(size=(SAMPLES, *shape))
+    return Dataset("waves", x.astype(np.float32), y, classes)
 
 
 def opened(model: str, runtime: Runtime) -> Backend:
@@ -57,35 +84,24 @@ def apart(one: Arrays, other: Arrays) -> float:
 
 
 @cache
-def reference(model: str, seed: int) -> tuple[Arrays, list[StepReport], float]:
-    """What torch makes of it, and how far it is from itself with its other kernels.
-
-    A ReLU at zero, or a maximum of equals, falls to either side by the last bit of a sum; from there on two
-    runs differ by more than rounding, and the deeper the network the sooner.
-    """
-    due, reports = trained(torchs(model), model, seed)
-    with torch.backends.mkldnn.flags(enabled=False):
-        other, _ = trained(torchs(model), model, seed)
-    return due, reports, apart(due, other)
+def reference(model: str, seed: int) -> tuple[Arrays, list[StepReport]]:
+    return trained(torchs(model), model, seed)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("model", [model for model in ZOO if model not in DRAWS])
 def test_a_hundred_steps_end_where_torchs_do(model: str, runtime: Runtime) -> None:
     backend = opened(model, runtime)
-    shares = []
-    for seed in SEEDS:
-        due, steps, own = reference(model, seed)
+    found: list[float] = []
+    while not found or (found[-1] > TOLERANCE and len(found) < len(SEEDS)):
+        seed = SEEDS[len(found)]
+        due, steps = reference(model, seed)
         came, told = trained(backend, model, seed)
-        # The first steps, before anything falls to another side: the same samples in the same order.
-        np.testing.assert_allclose(
-            [step.loss for step in told[:6]], [step.loss for step in steps[:6]], rtol=1e-4
-        )
+        # The loss of each step is that of its own samples: the order of batches is the same.
+        np.testing.assert_allclose([step.loss for step in told], [step.loss for step in steps], rtol=1e-4)
         assert [step.samples for step in told] == [step.samples for step in steps]
-        shares.append(apart(came, due) / max(TOLERANCE, 2 * own))
-        if shares[-1] <= 1:
-            return
-    assert min(shares) <= 1, shares
+        found.append(apart(came, due))
+    assert min(found) <= TOLERANCE, found
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
