@@ -95,5 +95,5 @@ def test_an_answer_of_another_shape_is_refused() -> None:
 
 
 def test_data_with_nothing_in_it_are_refused() -> None:
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(DataError, match="holds no samples"):
         predict(predictor(), DATA.take(np.array([], np.intp)))
