@@ -16,6 +16,7 @@ from regional_gateway.ledger import Ledger
 from regional_gateway.nested import Nested
 from trellis.errors import PayloadError
 from trellis.mqtt import Bus, BusMessage, Publication
+from trellis.mqtt.backoff import Backoff
 from trellis.topics import Address, Kind, Topics
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ WAITING_BYTES = 4 * 1024 * 1024
 
 _TELL_EVERY_S = 10.0
 _LOOK_S = 0.5
+_CONNECT_S = 2.0
 
 
 class LogCarrier:
@@ -68,14 +70,14 @@ class LogCarrier:
         self._news.set()
 
     async def _bring_up(self, parent: Bus) -> None:
-        told = time.monotonic()
+        told = said = time.monotonic()
         while True:
             await self._news.wait()
             while self._waiting:
-                while not parent.connected:  # noqa: ASYNC110 - what QoS 0 says meanwhile is lost: no event tells
-                    await asyncio.sleep(_LOOK_S)
+                await _until_back(parent, said)
                 _, line = self._take()
                 await parent.publish(line.topic, line.payload, qos=line.qos, retain=line.retain)
+                said = time.monotonic()
                 await asyncio.sleep(_size(line) / BYTES_A_SECOND)
                 if self._left_out and (not self._waiting or time.monotonic() - told >= _TELL_EVERY_S):
                     told = time.monotonic()
@@ -102,6 +104,19 @@ class LogCarrier:
             return None  # its own it puts here itself: the region's broker may be away
         carried = message.payload and self._ledger.get(address.task) and self._nested.path(address.region)
         return address if carried else None
+
+
+async def _until_back(parent: Bus, last: float) -> None:
+    """Return when the broker is there, and the server as well, if both were away since `last` at the most.
+
+    At QoS 0 a line is lost that nobody listens to.
+    """
+    ready = 0.0
+    while not parent.connected or time.monotonic() < ready:
+        if not parent.connected:
+            now = time.monotonic()
+            ready = now + Backoff().most_s(now - last) + _CONNECT_S
+        await asyncio.sleep(_LOOK_S)
 
 
 def _size(line: Publication) -> int:
