@@ -19,6 +19,7 @@ inference artefact `predict`. A program names its inputs and outputs by role:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
@@ -34,7 +35,10 @@ Purpose = Literal["training", "inference"]
 Runtime = Literal["onnx", "tflite"]
 QuantizationMethod = Literal["fp16", "int8-dynamic", "int8-static"]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
-Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+MAX_SIZE = 2**31 - 1
+"""Of an axis, and of all that an array holds."""
+MAX_AXES = 8
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 PROGRAMS: Mapping[Purpose, frozenset[str]] = {
     "training": frozenset({"train", "eval"}),
@@ -79,9 +83,15 @@ class TensorEntry(_Part):
     """
 
     name: Name
-    shape: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...]
-    dtype: Annotated[str, Field(pattern=r"^(float|int|uint)(8|16|32|64)$|^bool$")]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SIZE)], ...], Field(max_length=MAX_AXES)]
+    dtype: Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
     kind: Literal["parameter", "buffer", "counter", "constant"]
+
+    @model_validator(mode="after")
+    def _is_an_array(self) -> Self:
+        if math.prod(self.shape) > MAX_SIZE:
+            raise ValueError(f"{self.name[:80]!r} of {math.prod(self.shape)} elements is no array of a model")
+        return self
 
 
 class DropoutMask(_Part):
@@ -96,7 +106,7 @@ class DropoutMask(_Part):
     """
 
     name: Name
-    shape: tuple[Size, ...]
+    shape: Annotated[tuple[Size, ...], Field(max_length=MAX_AXES)]
     keep: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -165,7 +175,7 @@ class Manifest(_Part):
     purpose: Purpose
     runtime: Runtime
     model: Name
-    shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
+    shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=MAX_AXES)]
     classes: Size
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     opset: Name

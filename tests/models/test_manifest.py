@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models.manifest import Manifest
+from models.manifest import MAX_MANIFEST_BYTES, Manifest
 from trellis.errors import ArtefactError
 
 TRAINING: dict[str, Any] = {
@@ -73,17 +73,21 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
         (changed("purpose", to="inference"), "predict are due for inference"),
         (changed("programs", "eval", to=...), r"\['train'\] came, eval and train are due for training"),
         (changed("programs", "train", "inputs", "w", to=...), "train.inputs: 'w' is missing"),
-        (changed("programs", "train", "inputs", "tensor:else", to="e"), "'tensor:else' is no role of it"),
+        (changed("programs", "train", "inputs", "tensor:else", to="e"), r"train\.inputs: 'tensor:else' is"),
         (changed("programs", "train", "inputs", "mask:dropout", to=...), "'mask:dropout' is missing"),
         (changed("programs", "eval", "inputs", "mask:dropout", to="m0"), "'mask:dropout' is no role of it"),
         (changed("programs", "train", "outputs", "gradient:fc.weight", to=...), "'gradient:fc.weight' is"),
         (changed("programs", "train", "outputs", "buffer:norm.mean", to=...), "'buffer:norm.mean' is m"),
-        (changed("programs", "train", "outputs", "loss", to="c"), "two roles have one name in the graph"),
+        (changed("programs", "train", "outputs", "loss", to="c"), r"train\.outputs: two roles have one name"),
         (changed("quantization", to={"method": "fp16"}), "are an inference artefact's, this is for training"),
         (changed("quantization", to={"method": "int4"}), "quantization.method: "),
         (changed("quantization", to={"method": "int8-static"}), "int8-static has both, the others have none"),
-        (changed("quantization", to={"method": "fp16", "samples": 9}), "int8-static has both"),
-        (changed("quantization", to={"method": "fp16", "calibration": "mnist", "samples": 9}), "has both"),
+        (changed("quantization", to={"method": "int8-static", "calibration": "mnist"}), "has both"),
+        (changed("quantization", to={"method": "int8-static", "samples": 9}), "has both"),
+        (changed("tensors", 2, "shape", to=[2**16, 2**15]), "'norm.count' of 2147483648 elements is no"),
+        (changed("quantization", to={"method": "fp16", "samples": 9}), "fp16 with calibration None on 9"),
+        (changed("quantization", to={"method": "fp16", "calibration": "mnist", "samples": 9}),
+         "fp16 with calibration 'mnist' on 9 samples came; int8-static has both, the others have none"),
         ("x" * 1_048_577, "has 1048577 bytes, at most 1048576 are due"),
     ],
 )  # fmt: skip
@@ -94,8 +98,83 @@ def test_a_manifest_that_is_not_whole_is_refused_with_the_file_and_the_fault(tex
     assert caught.value.exit_code == 2
 
 
-def test_what_was_quantised_and_by_which_samples_is_read_back() -> None:
-    said = {"method": "int8-static", "calibration": "mnist", "samples": 512}
+@pytest.mark.parametrize(
+    ("path", "inside", "outside"),
+    [
+        (("tensors", 2, "shape", 0), (0, 2**31 - 1), (-1, 2**31)),
+        (("tensors", 2, "shape"), ([], [1] * 8), ([1] * 9,)),
+        (("masks", 0, "shape"), ([], [1] * 8), ([1] * 9,)),
+        (("tensors", 0, "dtype"), ("float16", "uint8", "bool"), ("complex64", "float8", "bool8", "xbool")),
+        (("tensors", 0, "name"), ("n" * 512,), ("", "n" * 513)),
+        (("tensors", 2, "kind"), ("counter",), ("state",)),
+        (("masks", 0, "keep"), (1, 1e-9), (0, 1.1)),
+        (("masks", 0, "shape", 0), (1, 2**31 - 1), (0, 2**31)),
+        (("classes",), (1, 2**31 - 1), (0, 2**31)),
+        (("shape",), ([1] * 8, [1]), ([], [1] * 9)),
+        (("batch",), (1, None), (0,)),
+        (("model",), ("m",), ("",)),
+        (("digest",), ("f" * 64,), ("F" * 64, "0" * 65, "0" * 64 + "\n")),
+        (("runtime",), ("tflite",), ("torch",)),
+    ],
+)
+def test_every_field_has_its_bounds(
+    path: tuple[str | int, ...], inside: tuple[Any, ...], outside: tuple[Any, ...]
+) -> None:
+    whole = json.loads(json.dumps(TRAINING))
+    whole["tensors"][2]["shape"] = [1]
+    if path == ("tensors", 0, "name"):  # its roles name it
+        for program in whole["programs"].values():
+            for side in ("inputs", "outputs"):
+                program[side] = {
+                    role.replace("fc.weight", inside[0]): name for role, name in program[side].items()
+                }
+
+    def with_value(value: Any) -> str:
+        copy = json.loads(json.dumps(whole))
+        place = copy
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        return json.dumps(copy)
+
+    for value in inside:
+        Manifest.parse(with_value(value), where="a.onnx")
+    for value in outside:
+        with pytest.raises(ArtefactError) as caught:
+            Manifest.parse(with_value(value), where="a.onnx")
+        assert [fault.field for fault in caught.value.faults] == [".".join(map(str, path))]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "field"),
+    [
+        ({"mean": 0, "std": 1e-9}, None),
+        ({"mean": 0, "std": 0}, "normalize.std"),
+        ({"std": 1}, "normalize.mean"),
+    ],
+)
+def test_scaling_is_by_a_deviation_above_zero(scaling: dict[str, float], field: str | None) -> None:
+    text = json.loads(changed("normalize", to=scaling))
+    text |= {
+        "purpose": "inference",
+        "programs": {"predict": {"inputs": {"x": "x"}, "outputs": {"logits": "z"}}},
+    }
+    if field is None:
+        assert Manifest.parse(json.dumps(text), where="a.onnx").normalize is not None
+        return
+    with pytest.raises(ArtefactError) as caught:
+        Manifest.parse(json.dumps(text), where="a.onnx")
+    assert [fault.field for fault in caught.value.faults] == [field]
+
+
+def test_a_manifest_may_be_as_long_as_the_limit() -> None:
+    text = json.dumps(TRAINING)
+    Manifest.parse(text + " " * (MAX_MANIFEST_BYTES - len(text)), where="a.onnx")
+
+
+@pytest.mark.parametrize("samples", [1, 512])
+def test_what_was_quantised_and_by_which_samples_is_read_back(samples: int) -> None:
+    said = {"method": "int8-static", "calibration": "mnist", "samples": samples}
     text = json.loads(changed("quantization", to=said))
     text |= {
         "purpose": "inference",
