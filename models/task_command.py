@@ -32,16 +32,14 @@ def task() -> None:
 
 @app.command()
 def validate(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Task descriptor, YAML or JSON, or a signed task.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Task descriptor, YAML or JSON.")],
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a task is right and holds now, with every fault in it (exit code 2).
 
-    A model that is not known here is a warning: the server may have it. Whose signature a signed task has is
-    looked at where it is posted.
+    A model that is not known here is a warning: the server may have it. A signed task is taken, too; its
+    signature is looked at where it is posted.
 
     \b
     Example:
