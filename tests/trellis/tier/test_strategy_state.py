@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def in_a_serverapp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower makes messages only in a process that it has given a task."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
+    gc.freeze()  # as where an app starts: Flower collects garbage with every reply
 
 
 class Seven(Grid):
