@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from models.backends.loop import Batch
 from models.datasets import Dataset, Normalize
-from models.inference import Predictor, predict
+from models.inference import Predictor, measuring, predict
 from trellis.errors import DataError, TrainingFailed
 
 DATA = Dataset(
@@ -76,6 +77,30 @@ def test_a_fixed_batch_is_always_full_and_its_padding_is_no_answer() -> None:
     assert [call.shape for call in echo.calls[1:]] == [(2, 2), (2, 2)]
     np.testing.assert_array_equal(echo.calls[2], DATA.x[[2, 2]])
     np.testing.assert_array_equal(said.logits, DATA.x)
+
+
+def test_the_time_is_milliseconds_a_sample_in_the_middle_of_the_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    takes_s = [5.0, 0.002, 0.004, 0.9]  # the first call is not counted
+    now_s = 0.0
+
+    def slow(x: Batch) -> Batch:
+        nonlocal now_s
+        now_s += takes_s.pop(0)
+        return x
+
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    assert predict(predictor(slow), DATA).sample_ms == pytest.approx(4)
+    takes_s = [5.0, 0.002, 0.004]
+    # 3 ms a call of two.
+    assert predict(predictor(slow, batch=2), DATA).sample_ms == pytest.approx(1.5)
+
+
+def test_no_more_samples_go_in_at_once_than_there_are() -> None:
+    echo = Echo()
+    assert predict(predictor(echo), DATA, batch=100).batch == 3
+    assert [call.shape for call in echo.calls] == [(3, 2), (3, 2)]
 
 
 def test_an_answer_that_is_not_finite_is_named() -> None:
