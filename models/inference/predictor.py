@@ -76,6 +76,8 @@ def open_predictor(path: Path, *, threads: int = 1) -> Predictor:
 
 def _require_named_as_it_is(path: Path, suffix: str) -> None:
     """Return unless the file's first bytes are plainly of another kind than its name."""
+    if not path.is_file():
+        return  # a pipe would be waited for; whoever reads it says what it is
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,11 +174,21 @@ def test_a_file_under_the_name_of_another_format_is_refused(
     )
 
 
-def test_a_training_artefact_is_refused_with_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("suffix", ["onnx", "tflite", "safetensors"])
+def test_what_is_no_file_is_refused_without_waiting(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"pipe.{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(InvalidInput, match=rf"pipe\.{suffix}': (is no file|no such file)"):
+        run(path, tmp_path / "digits.npz")
+
+
+@pytest.mark.parametrize("name", ["tiny.onnx", "tiny.ONNX"])
+def test_a_training_artefact_is_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as caught:
-        run(graph_files.write_onnx(tmp_path / "tiny.onnx"), tmp_path / "digits.npz")
+        run(graph_files.write_onnx(tmp_path / name), tmp_path / "digits.npz")
     assert str(caught.value) == (
-        "artefact 'tiny.onnx': purpose: is 'training', 'inference' is due (export it with --for inference)"
+        f"artefact {name!r}: purpose: is 'training', 'inference' is due (export it with --for inference)"
     )
 
 
