@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,12 @@ def test_a_benchmark_explains_itself(script: str, tmp_path: Path) -> None:
     assert process.returncode == 0, out
     assert "--json" in out
     assert f"python benchmarks/{script}.py" in out
+
+
+def test_make_bench_runs_them_all_but_the_ones_that_take_long_or_take_apart() -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nbench:")[2].partition("\n\n")[0]
+    run = re.findall(r"python benchmarks/([a-z_]+)\.py", recipe)
+    assert sorted(run) == sorted(set(SCRIPTS) - {"hierfavg", "round_profile"})
 
 
 def test_an_unknown_federation_is_named(tmp_path: Path) -> None:
