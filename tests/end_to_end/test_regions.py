@@ -199,7 +199,7 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
         for record in (await at_gateway(fleet, "eu-1", "nested"))["history"]:
             assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
         logs = await fleet.operator("logs", "nested")
-        for speaker in ("gateway eu", "gateway eu-1", "us-1/d4"):
+        for speaker in ("gateway eu", "gateway eu-1", "eu-1/d1", "us-1/d4"):
             assert f"  {speaker:<16}  INFO " in logs.out, f"{speaker}\n{logs}"
         await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
         await relayed_by_the_country(fleet, apart)

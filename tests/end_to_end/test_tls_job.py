@@ -72,7 +72,7 @@ def test_a_region_with_a_broker_of_its_own_and_one_below_it_take_part(ends: Netw
         assert members == [(f"{REGION}/d1", True), (f"{REGION}/d2", True), (f"{OTHER}/gateway", True)]
         assert {one["outcome"] for one in shown["history"][0]["outcomes"]} == {"replied"}
         logs = fleet.operator("logs", "bridged", *where)
-        for speaker in (f"{REGION}/d1", f"{REGION}/d2", f"gateway {OTHER}"):
+        for speaker in (f"{REGION}/d1", f"{OTHER}/d3", f"gateway {OTHER}"):
             assert f"  {speaker:<16}  INFO " in logs.out, f"{speaker}\n{logs}"
         assert " u'eu-1/devices/d1')" in fleet.running["region-broker"].said()
         assert " u'eu-1/devices/" not in fleet.running["broker"].said()
