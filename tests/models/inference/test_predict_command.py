@@ -183,6 +183,12 @@ def test_what_is_no_file_is_refused_without_waiting(suffix: str, tmp_path: Path)
         run(path, tmp_path / "digits.npz")
 
 
+def test_a_trained_model_has_a_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.inference.predictor.MAX_MODEL_BYTES", 10)
+    with pytest.raises(ArtefactError, match=r"has \d+ bytes, at most 10 are due"):
+        run(graph_files.write_onnx(tmp_path / "tiny.onnx"), tmp_path / "digits.npz")
+
+
 @pytest.mark.parametrize("name", ["tiny.onnx", "tiny.ONNX"])
 def test_a_training_artefact_is_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as caught:
