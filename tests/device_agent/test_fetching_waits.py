@@ -168,6 +168,19 @@ async def test_a_task_that_has_ended_is_not_asked_for(tmp_path: Path) -> None:
     assert source.asked == 0
 
 
+async def test_a_task_that_ends_while_its_file_comes_down_stops_that(tmp_path: Path) -> None:
+    asking = Asking(tmp_path / "cache", tries=1)
+
+    def answer(_: str | None) -> Response:
+        asking.halt.call(task_ended=True)
+        return Response(CONTENT)
+
+    async with front(Scripted(offer_of(), answer)) as server:
+        with pytest.raises(Canceled, match="the download was called off"):
+            await asking.fetch(server)
+    assert asking.store.find(DIGEST) is None
+
+
 async def test_what_was_left_of_others_long_ago_is_tidied_away(tmp_path: Path) -> None:
     asking = Asking(tmp_path / "cache", tries=1)
     old = asking.store.partial("0" * 64)
