@@ -4,8 +4,8 @@ The network of MLPerf Tiny (Banbury et al. 2021): 16, 32 and 64 channels, a bloc
 1×1 convolution where the size changes. Group normalisation stands in the place of batch normalisation, whose
 statistics don't average over devices with unlike data (Hsieh et al., "The non-IID data quagmire", 2020), and
 ELU in the place of ReLU (Clevert et al., "Exponential linear units", 2016), whose slope has a step at zero:
-among two million activations a batch there is one so near to it, every other step, that runtimes which round
-otherwise find it on either side. After a hundred steps their parameters were 1e-3 apart; with ELU 1e-7.
+among two million activations a batch there are, often enough, some so near to it that runtimes which round
+otherwise find them on either side. After a hundred steps their parameters were 1e-3 apart; with ELU 1e-7.
 On 3×32×32 and 10 classes: 464 + 4,672 + 14,464 + 57,600 + 650 = 77,850 parameters.
 """
 

@@ -6,7 +6,7 @@ and waves for windows of sensors. The greatest difference of any element of any 
 One of three draws must pass. Where a ReLU's input, or the difference of two that are pooled, is within
 rounding of zero, runtimes fall to either side of it, and so does PyTorch with other kernels of its own. A
 hundred steps of so small a model as `mlp` or `sensor-cnn` meet one such or none; it moves parameters by some
-1e-5. The deeper models would meet one every other step, and end 1e-3 apart on any data: they have no ReLU.
+1e-5. The deeper models would meet many, and end 1e-3 apart on any data: they have no ReLU.
 """
 
 from __future__ import annotations
