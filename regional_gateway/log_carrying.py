@@ -8,13 +8,14 @@ no faster than `BYTES_A_SECOND`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 
 from regional_gateway.ledger import Ledger
 from regional_gateway.nested import Nested
-from trellis.errors import PayloadError
+from trellis.errors import PayloadError, Refused
 from trellis.mqtt import Bus, BusMessage, Publication
 from trellis.mqtt.backoff import Backoff
 from trellis.topics import Address, Kind, Topics
@@ -25,6 +26,9 @@ BYTES_A_SECOND = 256 * 1024
 WAITING_BYTES = 4 * 1024 * 1024
 """What waits while the parent's broker is away, or behind a flood; beyond it the oldest goes."""
 
+_SENT = 8192
+"""Lines sent that are known again: half a minute of them, while what comes back does so at once."""
+_MANY = 10
 _TELL_EVERY_S = 10.0
 _LOOK_S = 0.5
 _CONNECT_S = 2.0
@@ -46,6 +50,7 @@ class LogCarrier:
         self._bytes = 0
         self._left_out: Counter[str] = Counter()
         self._news = asyncio.Event()
+        self._sent = _Sent()
 
     async def carry(self, region: Bus, parent: Bus) -> None:
         """Bring up what devices and the gateways below say on the region's broker, until cancelled."""
@@ -54,9 +59,23 @@ class LogCarrier:
             group.create_task(self._bring_up(parent), name="bring up logs")
 
     async def _listen(self, bus: Bus) -> None:
+        try:
+            await self._hear(bus)
+        except Refused as error:
+            # Some brokers say at once what their ACL denies. Lines are not worth the rest of the gateway.
+            logger.warning(
+                "log lines of devices and of regions below are not brought up: %s; "
+                "`trellis keys acl` writes lists that allow it; then start the gateway again",
+                error,
+            )
+
+    async def _hear(self, bus: Bus) -> None:
         filters = [self._topics.filter(kind) for kind in (Kind.LOG, Kind.GATEWAY_LOG)]
         async with bus.subscribe(*filters) as messages:
             async for message in messages:
+                # Nobody retains lines; one that is comes again with each connect.
+                if message.retain or self._sent.knows(message):
+                    continue
                 if (address := self._address(message)) is not None:
                     self.put(address.task, Publication(message.topic, message.payload, qos=0))
 
@@ -76,6 +95,7 @@ class LogCarrier:
             while self._waiting:
                 await _until_back(parent, said)
                 _, line = self._take()
+                self._sent.note(line)
                 await parent.publish(line.topic, line.payload, qos=line.qos, retain=line.retain)
                 said = time.monotonic()
                 await asyncio.sleep(_size(line) / BYTES_A_SECOND)
@@ -104,6 +124,50 @@ class LogCarrier:
             return None  # its own it puts here itself: the region's broker may be away
         carried = message.payload and self._ledger.get(address.task) and self._nested.path(address.region)
         return address if carried else None
+
+
+class _Sent:
+    """The lines last sent up, to be known where they come back: without end, if nobody stopped them."""
+
+    def __init__(self) -> None:
+        self._came_back: OrderedDict[bytes, bool] = OrderedDict()
+        self._lines = self._returns = 0
+        self._told = False
+
+    def note(self, line: Publication) -> None:
+        """Remember a line that is being sent."""
+        self._lines += 1
+        self._came_back[_digest(line)] = False
+        if len(self._came_back) > _SENT:
+            self._came_back.popitem(last=False)
+
+    def knows(self, message: BusMessage) -> bool:
+        """Whether this is one of them."""
+        digest = _digest(message)
+        before = self._came_back.get(digest)
+        if before is None:
+            return False
+        if not before:
+            self._came_back[digest] = True
+            self._returns += 1
+            self._tell()
+        return True
+
+    def _tell(self) -> None:
+        # A device may say the same twice in one millisecond; that a good part comes back has another reason.
+        if self._told or self._returns < _MANY or self._returns < self._lines / 2:
+            return
+        self._told = True
+        logger.warning(
+            "log lines that were sent to the broker above come back on the region's: the two are one, "
+            "or bridged; where they are one, give --broker and --parent-broker the same URL"
+        )
+
+
+def _digest(line: Publication | BusMessage) -> bytes:
+    digest = hashlib.blake2b(line.topic.encode(), digest_size=16)
+    digest.update(b"\0" + line.payload)
+    return digest.digest()
 
 
 async def _until_back(parent: Bus, last: float) -> None:

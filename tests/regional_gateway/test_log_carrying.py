@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 
 from regional_gateway import log_carrying
+from regional_gateway.log_carrying import LogCarrier
+from trellis.errors import Refused
+from trellis.mqtt import MemoryBroker, Publication
 from trellis.payloads import ExecutionState, Log, Presence, State
+from trellis.topics import Kind, Topics
 
 SITE = "site"
 CAM = "eu-1/devices/cam-7/tasks/digits"
@@ -81,8 +87,8 @@ async def test_a_flood_holds_up_no_execution_and_what_it_costs_is_said(  # noqa:
     async with world.gateway() as running, watching(world.region) as low, watching(world.parent) as high:
         await wait_until(lambda: running.gateway.connections[1])
         await running.post(operator.envelope())
-        for _ in range(100):
-            await low.bus.publish(f"trellis/v1/{CAM}/log", line("x" * 8000), qos=0)
+        for number in range(100):
+            await low.bus.publish(f"trellis/v1/{CAM}/log", line(f"{number:08000}"), qos=0)
         began = time.monotonic()
         await low.publish(f"{CAM}/execution", say.execution(ExecutionState.QUEUED))
         await wait_until(lambda: f"{CAM}/execution" in high.retained)
@@ -95,3 +101,65 @@ async def test_a_flood_holds_up_no_execution_and_what_it_costs_is_said(  # noqa:
         assert 80 < left_out < 100
         # The gateway's own line of it goes up like the others.
         await wait_until(lambda: logged(high)[-1] == "eu-1/gateway/tasks/digits/log")
+
+
+async def test_a_line_goes_up_once_where_both_urls_lead_to_one_broker(
+    world: Any, watching: Any, wait_until: Any, operator: Any, caplog: Any
+) -> None:
+    world.upper = world.region
+    async with world.gateway() as running, watching(world.region) as seen:
+        await wait_until(lambda: running.gateway.connections[1])
+        await running.post(operator.envelope())
+        messages = [f"{number:02}" for number in range(12)]
+        for message in messages:
+            await seen.bus.publish(f"trellis/v1/{CAM}/log", line(message), qos=0)
+        await wait_until(lambda: said(seen).count("11") == 2)
+        await seen.publish("eu-1/marker", b"1")
+        await wait_until(lambda: "eu-1/marker" in seen.retained)
+        assert sorted(said(seen)) == sorted(2 * messages)
+    (warning,) = [one for one in caplog.messages if "come back on the region's" in one]
+    assert "give --broker and --parent-broker the same URL" in warning
+
+
+def said(watcher: Any) -> list[str]:
+    return [Log.parse(payload).message for topic, payload in watcher.heard if topic == f"{CAM}/log"]
+
+
+async def test_a_retained_line_is_not_brought_up_again_with_each_connect(
+    world: Any, watching: Any, wait_until: Any, operator: Any
+) -> None:
+    async with watching(world.region) as low, watching(world.parent) as high:
+        async with world.gateway() as running:
+            await running.post(operator.envelope())
+        await low.publish(f"{CAM}/log", line("of old"))
+        async with world.gateway() as running:
+            await wait_until(lambda: running.gateway.connections[1])
+            await low.bus.publish(f"trellis/v1/{CAM}/log", line("of now"), qos=0)
+            await wait_until(lambda: "of now" in said(high))
+    assert said(high) == ["of now"]
+
+
+class Denying:
+    """A bus on whose broker nobody may hear log lines."""
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, *filters: str) -> AsyncIterator[Any]:
+        raise Refused("broker", f"may not subscribe to {', '.join(filters)}")
+        yield
+
+
+async def test_a_broker_that_denies_log_lines_ends_nothing_and_the_gateways_own_go_up(
+    caplog: Any,
+) -> None:
+    broker, topics = MemoryBroker(), Topics()
+    carrier = LogCarrier(topics, "eu-1", cast("Any", None), cast("Any", None))
+    topic = topics.path(Kind.GATEWAY_LOG, region="eu-1", task="digits")
+    async with broker.bus("up") as parent, broker.bus("seen") as watcher, watcher.subscribe("#") as heard:
+        await parent.wait_connected(5)
+        carrying = asyncio.create_task(carrier.carry(cast("Any", Denying()), parent))
+        carrier.put("digits", Publication(topic, line("own"), qos=0))
+        assert (await asyncio.wait_for(anext(heard), 5)).topic == topic
+        assert not carrying.done()
+        carrying.cancel()
+    (warning,) = [one for one in caplog.messages if "are not brought up" in one]
+    assert "trellis keys acl" in warning
