@@ -65,3 +65,50 @@ def test_flower_that_is_loaded_stays_as_it_is() -> None:
         "print(json.dumps([name for name in before if sys.modules.get(name) is not before[name]]))"
     )
     assert ran(code) == []
+
+
+def test_any_name_may_be_the_first_that_is_asked_for() -> None:
+    # Each in a process of its own, forked before anything of Flower is loaded.
+    asked = [
+        "from flwr.common import log",
+        "from flwr.common import EventType, now",
+        "from flwr.common import Array, Context",
+        "from flwr.common import *",
+        "from flwr.client import *",
+        "from flwr.client.mod import *",
+        "import flwr; flwr.__version__",
+    ]
+    code = (
+        "import os\n"
+        "from trellis.flower.deferred import defer_unused; defer_unused()\n"
+        "failed = []\n"
+        "for one in json.loads(sys.argv[1]):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        try: exec(one)\n"
+        "        except BaseException as error: print(one, repr(error), file=sys.stderr); os._exit(1)\n"
+        "        os._exit(0)\n"
+        "    if os.waitpid(child, 0)[1]: failed.append(one)\n"
+        "print(json.dumps(failed))"
+    )
+    assert ran(code, json.dumps(asked)) == []
+
+
+def test_threads_that_ask_at_once_all_find_what_they_asked_for() -> None:
+    code = (
+        "import threading\n"
+        "from trellis.flower.deferred import defer_unused; defer_unused()\n"
+        "import flwr.app\n"
+        "start, failed = threading.Barrier(6), []\n"
+        "def ask(names):\n"
+        "    start.wait(20)\n"
+        "    try: exec(f'from flwr.common import {names}')\n"
+        "    except BaseException as error: failed.append(repr(error))\n"
+        "names = ['log', 'EventType', 'Array', 'event, log', 'now', 'log, Array, EventType']\n"
+        "asking = [threading.Thread(target=ask, args=(one,), daemon=True) for one in names]\n"
+        "sys.setswitchinterval(1e-5)\n"
+        "for one in asking: one.start()\n"
+        "for one in asking: one.join(20)\n"
+        "print(json.dumps([failed, [one.is_alive() for one in asking].count(True)]))"
+    )
+    assert ran(code) == [[], 0]

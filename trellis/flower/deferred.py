@@ -43,16 +43,19 @@ def defer_unused() -> None:
 
 
 class _Deferred(ModuleType):
-    """A package that has not been run; see `importlib.util.LazyLoader`, which does so for a whole module."""
+    """A package whose names are found elsewhere, and which never runs itself.
+
+    Where it must run after all, its file runs as the module `__init__` in it. So whichever thread asks, Python's
+    own import locks make it wait until that is complete, and they know of each other: a lock of ours, taken
+    by one who imports and by one who is imported, could hold both for ever.
+    """
 
     def __getattr__(self, name: str) -> Any:
+        # First, as in Flower: its packages import each other in a circle, which opens only from here.
+        importlib.import_module("flwr.app")
         if importlib.util.find_spec(f"{self.__name__}.{name}") is not None:
             return importlib.import_module(f"{self.__name__}.{name}")
         for place in _PACKAGES[self.__name__]:
             if hasattr(found := importlib.import_module(place), name):
                 return getattr(found, name)
-        # From now on a name that is missing is missing.
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        if self.__spec__ is not None and self.__spec__.loader is not None:
-            self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
+        return getattr(importlib.import_module(f"{self.__name__}.__init__"), name)
