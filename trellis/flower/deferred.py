@@ -45,9 +45,9 @@ def defer_unused() -> None:
 class _Deferred(ModuleType):
     """A package whose names are found elsewhere, and which never runs itself.
 
-    Where it must run after all, its file runs as the module `__init__` in it. So whichever thread asks, Python's
-    own import locks make it wait until that is complete, and they know of each other: a lock of ours, taken
-    by one who imports and by one who is imported, could hold both for ever.
+    Where it must run after all, its file runs as the module `__init__` in it. So whichever thread asks,
+    Python's own import locks make it wait until that is complete, and they know of each other: a lock of
+    ours, taken by one who imports and by one who is imported, could hold both for ever.
     """
 
     def __getattr__(self, name: str) -> Any:
