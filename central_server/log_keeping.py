@@ -23,7 +23,7 @@ from central_server.logbook import (
 from trellis.errors import PayloadError
 from trellis.mqtt import Bus, BusMessage
 from trellis.payloads import Log, Reason, TaskStatus
-from trellis.task_log import untagged
+from trellis.task_log import LineHandler, untagged
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
@@ -106,14 +106,17 @@ class LogKeeper:
                 log("log lines of %s are lost: %s", task, error)
 
 
-class _OwnLines(logging.Handler):
+class _OwnLines(LineHandler):
     """Picks the server's lines that name a task, `task=NAME`, as they are logged."""
 
     def __init__(self, keeper: LogKeeper) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._keeper = keeper
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def hand_on(self, record: logging.LogRecord) -> None:
+        """Have `record` kept if it names a task."""
+        if untagged(record.getMessage()) is None:
+            return
         line = line_of(record)
         if (said := untagged(line.message)) is not None:
             task, message = said

@@ -20,7 +20,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trellis.payloads import Count, Text, now_ms
-from trellis.task_log import text_of
+from trellis.task_log import LineHandler, text_of
 
 LOG, APP_LOG = "log.jsonl", "app-log.jsonl"
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -117,18 +117,16 @@ class Logbook:
             self._path.replace(_elder(self._path))
 
 
-class BookHandler(logging.Handler):
+class BookHandler(LineHandler):
     """Keeps what is logged in this process as the server's lines about one task."""
 
     def __init__(self, book: Logbook) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._book = book
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._book.append([line_of(record)])
-        except OSError:
-            self.handleError(record)
+    def hand_on(self, record: logging.LogRecord) -> None:
+        """Write `record` into the book."""
+        self._book.append([line_of(record)])
 
 
 def line_of(record: logging.LogRecord) -> LogLine:

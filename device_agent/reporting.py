@@ -12,7 +12,7 @@ from trellis.errors import TrellisError
 from trellis.execution import ExecutionReport
 from trellis.mqtt import Bus
 from trellis.payloads import ExecutionState, Progress
-from trellis.task_log import TaskLines, log_of
+from trellis.task_log import LineHandler, TaskLines, log_of
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class TaskReport(ExecutionReport):
             )
 
 
-class TaskLog(logging.Handler):
+class TaskLog(LineHandler):
     """Publishes log lines of the task in hand, tracebacks included, at most ten a second.
 
     Not those of another device in this process; whose a line is stands in `SPEAKER`.
@@ -71,7 +71,7 @@ class TaskLog(logging.Handler):
     def __init__(
         self, bus: Bus, topics: Topics, *, region: str, device: str, loop: asyncio.AbstractEventLoop
     ) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
 
         def topic_of(task: str) -> str:
             return topics.path(Kind.LOG, region=region, device=device, task=task)
@@ -80,7 +80,7 @@ class TaskLog(logging.Handler):
         self._speaker = f"{region}/devices/{device}"
         self.task: str | None = None
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def hand_on(self, record: logging.LogRecord) -> None:
         """Publish `record` if it belongs to a task: its own (`extra={"task": …}`), or the one in hand."""
         if SPEAKER.get() not in {None, self._speaker} or getattr(record, HERE_ONLY, False):
             return

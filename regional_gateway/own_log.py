@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from regional_gateway.log_carrying import LogCarrier
 from regional_gateway.region_app.telling_log import LOGGED
 from trellis.mqtt import Bus, Publication
-from trellis.task_log import TaskLines, log_of, untagged
+from trellis.task_log import LineHandler, TaskLines, told_of
 from trellis.topics import Kind, Topics
 
 
-class OwnLog(logging.Handler):
+class OwnLog(LineHandler):
     """Publishes the gateway's lines that name a task, `task=NAME`, tracebacks included.
 
     Args:
@@ -24,7 +24,7 @@ class OwnLog(logging.Handler):
     """
 
     def __init__(self, topics: Topics, region: str, carrier: LogCarrier) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._topics, self._region, self._carrier = topics, region, carrier
         self._lines: TaskLines | None = None
         self._bus: Bus | None = None
@@ -44,12 +44,11 @@ class OwnLog(logging.Handler):
                 logging.getLogger(name).removeHandler(self)
             self._lines = None
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def hand_on(self, record: logging.LogRecord) -> None:
         """Publish `record` if it names a task."""
-        log = log_of(record)
-        if self._lines is not None and (said := untagged(log.message)) is not None:
-            task, message = said
-            self._lines.say(task, log.model_copy(update={"message": message}))
+        lines = self._lines
+        if lines is not None and (said := told_of(record)) is not None:
+            lines.say(*said)
 
     async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """Say a line in the region, and above."""

@@ -47,6 +47,37 @@ def untagged(message: str) -> tuple[str, str] | None:
     return (found[1], message[found.end() :].lstrip(": ")) if found else None
 
 
+def told_of(record: logging.LogRecord) -> tuple[str, Log] | None:
+    """Return the task that a record names at its beginning, and what it says of it as a payload."""
+    # Most name none: of these nothing more is made.
+    if untagged(record.getMessage()) is None:
+        return None
+    log = log_of(record)
+    said = untagged(log.message)
+    return (said[0], log.model_copy(update={"message": said[1]})) if said else None
+
+
+class LineHandler(logging.Handler):
+    """Hands on what is logged at `INFO` and above; whoever logs never fails by it.
+
+    What cannot be handed on, such as arguments that do not fit their format, is told on stderr as handlers of
+    the standard library do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.hand_on(record)
+        except Exception:  # noqa: BLE001 - see above
+            self.handleError(record)
+
+    def hand_on(self, record: logging.LogRecord) -> None:
+        """Hand on `record`, or leave it."""
+        raise NotImplementedError
+
+
 class Pace:
     """Lets ten lines a second pass; the next then says how many were left out."""
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 
 from trellis.flower.channel import ServiceChannel
-from trellis.task_log import Pace, log_of
+from trellis.task_log import LineHandler, Pace, log_of
 
 LOGGED = ("regional_gateway", "trellis", "models")
 """Whose lines are told; the gateway logs them again under the same names, and publishes what is logged so."""
 
 
-class LogTeller(logging.Handler):
+class LogTeller(LineHandler):
     """Hands lines to the gateway, at most ten a second."""
 
     def __init__(self, channel: ServiceChannel) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._channel, self._pace = channel, Pace()
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def hand_on(self, record: logging.LogRecord) -> None:
         """Hand over `record`; the handler's lock makes it one at a time."""
         line = self._pace.passing(log_of(record))
         if line is not None:
