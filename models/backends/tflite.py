@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from ai_edge_litert.interpreter import Interpreter
 
@@ -73,21 +73,22 @@ def _without_notes() -> Iterator[None]:
     if _quiet_from_now.is_set():
         yield
         return
-    with _first_run:
+    with _first_run, ExitStack() as until_then:
         try:
-            kept, held = os.dup(_STDERR), tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-        except OSError:  # no stderr, or nowhere to hold it: then it may talk
+            held = until_then.enter_context(tempfile.TemporaryFile())
+            kept = os.dup(_STDERR)
+            until_then.callback(os.close, kept)
+        except OSError:  # no stderr, or nowhere to hold it: then it may talk, and is asked no second time
+            _quiet_from_now.set()
             yield
             return
-        with held:
-            try:
-                os.dup2(held.fileno(), _STDERR)
-                yield
-                _quiet_from_now.set()
-            finally:
-                os.dup2(kept, _STDERR)
-                os.close(kept)
-                held.seek(0)
-                rest = b"".join(line for line in held if not line.startswith(_NOTE))
-                if rest:
-                    os.write(_STDERR, rest)
+        try:
+            os.dup2(held.fileno(), _STDERR)
+            yield
+            _quiet_from_now.set()
+        finally:
+            os.dup2(kept, _STDERR)
+            held.seek(0)
+            rest = b"".join(line for line in held if not line.startswith(_NOTE))
+            if rest:
+                os.write(_STDERR, rest)
