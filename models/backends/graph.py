@@ -33,6 +33,12 @@ AT_ONCE_BYTES = 128 * 1024
 and more: of so many a processor's cache holds it, and an operator finds there what the last one wrote. Of
 32 by 32 pixels in three colours 8 go at once out of 32, in a tenth less time; of 28 by 28 grey ones all."""
 
+MOST_PIECES = 8
+"""Of a mini-batch that no cache holds: more would be passes of a sample or two."""
+
+PIECES_BYTES = 4 * 1024 * 1024
+"""Of parameters and gradients that all pieces together read and add up anew: larger models go whole."""
+
 EVALUATION_BATCH = 32
 """Larger ones are no faster on one thread, and take memory: LeNet's activations 0.1 MB a sample."""
 
@@ -80,7 +86,8 @@ class GraphBackend:
         self._runtime = runtime
         self._parameters = [tensor.name for tensor in manifest.tensors if tensor.kind == "parameter"]
         self._buffers = [tensor.name for tensor in manifest.tensors if tensor.kind == "buffer"]
-        self._at_once = manifest.batch or _at_once(manifest)
+        self._at_once = _at_once(manifest)
+        self._most_pieces = _most_pieces(manifest)
         self._labels = np.dtype(LABEL_DTYPES[manifest.runtime])
         # No memory: one zero, seen as an array of every shape.
         self._model = {
@@ -126,7 +133,7 @@ class GraphBackend:
         should_stop: Callable[[], bool] | None = None,
     ) -> EvalResult:
         tensors = self._loaded(arrays, data)
-        most = self._manifest.batch or min(self._at_once, EVALUATION_BATCH)
+        most = self._manifest.batch or self._size(EVALUATION_BATCH)
 
         def score(x: Batch, y: Batch) -> Outcome:
             return self._score(tensors, x, y)
@@ -151,21 +158,16 @@ class GraphBackend:
 
     def _gradient(self, tensors: Arrays, masks: np.random.Generator, x: Batch, y: Batch) -> GradientOutcome:
         """Return the outcome of a mini-batch, in pieces where fewer samples go into the graph at once."""
-        parts = [self._step(tensors, masks, *piece) for piece in self._pieces(x, y)]
-        if len(parts) == 1:
-            return parts[0]
-        shares = [len(piece) / len(y) for _, piece in self._pieces(x, y)]
-        gradients = {
-            name: np.asarray(
-                sum(
-                    part.gradients[name] * np.float32(share)
-                    for part, share in zip(parts, shares, strict=True)
-                )
-            )
-            for name in self._parameters
-        }
-        loss = sum(part.loss * share for part, share in zip(parts, shares, strict=True))
-        return GradientOutcome(loss, sum(part.correct for part in parts), gradients)
+        if self._at_once_of(y) >= len(y):
+            return self._step(tensors, masks, x, y)
+        loss, correct, gradients = 0.0, 0, dict[str, Array]()
+        for piece in self._pieces(x, y):
+            share = len(piece[1]) / len(y)
+            part = self._step(tensors, masks, *piece)
+            loss, correct = loss + part.loss * share, correct + part.correct
+            _add(gradients, part.gradients, np.float32(share))
+            del part  # or the next piece's gradients would be a third set of them
+        return GradientOutcome(loss, correct, gradients)
 
     def _step(self, tensors: Arrays, masks: np.random.Generator, x: Batch, y: Batch) -> GradientOutcome:
         """Return the outcome of samples that go into the graph at once; the buffers move on."""
@@ -196,10 +198,17 @@ class GraphBackend:
         return self._runtime.run(program, inputs)
 
     def _pieces(self, x: Batch, y: Batch) -> Iterator[tuple[Batch, Batch]]:
-        """Yield the samples as they go into the graph at once: all of them where they share statistics."""
-        size = self._manifest.batch or _even(len(y), len(y) if self._buffers else self._at_once)
+        size = self._at_once_of(y)
         for start in range(0, len(y), size):
             yield x[start : start + size], y[start : start + size]
+
+    def _at_once_of(self, y: Batch) -> int:
+        """Return how many of a mini-batch go into the graph at once: all where they share statistics."""
+        return self._manifest.batch or (len(y) if self._buffers else self._size(len(y)))
+
+    def _size(self, samples: int) -> int:
+        """Return the size of as few pieces as a cache holds, or as may be, all but the last of them alike."""
+        return math.ceil(samples / min(math.ceil(samples / self._at_once), self._most_pieces))
 
     def _padded(self, array: Batch) -> Batch:
         return padded(array, self._manifest.batch or len(array))
@@ -210,9 +219,21 @@ def _at_once(manifest: Manifest) -> int:
     return max(1, AT_ONCE_BYTES // (4 * max(1, math.prod(manifest.shape))))
 
 
-def _even(samples: int, most: int) -> int:
-    """Return the size of as few pieces as have at most so many samples, all but the last of them alike."""
-    return math.ceil(samples / math.ceil(samples / most))
+def _most_pieces(manifest: Manifest) -> int:
+    """Return into how many pieces a mini-batch may fall."""
+    parameters = [tensor for tensor in manifest.tensors if tensor.kind == "parameter"]
+    size = sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in parameters)
+    return max(1, min(MOST_PIECES, PIECES_BYTES // max(1, size)))
+
+
+def _add(total: dict[str, Array], gradients: Mapping[str, Array], share: np.float32) -> None:
+    """Add a piece's share, in the memory that the gradients came in."""
+    for name, gradient in gradients.items():
+        np.multiply(gradient, share, out=gradient)
+        if name in total:
+            total[name] += gradient
+        else:
+            total[name] = gradient
 
 
 def _mask(rng: np.random.Generator, shape: tuple[int, ...], keep: float) -> Array:
