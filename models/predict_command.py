@@ -69,7 +69,7 @@ def run(
       trellis predict --model model.tflite --data twenty.npz --split all
     """
     if output is not None:
-        writable_file(output, option="--output")
+        output = writable_file(output, option="--output")
     predictor = open_predictor(model)
     part = _SPLITS[split]
     dataset = load(data, split=part)

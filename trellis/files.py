@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,8 @@ def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> 
 def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     """Give a file to write, which takes the place of `path` at the end of the block, and is on the disk then.
 
+    What a device, a pipe or our own output takes, it takes at once; nothing takes the place of one.
+
     An error leaves what was there and nothing else; a kill may leave `.NAME.partial` beside it, which the
     next writer replaces. One writes at a time.
 
@@ -29,6 +31,12 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
         path: The file to replace.
         mode: Its permissions from its first moment on; by default what the umask leaves of 0666.
     """
+    if _is_stream(path):
+        own = _own_output(path)
+        # Of our own output the place to write goes on with it, as nothing else does that opens the file anew.
+        with path.open("wb") if own is None else os.fdopen(os.dup(own), "wb") as file:
+            yield file
+        return
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -46,30 +54,58 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def writable_file(path: Path, *, option: str) -> Path:
-    """Return `path` once it is known that a file can be written there, as an option asks.
+def writable_file(path: Path, *, option: str, only_files: bool = False) -> Path:
+    """Return the file to write where an option asks for `path`, once it is known that it can be written.
 
-    What stands there is left alone: it is tried with a file beside it, of a name as long as those on the way.
+    Behind a link it is what that leads to, so that the link stays. What stands there is left alone: it is
+    tried with a file beside it, of a name as long as those on the way.
+
+    Args:
+        path: What the option gives.
+        option: Its name, for the error.
+        only_files: Whether a device such as /dev/null, or the shell's pipe, is refused.
 
     Raises:
-        ConfigError: It is a folder, a pipe or a device; or its folder is not there, none, or takes no file.
+        ConfigError: It is a folder, a pipe with a name (perhaps nobody reads it) or a disk; or its folder
+            is not there, none, or takes no file.
     """
     what = f"{option} {str(path)!r}"
     try:
-        if path.is_dir():
+        is_stream = _is_stream(path)
+        if is_stream and not only_files and os.access(path, os.W_OK):
+            return path
+        target = path.resolve() if path.is_symlink() else path
+        if target.is_dir():
             raise ConfigError(what, "is a folder: name a file in it")
-        if path.exists() and not path.is_file():
+        if is_stream or (path.exists() and not path.is_file()):
             raise ConfigError(what, "is no ordinary file: name another one")
-        if not path.parent.exists():
-            raise ConfigError(what, f"folder {str(path.parent)!r} does not exist: make it, or name another")
-        if not path.parent.is_dir():
-            raise ConfigError(what, f"{str(path.parent)!r} is no folder: name another")
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".partial", dir=path.parent):
+        folder = target.parent
+        if not folder.exists():
+            raise ConfigError(what, f"folder {str(folder)!r} does not exist: make it, or name another")
+        if not folder.is_dir():
+            raise ConfigError(what, f"{str(folder)!r} is no folder: name another")
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", suffix=".partial", dir=folder):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # links in a circle are a RuntimeError
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(what, f"cannot be written: {reason}: name another file") from None
-    return path
+    return target
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether `path` leads to a character device, our own output or a pipe without a name."""
+    if path.is_char_device() or _own_output(path) is not None:
+        return True
+    return path.is_fifo() and not path.resolve().exists()
+
+
+def _own_output(path: Path) -> int | None:
+    """Return which of this process's outputs goes to `path`, as of /dev/stdout one does; None for neither."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -113,7 +113,9 @@ def export(
     if not is_file:
         find_model(model)
     path = writable_file(
-        output or Path(f"{file.stem if is_file else model}-{aim}.{wanted}"), option="--output"
+        output or Path(f"{file.stem if is_file else model}-{aim}.{wanted}"),
+        option="--output",
+        only_files=True,
     )
     method = None if quantize is None else _METHODS[quantize]
     _require_sense(aim, method, calibrate)

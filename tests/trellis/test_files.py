@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from trellis.files import append_line, replacing, write_atomically
+from trellis.errors import ConfigError
+from trellis.files import append_line, replacing, writable_file, write_atomically
 
 
 @pytest.fixture
@@ -71,3 +74,78 @@ def test_a_line_after_a_torn_one_stands_on_its_own(path: Path) -> None:
     append_line(path, b"new")
     append_line(path, b"newer")
     assert path.read_bytes() == b"old\nnew\nnewer\n"
+
+
+def test_an_option_that_names_a_link_writes_what_the_link_leads_to(path: Path) -> None:
+    for to in (path, path.with_name("later")):
+        link = path.with_name("link")
+        link.symlink_to(to.name)
+        write_atomically(writable_file(link, option="-o"), b"new")
+        assert link.is_symlink()
+        assert to.read_text() == "new"
+        link.unlink()
+    assert sorted(one.name for one in path.parent.iterdir()) == ["later", "state.json"]
+
+
+def test_links_in_a_circle_and_into_no_folder_are_told(path: Path) -> None:
+    link = path.with_name("link")
+    link.symlink_to("link")
+    with pytest.raises(ConfigError, match="cannot be written: Symlink loop"):
+        writable_file(link, option="-o")
+    link.unlink()
+    link.symlink_to("none/there")
+    with pytest.raises(ConfigError, match="none' does not exist"):
+        writable_file(link, option="-o")
+
+
+def test_a_device_takes_what_is_written_and_stays_a_device(path: Path) -> None:
+    # A terminal's name in a folder of ours: where a file would take its place, it could.
+    leader, follower = os.openpty()
+    link = path.with_name("terminal")
+    link.symlink_to(os.ttyname(follower))
+    try:
+        for device in (link, Path(os.ttyname(follower))):
+            write_atomically(writable_file(device, option="-o"), b"told")
+            assert os.read(leader, 100) == b"told"
+            assert device.is_char_device()
+        assert link.is_symlink()
+        with pytest.raises(ConfigError, match="is no ordinary file"):
+            writable_file(link, option="-o", only_files=True)
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def test_a_pipe_of_the_shell_takes_what_is_written_and_one_with_a_name_is_refused(path: Path) -> None:
+    out, into = os.pipe()
+    try:
+        write_atomically(writable_file(Path(f"/dev/fd/{into}"), option="-o"), b"told")
+        assert os.read(out, 100) == b"told"
+    finally:
+        os.close(out)
+        os.close(into)
+    os.mkfifo(path.with_name("pipe"))
+    with pytest.raises(ConfigError, match="is no ordinary file"):
+        writable_file(path.with_name("pipe"), option="-o")
+
+
+@pytest.mark.parametrize("only_files", [False, True])
+def test_our_own_output_into_a_file_goes_on_in_it(path: Path, only_files: bool) -> None:
+    code = (
+        "import sys; from pathlib import Path; from trellis.files import writable_file, write_atomically\n"
+        "print('before', flush=True)\n"
+        f"to = writable_file(Path('/proc/self/fd/1'), option='-o', only_files={only_files})\n"
+        "write_atomically(to, b'written\\n')\n"
+        "print('after')"
+    )
+    with path.open("ab") as out:
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ("is no ordinary file" in ran.stderr) == only_files
+    assert path.read_text() == ("oldbefore\n" if only_files else "oldbefore\nwritten\nafter\n")

@@ -44,7 +44,7 @@ def get(
       trellis model get digits -o digits.safetensors
     """
     identifiers.identifier(task, what="task")
-    writable_file(output, option="--output")
+    output = writable_file(output, option="--output")
     written = asyncio.run(_fetch(task, output, server, keys))
     if as_json:
         print_json({"task": task, "file": str(output), "bytes": written})

@@ -87,7 +87,7 @@ def demo(
       trellis demo --data mnist.npz --rounds 3 --json summary.json
     """
     if summary is not None:
-        writable_file(summary, option="--json")
+        summary = writable_file(summary, option="--json")
     chosen = parse_backends(backends) if backends is not None else ()
     for backend in chosen:
         python_of(backend)
