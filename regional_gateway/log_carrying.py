@@ -11,20 +11,23 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict
 
 from regional_gateway.ledger import Ledger
+from regional_gateway.log_queue import LogQueue, size_bytes
 from regional_gateway.nested import Nested
 from trellis.errors import PayloadError, Refused
 from trellis.mqtt import Bus, BusMessage, Publication
 from trellis.mqtt.backoff import Backoff
+from trellis.payloads import Log
+from trellis.task_log import LINE_BYTES, Dropped
 from trellis.topics import Address, Kind, Topics
 
 logger = logging.getLogger(__name__)
 
 BYTES_A_SECOND = 256 * 1024
 WAITING_BYTES = 4 * 1024 * 1024
-"""What waits while the parent's broker is away, or behind a flood; beyond it the oldest goes."""
+"""What waits while the parent's broker is away, or behind a flood; beyond it some are left out."""
 
 _SENT = 8192
 """Lines sent that are known again: half a minute of them, while what comes back does so at once."""
@@ -46,9 +49,8 @@ class LogCarrier:
 
     def __init__(self, topics: Topics, region: str, ledger: Ledger, nested: Nested) -> None:
         self._topics, self._region, self._ledger, self._nested = topics, region, ledger, nested
-        self._waiting: deque[tuple[str, Publication]] = deque()
-        self._bytes = 0
-        self._left_out: Counter[str] = Counter()
+        self._waiting = LogQueue(WAITING_BYTES)
+        self._dropped = Dropped()
         self._news = asyncio.Event()
         self._sent = _Sent()
 
@@ -77,15 +79,11 @@ class LogCarrier:
                 if message.retain or self._sent.knows(message):
                     continue
                 if (address := self._address(message)) is not None:
-                    self.put(address.task, Publication(message.topic, message.payload, qos=0))
+                    self.put(address, Publication(message.topic, message.payload, qos=0))
 
-    def put(self, task: str, line: Publication) -> None:
-        """Have a line of a task brought up; the oldest are left out where there is no room."""
-        self._waiting.append((task, line))
-        self._bytes += _size(line)
-        while self._bytes > WAITING_BYTES:
-            dropped, _ = self._take()
-            self._left_out[dropped] += 1
+    def put(self, address: Address, line: Publication) -> None:
+        """Have a line brought up; some are left out where there is no room."""
+        self._waiting.put(address, line)
         self._news.set()
 
     async def _bring_up(self, parent: Bus) -> None:
@@ -94,36 +92,37 @@ class LogCarrier:
             await self._news.wait()
             while self._waiting:
                 await _until_back(parent, said)
-                _, line = self._take()
+                line = self._waiting.take()
                 self._sent.note(line)
                 await parent.publish(line.topic, line.payload, qos=line.qos, retain=line.retain)
                 said = time.monotonic()
-                await asyncio.sleep(_size(line) / BYTES_A_SECOND)
-                if self._left_out and (not self._waiting or time.monotonic() - told >= _TELL_EVERY_S):
+                await asyncio.sleep(size_bytes(line) / BYTES_A_SECOND)
+                if self._waiting.left_out and (not self._waiting or time.monotonic() - told >= _TELL_EVERY_S):
                     told = time.monotonic()
                     self._tell()
             self._news.clear()
 
-    def _take(self) -> tuple[str, Publication]:
-        task, line = self._waiting.popleft()
-        self._bytes -= _size(line)
-        return task, line
-
     def _tell(self) -> None:
-        left_out, self._left_out = self._left_out, Counter()
+        left_out = dict(self._waiting.left_out)
+        self._waiting.left_out.clear()
         for task, lines in left_out.items():
             logger.warning("task=%s: %d log lines are left out above: too many at once", task, lines)
 
     def _address(self, message: BusMessage) -> Address | None:
         try:
             address = self._topics.parse(message.topic)
+            if address.kind is Kind.GATEWAY_LOG and address.region == self._region:
+                return None  # its own it puts here itself: the region's broker may be away
+            if not (message.payload and self._ledger.get(address.task) and self._nested.path(address.region)):
+                return None
+            _check(message.payload)
         except PayloadError as error:
-            logger.warning("dropped what came on topic=%s: %s", message.topic[:200], error)
+            if count := self._dropped.one_more():
+                logger.warning(
+                    "topic=%s: dropped, %d since this was last told: %s", message.topic[:200], count, error
+                )
             return None
-        if address.kind is Kind.GATEWAY_LOG and address.region == self._region:
-            return None  # its own it puts here itself: the region's broker may be away
-        carried = message.payload and self._ledger.get(address.task) and self._nested.path(address.region)
-        return address if carried else None
+        return address
 
 
 class _Sent:
@@ -164,6 +163,17 @@ class _Sent:
         )
 
 
+def _check(payload: bytes) -> None:
+    """See that this is a log line.
+
+    Raises:
+        PayloadError: It is none, or longer than one.
+    """
+    if len(payload) > LINE_BYTES:
+        raise PayloadError("Log payload", f"has {len(payload)} bytes, at most {LINE_BYTES}")
+    Log.parse(payload)
+
+
 def _digest(line: Publication | BusMessage) -> bytes:
     digest = hashlib.blake2b(line.topic.encode(), digest_size=16)
     digest.update(b"\0" + line.payload)
@@ -181,7 +191,3 @@ async def _until_back(parent: Bus, last: float) -> None:
             now = time.monotonic()
             ready = now + Backoff().most_s(now - last) + _CONNECT_S
         await asyncio.sleep(_LOOK_S)
-
-
-def _size(line: Publication) -> int:
-    return len(line.topic) + len(line.payload)

@@ -54,7 +54,7 @@ class OwnLog(LineHandler):
         """Say a line in the region, and above."""
         if self._carries:
             line = Publication(topic, payload, qos=qos, retain=retain)
-            self._carrier.put(self._topics.parse(topic).task, line)
+            self._carrier.put(self._topics.parse(topic), line)
         if self._bus is not None:
             await self._bus.publish(topic, payload, qos=qos, retain=retain)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 import traceback
@@ -16,6 +17,9 @@ from trellis.payloads import Log
 
 LINES_A_SECOND = 10
 _LINE_CHARS = 8000
+LINE_BYTES = 50_000
+"""A line's payload has less, were each of its characters written as `\\u0000`."""
+_TELL_EVERY_S = 10.0
 _TASKS = 256
 """Tasks whose pace is remembered; they are those of the present, or nearly so."""
 _TAGGED = re.compile(rf"task=({PATTERN})(?![a-z0-9-])")
@@ -96,6 +100,22 @@ class Pace:
             log = log.model_copy(update={"message": f"({self._left_out} lines left out) {log.message}"})
             self._left_out = 0
         return log
+
+
+class Dropped:
+    """Counts what is dropped, so that a flood of it is told of once in ten seconds."""
+
+    def __init__(self) -> None:
+        self._count, self._told = 0, -math.inf
+
+    def one_more(self) -> int:
+        """Count one; return how many are to be told of now, 0 for none."""
+        self._count += 1
+        now = time.monotonic()
+        if now - self._told < _TELL_EVERY_S:
+            return 0
+        count, self._count, self._told = self._count, 0, now
+        return count
 
 
 class TaskLines:

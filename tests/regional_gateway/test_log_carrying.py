@@ -139,6 +139,22 @@ async def test_a_retained_line_is_not_brought_up_again_with_each_connect(
     assert said(high) == ["of now"]
 
 
+async def test_what_is_no_line_or_longer_than_one_is_dropped_with_one_warning(
+    world: Any, watching: Any, wait_until: Any, operator: Any, caplog: Any
+) -> None:
+    async with world.gateway() as running, watching(world.region) as low, watching(world.parent) as high:
+        await wait_until(lambda: running.gateway.connections[1])
+        await running.post(operator.envelope())
+        longest = Log(level="INFO", logger="device_agent", message="\x01" * 8000).to_bytes()
+        due = [longest, line("last")]
+        for payload in (b"junk", b"junk", line("x" * 60_000), *due):
+            await low.bus.publish(f"trellis/v1/{CAM}/log", payload, qos=0)
+        await wait_until(lambda: "last" in said(high))
+        assert [payload for topic, payload in high.heard if topic == f"{CAM}/log"] == due
+    (warning,) = [one for one in caplog.messages if "dropped" in one]
+    assert f"{CAM}/log: dropped, 1 since" in warning
+
+
 class Denying:
     """A bus on whose broker nobody may hear log lines."""
 
@@ -157,7 +173,7 @@ async def test_a_broker_that_denies_log_lines_ends_nothing_and_the_gateways_own_
     async with broker.bus("up") as parent, broker.bus("seen") as watcher, watcher.subscribe("#") as heard:
         await parent.wait_connected(5)
         carrying = asyncio.create_task(carrier.carry(cast("Any", Denying()), parent))
-        carrier.put("digits", Publication(topic, line("own"), qos=0))
+        carrier.put(topics.parse(topic), Publication(topic, line("own"), qos=0))
         assert (await asyncio.wait_for(anext(heard), 5)).topic == topic
         assert not carrying.done()
         carrying.cancel()
