@@ -23,11 +23,13 @@ from central_server.logbook import (
 from trellis.errors import PayloadError
 from trellis.mqtt import Bus, BusMessage
 from trellis.payloads import Log, Reason, TaskStatus
-from trellis.task_log import LineHandler, untagged
+from trellis.task_log import Dropped, LineHandler, untagged
 from trellis.topics import Kind, Topics
 
 logger = logging.getLogger(__name__)
 
+_GATEWAY = "regional_gateway"
+_REFUSED = "refused ("
 OWN = ("central_server", "trellis.tier")
 _GATHER_S = 0.1
 _WAITING = 20_000
@@ -133,17 +135,21 @@ class TaskLog:
     def __init__(self, topics: Topics, task: str, regions: frozenset[str], folder: Path) -> None:
         self._topics, self._task, self._regions, self._folder = topics, task, regions, folder
         self._verdicts: dict[str, str] = {}
+        self._dropped = Dropped()
 
     async def follow(self, bus: Bus, keeper: LogKeeper) -> None:
         """Keep the lines of the task's devices and gateways, and its gateways' verdicts, until canceled."""
-        known = await asyncio.to_thread(newest, self._folder, Wanted(), 1000)
-        self._verdicts = {line.region or "": line.message for line in known if line.source is Source.GATEWAY}
+        known = await asyncio.to_thread(newest, self._folder, Wanted(level="WARNING"), 1000)
+        self._verdicts = {line.region or "": line.message for line in known if _is_verdict(line)}
         async with bus.subscribe(*self._filters()) as messages:
             async for message in messages:
                 try:
                     line = self._line(message)
                 except PayloadError as error:
-                    logger.warning("topic=%s: dropped: %s", message.topic, error)
+                    if count := self._dropped.one_more():
+                        logger.warning(
+                            "topic=%s: dropped, %d since this was last told: %s", message.topic, count, error
+                        )
                     continue
                 if line is not None:
                     keeper.keep(self._task, line)
@@ -162,6 +168,8 @@ class TaskLog:
             return None
         if address.kind is Kind.TASK_STATUS:
             return self._verdict(address.region, TaskStatus.parse(message.payload))
+        if message.retain:
+            return None  # nobody retains lines; one that is comes again with each connect
         log = Log.parse(message.payload)
         return LogLine(
             ts=log.ts,
@@ -186,10 +194,14 @@ class TaskLog:
             source=Source.GATEWAY,
             region=region,
             level="WARNING",
-            logger="regional_gateway",
+            logger=_GATEWAY,
             message=said,
         )
 
 
+def _is_verdict(line: LogLine) -> bool:
+    return (line.source, line.logger) == (Source.GATEWAY, _GATEWAY) and line.message.startswith(_REFUSED)
+
+
 def _sentence(verdict: Reason) -> str:
-    return f"refused ({verdict.code}): {verdict.message}"
+    return f"{_REFUSED}{verdict.code}): {verdict.message}"
