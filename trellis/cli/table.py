@@ -26,7 +26,7 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("demo", ("trellis.cli.demo.command:app",), "See a whole federation work on this machine."),
+    Entry("demo", ("models.demo_command:app",), "See a whole federation work on this machine."),
     Entry("init", ("trellis.cli.init:app",), "Write task.yaml, trellis.toml and keys to start from."),
     Entry("keys", ("trellis.keys.command:app",), "Make the fleet's keys and certificates."),
     Entry("broker", ("trellis.cli.broker:app",), "Run an MQTT broker for trials."),

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 import trellis
+from models.demo_command import describe
 from trellis.cli.demo.children import Children, free_ports
-from trellis.cli.demo.plan import DemoPlan, describe, plan_demo
+from trellis.cli.demo.plan import DemoPlan, plan_demo
 from trellis.cli.demo.runtimes import parse_backends, python_of
 from trellis.descriptor_tiers import Tier
 from trellis.errors import ConfigError, DataError, DescriptorError, TrellisError, Unavailable
@@ -37,7 +38,7 @@ def plan(
         regions=regions,
         devices=devices,
         rounds=10,
-        data=data,
+        data=describe(data),
         model=model,
         strategy=strategy,
         split="iid",

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from trellis.cli.demo import command
-from trellis.cli.demo.command import _make_result_folder, _play
+from models.demo_command import describe
+from trellis.cli.demo import running
 from trellis.cli.demo.plan import plan_demo
+from trellis.cli.demo.running import _make_result_folder, _play
 from trellis.errors import ConfigError, TrellisError
 
-PLAN = plan_demo(regions=1, devices=1, rounds=1, data="digits", model=None, strategy="fedavg", split="iid")
+PLAN = plan_demo(
+    regions=1, devices=1, rounds=1, data=describe("digits"), model=None, strategy="fedavg", split="iid"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +53,7 @@ async def test_a_failed_demo_leaves_the_other_ones_model(
 ) -> None:
     first = _make_result_folder(Path("runs"))
     (first / "model.safetensors").write_bytes(b"the first one's")
-    monkeypatch.setattr(command, "Stage", FailingStage)
+    monkeypatch.setattr(running, "Stage", FailingStage)
     with pytest.raises(TrellisError, match="the evaluation failed"):
         await _play(PLAN, keep=False)
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -63,7 +66,7 @@ async def test_a_failed_demo_removes_runs_only_if_it_made_it(
 ) -> None:
     if there:
         (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(command, "Stage", FailingStage)
+    monkeypatch.setattr(running, "Stage", FailingStage)
     with pytest.raises(TrellisError, match="the evaluation failed"):
         await _play(PLAN, keep=False)
     assert [path.name for path in tmp_path.iterdir()] == (["runs"] if there else [])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.descriptor_tiers import Tier
-from trellis.errors import ConfigError, DataError, Fault
+from trellis.errors import ConfigError, Fault
 from trellis.identifiers import replica_names
 from trellis.tier.strategies import STRATEGY_RULES
 
@@ -131,7 +130,7 @@ def plan_demo(
     regions: int,
     devices: int,
     rounds: int,
-    data: str,
+    data: DemoData,
     model: str | None,
     strategy: str,
     split: str,
@@ -142,7 +141,6 @@ def plan_demo(
 
     Raises:
         ConfigError: There are fewer devices than regions, or than backends.
-        DataError: The data cannot be read.
     """
     if devices < regions:
         problem = f"{devices} are fewer than the {regions} regions"
@@ -151,7 +149,6 @@ def plan_demo(
         problem = f"{devices} are fewer than the {len(backends)} backends"
         raise ConfigError("demo", [Fault("devices", problem, "give every backend a device")])
     names = tuple(_REGIONS[n] if n < len(_REGIONS) else f"region-{n + 1}" for n in range(regions))
-    found = describe(data)
     homes = [names[n * regions // devices] for n in range(devices)]
     trained_by = [backends[n % len(backends)] if backends else None for n in range(devices)]
     if devices > FEW:
@@ -162,7 +159,7 @@ def plan_demo(
             DemoProcess(one.name, one.region, f"{n}/{devices}", backend=trained_by[n])
             for n, one in enumerate(members)
         )
-    return DemoPlan(found, names, members, processes, model or found.model, rounds, strategy, split, tier)
+    return DemoPlan(data, names, members, processes, model or data.model, rounds, strategy, split, tier)
 
 
 def _shared(
@@ -178,27 +175,3 @@ def _shared(
         processes.append(DemoProcess(name, region, f"{len(devices)}/{len(homes)}", count, backend))
         devices += [DemoDevice(replica, region) for replica in replica_names(name, count)]
     return tuple(devices), tuple(processes)
-
-
-def describe(source: str) -> DemoData:
-    """Return what `source` holds, as `--data` of the other commands takes it and as they read it.
-
-    Raises:
-        DataError: It cannot be read, or a device or the server could not use it.
-        MissingExtra: Images need Pillow.
-    """
-    # By name, as the commands: whoever runs one has what it needs, and this package imports none of ours.
-    datasets = importlib.import_module("models.datasets")
-    named = datasets.parse_source(source)
-    if named.path is not None:
-        named = replace(named, path=named.path.resolve())  # the processes run elsewhere
-    what = f"data {source!r}"
-    held = {split: datasets.load(str(named), split=split) for split in ("train", "test")}
-    train = held["train"]
-    if train.classes < 2:
-        raise DataError(what, [Fault("", "holds samples of one class", "give data of two classes or more")])
-    for split, part in held.items():
-        if not len(part):
-            raise DataError(what, [Fault("", f"holds no {split} samples", "give data that have some")])
-        datasets.check(part, name=named.name, shape=train.shape, classes=train.classes, min_samples=1)
-    return DemoData(str(named), named.name, train.shape, train.classes, len(train))

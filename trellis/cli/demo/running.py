@@ -1,4 +1,4 @@
-"""`trellis demo`: a whole federation on this machine."""
+"""What `trellis demo` does: a whole federation on this machine, from its first process to its last."""
 
 from __future__ import annotations
 
@@ -12,96 +12,26 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import typer
 
-from trellis.cli.demo.plan import FEW, DemoPlan, plan_demo
-from trellis.cli.demo.runtimes import parse_backends, python_of
+from trellis.cli.demo.plan import FEW, DemoPlan
 from trellis.cli.demo.stage import Stage
 from trellis.cli.watching.screen import Screen
 from trellis.errors import ConfigError
-from trellis.files import writable_file, write_atomically
-
-app = typer.Typer(name="demo")
+from trellis.files import write_atomically
 
 
-@app.command()
-def demo(
-    *,
-    regions: Annotated[
-        int, typer.Option("--regions", min=1, max=20, help="How many, each with a gateway.")
-    ] = 2,
-    devices: Annotated[int, typer.Option("--devices", min=1, max=100, help="How many in all.")] = 4,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000)] = 10,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help="digits, PATH or NAME=PATH (NPZ, IDX, CSV, folder of images by class) or FILE.csv#COLUMN.",
-        ),
-    ] = "digits",
-    model: Annotated[
-        str | None, typer.Option("--model", help="Default: mlp, and lenet5 for pictures of 28×28.")
-    ] = None,
-    strategy: Annotated[
-        str,
-        typer.Option("--strategy", help="fedavg, fedprox, fedadam, krum and others, with their defaults."),
-    ] = "fedavg",
-    split: Annotated[
-        str, typer.Option("--split", help="How devices share the data: iid, classes or dirichlet:ALPHA.")
-    ] = "iid",
-    tier: Annotated[
-        Literal["regional", "central"],
-        typer.Option("--tier", help="Where updates are averaged: in each region first, or at the centre."),
-    ] = "regional",
-    backends: Annotated[
-        str | None,
-        typer.Option(
-            "--backends",
-            metavar="LIST",
-            help="torch,onnx,tflite or some of them: devices take turns, each in its runtime's environment.",
-        ),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with logs, keys and states.")] = False,
-    summary: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there, as JSON.")
-    ] = None,
-) -> None:
-    """See a whole federation work: a broker, a Flower server, gateways and devices, each a real process.
+def run(plan: DemoPlan, *, data: str, keep: bool, summary: Path | None) -> None:
+    """Play the demo to its end, or to a signal's, and tell what came of it.
 
-    Each region averages its devices' updates, and the centre those of the regions: two tiers, of the same
-    result as one (--tier central). More than 8 devices share one process for each region.
-
-    It makes keys, posts a signed task, shows the rounds as they happen, and loads the trained model afresh to
-    measure it on data that no device had. Everything is stopped at its end, and at Ctrl-C.
-
-    \b
-    Examples:
-      trellis demo
-      trellis demo --tier central
-      trellis demo --devices 6 --split dirichlet:0.3 --strategy fedprox
-      trellis demo --regions 4 --devices 40
-      trellis demo --backends torch,onnx,tflite
-      trellis demo --data mnist.npz --rounds 3 --json summary.json
+    Args:
+        plan: What it does.
+        data: Its data, as they were asked for.
+        keep: Whether the folder with logs, keys and states stays.
+        summary: Where to write the summary, as JSON.
     """
-    if summary is not None:
-        summary = writable_file(summary, option="--json")
-    chosen = parse_backends(backends) if backends is not None else ()
-    for backend in chosen:
-        python_of(backend)
-    plan = plan_demo(
-        regions=regions,
-        devices=devices,
-        rounds=rounds,
-        data=data,
-        model=model,
-        strategy=strategy,
-        split=split,
-        tier=tier,
-        backends=chosen,
-    )
     received: list[signal.Signals] = []
     try:
         found = asyncio.run(_supervised(plan, keep, received))

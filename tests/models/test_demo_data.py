@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trellis.cli.demo.plan import DemoData, DemoPlan, describe, plan_demo
+from models.demo_command import describe
+from trellis.cli.demo.plan import DemoData, DemoPlan, plan_demo
 from trellis.errors import DataError
 
 LABELS = np.repeat([0, 2, 1], 5)
@@ -23,7 +24,7 @@ def saved(folder: Path, **arrays: Any) -> Path:
 
 def plan(data: str = "digits", **changed: Any) -> DemoPlan:
     options = {"regions": 1, "devices": 2, "rounds": 10, "model": None, "strategy": "fedavg", "split": "iid"}
-    return plan_demo(data=data, **{**options, **changed})
+    return plan_demo(data=describe(data), **{**options, **changed})
 
 
 @pytest.mark.parametrize(
