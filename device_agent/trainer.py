@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from models.arrays import Arrays
 from models.backends import Backend, StepReport, TrainPlan, open_backend
@@ -56,6 +59,8 @@ class Trainer:
         self._train = descriptor.train
         self._artefact = artefact
         self.misfit: ArtefactError | None = None
+        self._fits = False
+        self._strange: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None  # what did not, last
         self._backend = backend
         self._data = data
         self._scope = (region, device)
@@ -125,7 +130,7 @@ class Trainer:
 
         Raises:
             TensorError: `arrays` are not the model's.
-            ArtefactError: The artefact is not of the model that they are.
+            ArtefactError: Nor were the last, and the artefact is not of the model that both are.
             TrainingFailed: The result is not finite, or the runtime failed.
             Canceled: `should_stop` said so.
         """
@@ -143,7 +148,7 @@ class Trainer:
         )
         rng = generator(self._train.seed, "train", *self._scope, request.round)
         began = time.monotonic()
-        with self._fitting():
+        with self._fitting(arrays):
             result = self._backend.train(
                 arrays, self._data, plan, rng, on_step=on_step, should_stop=should_stop
             )
@@ -170,27 +175,33 @@ class Trainer:
 
         Raises:
             TensorError: `arrays` are not the model's.
-            ArtefactError: The artefact is not of the model that they are.
+            ArtefactError: Nor were the last, and the artefact is not of the model that both are.
             TrainingFailed: The loss is not finite, or the runtime failed.
             Canceled: `should_stop` said so.
         """
-        with self._fitting():
+        with self._fitting(arrays):
             result = self._backend.evaluate(arrays, self._data, should_stop=should_stop)
         return _finite(
             {"num-examples": result.samples, "eval_loss": result.loss, "eval_accuracy": result.accuracy}
         )
 
     @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Turn arrays that are not the artefact's into its fault: it is all that was not signed."""
+    def _fitting(self, arrays: Arrays) -> Iterator[None]:
+        """Tell an artefact that is wrong from a message that is: neither of them was signed.
+
+        What has fitted once is the task's. Else one message may be wrong, two that ask for the same are not.
+        """
         try:
             yield
         except TensorError as error:
-            if self._artefact is None:
+            form = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+            consistent, self._strange = form == self._strange, form
+            if self._artefact is None or self._fits or not consistent:
                 raise
             problem = f"is not of the model that the task trains: {error}"
             self.misfit = ArtefactError(f"artefact {self._artefact.name[:12]}…", problem)
             raise self.misfit from None
+        self._fits = True
 
 
 def _finite(metrics: dict[str, int | float]) -> dict[str, int | float]:

@@ -246,7 +246,7 @@ async def test_a_front_that_is_for_others_is_waited_for_and_says_so(
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-async def test_an_artefact_of_another_model_with_the_same_name_is_rejected_once_the_models_arrays_come(  # noqa: PLR0917
+async def test_an_artefact_of_another_model_with_the_same_name_is_rejected_once_its_arrays_come_twice(  # noqa: PLR0917
     tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any, flower: Any, kind: str
 ) -> None:
     source = OneFile(tmp_path / "above", content)
@@ -255,9 +255,14 @@ async def test_an_artefact_of_another_model_with_the_same_name_is_rejected_once_
         front(Front(create_artefact_app(source))) as cache,
         taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as (_, running, told),
     ):
-        message = flower.send(kind, {"task": "blobs", "round": 1}, arrays)
-        reply = await asyncio.to_thread(flower.reply, message)
-        assert "is not of the model that the task trains" in reply.error.reason
+        first, second = [
+            await asyncio.to_thread(
+                flower.reply, flower.send(kind, {"task": "blobs", "round": number}, arrays)
+            )
+            for number in (1, 2)
+        ]
+        assert "the arrays do not fit the model" in first.error.reason  # which may be the message's fault
+        assert "is not of the model that the task trains" in second.error.reason
         ending = await asyncio.wait_for(running, 10)
     assert ending.state is ExecutionState.REJECTED
     assert told.execution is not None
@@ -267,6 +272,25 @@ async def test_an_artefact_of_another_model_with_the_same_name_is_rejected_once_
         assert problem in told.execution.reason.message
     assert kept(tiny_device) == set()
     assert flower.deactivated == [True]
+
+
+async def test_messages_of_other_arrays_are_answered_with_an_error_and_a_good_artefact_stays(  # noqa: PLR0917
+    tmp_path: Path, content: bytes, tiny_device: Device, bus: Bus, make_task: Any, flower: Any
+) -> None:
+    source = OneFile(tmp_path / "above", content)
+    strange = {"fc.weight": INITIAL["fc.weight"], "fc.offset": INITIAL["fc.bias"]}
+    large = INITIAL | {"fc.bias": np.zeros(3, np.float32)}
+    async with (
+        front(Front(create_artefact_app(source))) as cache,
+        taking_part(tiny_device, bus, make_task(**TINY), cache=cache) as (_, running, told),
+    ):
+        for number, arrays in enumerate([strange, large, strange, INITIAL, large, large, INITIAL], 1):
+            message = flower.send("train", {"task": "blobs", "round": number}, arrays)
+            reply = await asyncio.to_thread(flower.reply, message)
+            assert reply.has_error() == (arrays is not INITIAL), number
+            assert not running.done()
+        assert told.execution.state is ExecutionState.IN_PROGRESS
+        assert kept(tiny_device) != set()
 
 
 async def test_a_cut_download_goes_on_where_it_was(
