@@ -346,10 +346,7 @@ class Federation:
     async def submit(self, name: str, **options: Any) -> str:
         """Write a task, do what `trellis task run --no-watch` does with it, and return its name."""
         task = delivery.read_signed(self.folder / self.task(name, **options), self.keys)
-        await delivery.post_to_server(task, self.server_url, self.keys)
-        regions, wait_s = task.descriptor.regions, delivery.GATEWAYS_S
-        gateways = await delivery.discover(self.server_url, regions, self.keys, wait_s=wait_s)
-        await delivery.post_to_gateways(task, gateways, self.keys)
+        await delivery.deliver(task, self.server_url, {}, self.keys)
         return name
 
     async def view(self, task: str) -> dict[str, Any]:

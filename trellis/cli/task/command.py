@@ -100,7 +100,8 @@ def run(
     """
     task = delivery.read_signed(file, keys)
     source = following.Source(server, broker, keys, Topics(base))
-    delivered = asyncio.run(_deliver(task, gateway or [], source))
+    named = delivery.gateways_by_region(gateway or [], task.descriptor.regions)
+    delivered = asyncio.run(delivery.deliver(task, server, named, keys))
     if not watch:
         _report(delivered, task.descriptor.task, as_json)
         return
@@ -191,16 +192,6 @@ async def _post(task: SignedTask, gateways: list[str], server: str, keys: Path) 
         regions = task.descriptor.regions
         named = await delivery.discover(server, regions, keys, wait_s=delivery.GATEWAYS_S)
     return await delivery.post_to_gateways(task, named, keys)
-
-
-async def _deliver(task: SignedTask, pairs: list[str], source: following.Source) -> list[Delivered]:
-    regions = task.descriptor.regions
-    named = delivery.gateways_by_region(pairs, regions)
-    missing = [region for region in regions if region not in named]
-    at_server = await delivery.post_to_server(task, source.server, source.keys)
-    if missing:
-        named |= await delivery.discover(source.server, missing, source.keys, wait_s=delivery.GATEWAYS_S)
-    return [at_server, *await delivery.post_to_gateways(task, named, source.keys)]
 
 
 async def _cancel(task: str, gateways: list[str], server: str, keys: Path) -> list[Delivered]:

@@ -62,6 +62,22 @@ def read(path: Path, *, rules: Iterable[Rule] = ()) -> tuple[TaskDescriptor, Env
     return descriptor.parse_json(envelope.payload, rules=rules, what=f"task file {str(path)!r}"), envelope
 
 
+async def deliver(task: SignedTask, server: str, gateways: Mapping[str, str], keys: Path) -> list[Delivered]:
+    """Post a task to the server, and then to the gateway of each of its regions.
+
+    Args:
+        gateways: Regions' gateways (region → URL); for the others the server is asked.
+
+    Raises:
+        TrellisError: The server does not take it, or sees no gateway of a region: no gateway got it then; or
+            a gateway does not take it.
+    """
+    missing = [region for region in task.descriptor.regions if region not in gateways]
+    at_server = await post_to_server(task, server, keys)
+    found = await discover(server, missing, keys, wait_s=GATEWAYS_S) if missing else {}
+    return [at_server, *await post_to_gateways(task, {**gateways, **found}, keys)]
+
+
 async def post_to_server(task: SignedTask, url: str, keys: Path) -> Delivered:
     """Post a task to the central server."""
     async with server_client(url, keys) as client:
