@@ -22,6 +22,7 @@ from trellis.flower.backchannel import RoundRecord
 from trellis.http.readers import require_reader
 from trellis.http.server import create_app, read_body
 from trellis.payloads import Execution, ExecutionState, Info, Phase, Presence, Reason, TaskState, now_ms
+from trellis.tier.on_demand import SuperLinkState
 
 if TYPE_CHECKING:
     from regional_gateway.service import Gateway
@@ -106,7 +107,8 @@ class DeviceList(_View):
 class Health(_View):
     """How the gateway is: `degraded` while a broker or the SuperLink is away. `ts` is its clock's time, ms.
 
-    `superlink` is `idle` while no task needs it, null where the gateway has no front. `front` is its Flower
+    `superlink` is `idle` while no task needs it, `starting` until it runs for the first, null where the
+    gateway has no front. `front` is its Flower
     front, `host:port`, if it has one; `bridged` says whether the region has a broker of its own; `above` are
     the regions above, the nearest first; null until the gateway has learned of them.
     """
@@ -117,7 +119,7 @@ class Health(_View):
     region: str
     broker: Literal["connected", "away"]
     parent_broker: Literal["connected", "away"]
-    superlink: Literal["running", "idle", "down"] | None
+    superlink: SuperLinkState | None
     front: str | None
     bridged: bool
     above: tuple[TierAbove, ...] | None

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 from regional_gateway.announcer import Announcer
@@ -37,7 +37,7 @@ from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.history import read_rounds
 from trellis.tier.hosting import OpenSuperLink, TierHost
-from trellis.tier.on_demand import OnDemand
+from trellis.tier.on_demand import OnDemand, SuperLinkState
 from trellis.tls import TlsFiles
 from trellis.topics import Topics
 
@@ -113,7 +113,7 @@ class RegionalTier:
         return self._nested is not None and self._nested.admits(principal)
 
     @property
-    def superlink(self) -> Literal["running", "idle", "down"]:
+    def superlink(self) -> SuperLinkState:
         """How the region's SuperLink is."""
         return self._superlink.state
 

@@ -13,6 +13,9 @@ from trellis.tier.supervision import SuperLinkKeeper
 
 logger = logging.getLogger(__name__)
 
+SuperLinkState = Literal["running", "starting", "idle", "down"]
+"""`idle` while nobody needs it, `starting` from its first need on, `down` if it failed and is needed."""
+
 _RETRY_S = 10.0
 
 
@@ -37,11 +40,13 @@ class OnDemand:
         self._busy, self._idle = asyncio.Event(), asyncio.Event()
 
     @property
-    def state(self) -> Literal["running", "idle", "down"]:
-        """How the SuperLink is: `idle` while nobody needs it, `down` where it is needed and does not run."""
+    def state(self) -> SuperLinkState:
+        """How the SuperLink is."""
         if self._keeper.current is not None:
             return "running"
-        return "down" if self._users else "idle"
+        if not self._users:
+            return "idle"
+        return "down" if self._keeper.failed else "starting"
 
     @contextlib.contextmanager
     def needed(self) -> Iterator[None]:

@@ -72,12 +72,17 @@ class SuperLinkKeeper:
     Args:
         open_superlink: Starts one.
         on_started: Called with the address of each.
+
+    Attributes:
+        current: The one that runs.
+        failed: Whether the last one ended by itself, or did not start.
     """
 
     def __init__(self, open_superlink: OpenSuperLink, on_started: Callable[[str], None]) -> None:
         self._open, self._on_started = open_superlink, on_started
         self._started = asyncio.Event()
         self.current: RunningSuperLink | None = None
+        self.failed = False
 
     async def run(self) -> None:
         """Keep one running until canceled.
@@ -92,6 +97,7 @@ class SuperLinkKeeper:
                 async with self._open() as superlink:
                     self._on_started(superlink.address)
                     self.current, first = superlink, False
+                    self.failed = False
                     self._started.set()
                     try:
                         status = await superlink.wait_ended()
@@ -99,8 +105,10 @@ class SuperLinkKeeper:
                         # At once: clearing up after it takes seconds.
                         self.current = None
                         self._started.clear()
+                    self.failed = True
                     logger.error("the SuperLink ended by itself with status %d: it is started again", status)
             except (TrellisError, OSError) as error:
+                self.failed = True
                 if first:
                     raise
                 logger.error("the SuperLink does not start: %s", error)

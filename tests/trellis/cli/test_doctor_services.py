@@ -82,7 +82,9 @@ async def test_a_gateway_whose_parents_broker_is_away_is_a_warning() -> None:
         assert (await looked("gateway", url))["gateway.broker"].status is Status.FAILURE
 
 
-@pytest.mark.parametrize(("state", "due"), [("running", "ok"), ("idle", "ok"), ("down", "failure")])
+@pytest.mark.parametrize(
+    ("state", "due"), [("running", "ok"), ("idle", "ok"), ("starting", "ok"), ("down", "failure")]
+)
 async def test_a_gateways_superlink_is_looked_at(state: str, due: str) -> None:
     health = {"superlink": state, "front": "127.0.0.1:8002"}
     async with answering(lambda: gateway_health(**health)) as url:

@@ -134,6 +134,8 @@ def _parts(one: Service, health: dict[str, Any]) -> Iterator[Check]:
             yield skipped(name, "the gateway has no Flower front (--front-port), and needs none")
         elif state == "idle":
             yield ok(name, f"its {noun} is idle: no task needs it")
+        elif state == "starting":
+            yield ok(name, f"its {noun} is starting: a task has just come to need it")
         elif state is None:
             yield skipped(name, f"the {one.name} does not tell")
         elif state == good:
