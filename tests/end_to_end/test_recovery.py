@@ -31,7 +31,9 @@ STEADY = {"rounds": 4, "local_epochs": 120}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    async with Federation(tmp_path_factory.mktemp("recovery") / "fleet", devices=DEVICES) as started:
+    async with Federation(
+        tmp_path_factory.mktemp("recovery") / "fleet", devices=DEVICES, cold=True
+    ) as started:
         yield started
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from members import command_line
 from safetensors.numpy import load_file
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
@@ -23,7 +25,7 @@ DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"))
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    async with Federation(tmp_path_factory.mktemp("life") / "fleet", devices=DEVICES) as started:
+    async with Federation(tmp_path_factory.mktemp("life") / "fleet", devices=DEVICES, cold=True) as started:
         yield started
 
 
@@ -66,6 +68,11 @@ async def mosquitto_sub(fleet: Federation) -> AsyncIterator[list[str]]:
 def parsed(line: str) -> Line:
     retained, topic, payload = line.split(" ", 2)
     return Line(retained == "1", topic.removeprefix("trellis/v1/"), json.loads(payload))
+
+
+async def test_its_members_are_interpreters_that_have_imported_nothing_before(fleet: Federation) -> None:
+    for member in fleet.members:
+        assert f"-m trellis {member.arguments[0]}" in command_line(psutil.Process(member.pid))
 
 
 async def test_an_ordinary_client_reads_the_whole_life_of_a_task(fleet: Federation) -> None:

@@ -62,6 +62,7 @@ class Federation:
         own_broker: The regions that have a broker of their own, beside the server's; those below use it, too.
         parents: The gateways that stand below another's: each region's parent.
         gated: Put a `Gate` between the devices and the front.
+        cold: Every process is an interpreter of its own from its start on; see `nursery`.
         line: What lies between devices and the rest: a bad link to the front, and another to the broker.
 
     Attributes:
@@ -81,8 +82,9 @@ class Federation:
         parents: Mapping[str, str] | None = None,
         line: Line | None = None,
         gated: bool = False,
+        cold: bool = False,
     ) -> None:
-        self.ground = Ground(folder)
+        self.ground = Ground(folder, cold=cold)
         self.folder, self.keys = folder, folder / "keys"
         self.specs = {device.name: device for device in devices}
         self._parents = dict(parents or {})

@@ -25,6 +25,9 @@ ROOT = Path(trellis.__file__).resolve().parent.parent
 MARK = "FEDERATION_UNDER_TEST"
 """Every process below a federation inherits this variable, also one that has lost its parent."""
 
+COLD = "FEDERATION_COLD"
+"""Set to 1, this variable makes every process of every federation a fresh interpreter; see `nursery`."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -44,10 +47,16 @@ class Machine:
 
 
 class Ground:
-    """A folder that everything below it has for a home, and the mark that tells its processes from others."""
+    """A folder that everything below it has for a home, and the mark that tells its processes from others.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Is made.
+        cold: Nobody comes from the nursery.
+    """
+
+    def __init__(self, folder: Path, *, cold: bool = False) -> None:
         self.folder = folder
+        self._cold = cold or os.environ.get(COLD) == "1"
         self.mark = str(folder)
         self.logs = folder / "logs"
         self.home, self.temporary = folder / "home", folder / "temporary"
@@ -84,8 +93,8 @@ class Ground:
         )
 
     def bear(self, *arguments: str, out: int, err: int) -> Born | subprocess.Popen[bytes]:
-        """Start `trellis ARGUMENTS` in the folder, without an interpreter's start; see `nursery`."""
-        if os.environ.get("PYTHONPATH") != PATH:
+        """Start `trellis ARGUMENTS` in the folder, from the nursery where that does; see `nursery`."""
+        if self._cold or os.environ.get("PYTHONPATH") != PATH:
             return self.spawn(*arguments, out=out, err=err)
         born = nursery().start(
             *arguments, folder=self.folder, environment=self.environment(), out=out, err=err

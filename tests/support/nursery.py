@@ -3,6 +3,12 @@
 A federation is ten interpreters, and what each imports takes up to two seconds of a processor. Who is born
 here is a process of its own nevertheless, with its own arguments, folder, environment, session and files;
 only /proc tells it from a fresh one, where it has the nursery's command line and environment.
+
+What that leaves untested: that a command imports what it uses (here all of MODULES is there already, Flower
+wholly, so that `trellis.flower.deferred` defers nothing), and what differs from one interpreter's start to
+the next: the hashes of strings, and numpy's and random's state, which all who are born here share. All of a
+federation that is `cold` are interpreters of their own: those of test_task_life, test_recovery and
+test_determinism always, every one with FEDERATION_COLD=1 in the environment; so is a member with a `Machine`.
 """
 
 from __future__ import annotations
