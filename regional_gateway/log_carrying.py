@@ -53,12 +53,28 @@ class LogCarrier:
         self._dropped = Dropped()
         self._news = asyncio.Event()
         self._sent = _Sent()
+        self._seen, self._ready, self._connects = time.monotonic(), 0.0, 0
 
     async def carry(self, region: Bus, parent: Bus) -> None:
         """Bring up what devices and the gateways below say on the region's broker, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(region), name="hear logs")
             group.create_task(self._bring_up(parent), name="bring up logs")
+            group.create_task(self._watch(parent), name="see the parent's broker")
+
+    def parent_connects(self) -> None:
+        """Wait until the server is back as well, which had lost the parent's broker for as long as we had."""
+        now = time.monotonic()
+        away_s, self._connects = now - self._seen, self._connects + 1
+        # At QoS 0 lines are lost that nobody hears. That a gateway starts says nothing of the others.
+        if self._connects > 1 or away_s > _CONNECT_S:
+            self._ready = now + Backoff().most_s(away_s) + _CONNECT_S
+
+    async def _watch(self, parent: Bus) -> None:
+        while True:
+            if parent.connected:
+                self._seen = time.monotonic()
+            await asyncio.sleep(_LOOK_S)
 
     async def _listen(self, bus: Bus) -> None:
         try:
@@ -87,15 +103,15 @@ class LogCarrier:
         self._news.set()
 
     async def _bring_up(self, parent: Bus) -> None:
-        told = said = time.monotonic()
+        told = time.monotonic()
         while True:
             await self._news.wait()
             while self._waiting:
-                await _until_back(parent, said)
+                while not parent.connected or time.monotonic() < self._ready:  # noqa: ASYNC110 - no event says so
+                    await asyncio.sleep(_LOOK_S)
                 line = self._waiting.take()
                 self._sent.note(line)
                 await parent.publish(line.topic, line.payload, qos=line.qos, retain=line.retain)
-                said = time.monotonic()
                 await asyncio.sleep(size_bytes(line) / BYTES_A_SECOND)
                 if self._waiting.left_out and (not self._waiting or time.monotonic() - told >= _TELL_EVERY_S):
                     told = time.monotonic()
@@ -178,16 +194,3 @@ def _digest(line: Publication | BusMessage) -> bytes:
     digest = hashlib.blake2b(line.topic.encode(), digest_size=16)
     digest.update(b"\0" + line.payload)
     return digest.digest()
-
-
-async def _until_back(parent: Bus, last: float) -> None:
-    """Return when the broker is there, and the server as well, if both were away since `last` at the most.
-
-    At QoS 0 a line is lost that nobody listens to.
-    """
-    ready = 0.0
-    while not parent.connected or time.monotonic() < ready:
-        if not parent.connected:
-            now = time.monotonic()
-            ready = now + Backoff().most_s(now - last) + _CONNECT_S
-        await asyncio.sleep(_LOOK_S)

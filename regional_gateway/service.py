@@ -232,6 +232,7 @@ class Gateway:
 
             def parent_birth() -> Sequence[Publication]:
                 self._parent_connects.set()
+                self._logs.parent_connects()
                 return [own.birth(), *self.board.for_parent(), *self._standing()]
 
             bus = self._connect(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,9 @@ from trellis.topics import Kind, Topics
 
 SITE = "site"
 CAM = "eu-1/devices/cam-7/tasks/digits"
+TOPICS = Topics()
+GATEWAY_LOG = TOPICS.path(Kind.GATEWAY_LOG, region="eu-1", task="digits")
+NOTHING = cast("Any", None)
 REGIONS = {"regions": ["eu-1", SITE]}
 
 
@@ -155,6 +159,37 @@ async def test_what_is_no_line_or_longer_than_one_is_dropped_with_one_warning(
     assert f"{CAM}/log: dropped, 1 since" in warning
 
 
+async def test_after_a_blip_lines_wait_for_those_who_had_it_too_and_no_longer_however_quiet_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(log_carrying, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    broker, births = MemoryBroker(), asyncio.Queue[None]()
+    carrier, topic = LogCarrier(TOPICS, "eu-1", NOTHING, NOTHING), GATEWAY_LOG
+
+    def birth() -> list[Publication]:
+        carrier.parent_connects()
+        births.put_nowait(None)
+        return []
+
+    up = broker.bus("up", birth=birth)
+    async with up as parent, broker.bus("seen") as watcher, watcher.subscribe(topic) as heard:
+        carrying = asyncio.create_task(carrier.carry(cast("Any", Denying()), parent))
+        await asyncio.wait_for(births.get(), 5)
+        carrier.put(TOPICS.parse(topic), Publication(topic, line("at once"), qos=0))
+        assert Log.parse((await asyncio.wait_for(anext(heard), 5)).payload).message == "at once"
+        clock.now = 3600.0
+        await asyncio.sleep(2 * log_carrying._LOOK_S)  # it looks that often whether the broker is there
+        broker.cut("up")
+        await asyncio.wait_for(births.get(), 5)
+        carrier.put(TOPICS.parse(topic), Publication(topic, line("after the blip"), qos=0))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(heard), 3 * log_carrying._LOOK_S)
+        clock.now += 5.5  # three seconds until all have tried again, and two for their connects
+        assert Log.parse((await asyncio.wait_for(anext(heard), 5)).payload).message == "after the blip"
+        carrying.cancel()
+
+
 class Denying:
     """A bus on whose broker nobody may hear log lines."""
 
@@ -167,13 +202,12 @@ class Denying:
 async def test_a_broker_that_denies_log_lines_ends_nothing_and_the_gateways_own_go_up(
     caplog: Any,
 ) -> None:
-    broker, topics = MemoryBroker(), Topics()
-    carrier = LogCarrier(topics, "eu-1", cast("Any", None), cast("Any", None))
-    topic = topics.path(Kind.GATEWAY_LOG, region="eu-1", task="digits")
+    broker, topic = MemoryBroker(), GATEWAY_LOG
+    carrier = LogCarrier(TOPICS, "eu-1", NOTHING, NOTHING)
     async with broker.bus("up") as parent, broker.bus("seen") as watcher, watcher.subscribe("#") as heard:
         await parent.wait_connected(5)
         carrying = asyncio.create_task(carrier.carry(cast("Any", Denying()), parent))
-        carrier.put(topics.parse(topic), Publication(topic, line("own"), qos=0))
+        carrier.put(TOPICS.parse(topic), Publication(topic, line("own"), qos=0))
         assert (await asyncio.wait_for(anext(heard), 5)).topic == topic
         assert not carrying.done()
         carrying.cancel()
