@@ -12,20 +12,10 @@ from itertools import chain
 
 from trellis.descriptor import TaskDescriptor, parse_json
 from trellis.descriptor_rules import Rule
-from trellis.errors import DescriptorError, Fault, InvalidInput, Refused
+from trellis.errors import TASK_FIELDS, DescriptorError, Fault, InvalidInput, Refused
 
 CLOCK_TOLERANCE = timedelta(minutes=2)
 """An operator's clock may be a little ahead of the reader's."""
-
-_FIELDS = {
-    "clock": "issued_at",
-    "expired": "expires_at",
-    "aggregation": "aggregation",
-    "model": "model.name",
-    "data": "evaluate.on",
-    "region": "regions",
-}
-"""What a refusal is about, where several things are wrong with one task."""
 
 
 def check_window(descriptor: TaskDescriptor, now: datetime) -> None:
@@ -60,7 +50,9 @@ def rule_of(check: Callable[[TaskDescriptor], object], *needs: str) -> Rule:
 
 def faults_of_refusal(error: Refused | InvalidInput) -> tuple[Fault, ...]:
     """Return what is wrong, each with its field."""
-    return (Fault(_FIELDS.get(error.code, ""), str(error)),) if isinstance(error, Refused) else error.faults
+    return (
+        (Fault(TASK_FIELDS.get(error.code, ""), str(error)),) if isinstance(error, Refused) else error.faults
+    )
 
 
 def parse_posted(payload: str, rules: Iterable[Rule]) -> TaskDescriptor:

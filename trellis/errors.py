@@ -89,6 +89,17 @@ class ArtefactError(InvalidInput):
     """An exported model file that is broken, hostile, or not the model that was asked for."""
 
 
+TASK_FIELDS = {
+    "clock": "issued_at",
+    "expired": "expires_at",
+    "aggregation": "aggregation",
+    "model": "model.name",
+    "data": "evaluate.on",
+    "region": "regions",
+}
+"""The codes of refusals for what a task says, and the field that says it."""
+
+
 class Refused(TrellisError):
     """A rule said no.
 
@@ -101,7 +112,7 @@ class Refused(TrellisError):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         # What stands in the task is an input, whoever looks at it: alone as well as among other faults of it.
-        self.exit_code = 2 if code in {"model", "data", "aggregation", "expired"} else 1
+        self.exit_code = 2 if code in TASK_FIELDS else 1
         super().__init__(message)
 
 

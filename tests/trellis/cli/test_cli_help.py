@@ -62,7 +62,7 @@ def command_at(path: tuple[str, ...]) -> click.Command:
     ("path", "argument", "due"),
     [
         (("task", "show"), "TASK", "The task's name."),
-        (("task", "validate"), "FILE", "Task descriptor, YAML or JSON, or a signed task."),
+        (("task", "validate"), "FILE", "Task descriptor, YAML or JSON."),
         (("init",), "[DIR]", "Where to write; made if need be."),
         (("model", "get"), "TASK", "The task that trained it."),
     ],

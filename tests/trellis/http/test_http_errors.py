@@ -64,7 +64,11 @@ def test_an_error_comes_back_as_its_class_with_its_message(
 
 
 @pytest.mark.parametrize(
-    ("code", "exit_code"), [("model", 2), ("expired", 2), ("untrusted", 1), ("clock", 1)]
+    ("code", "exit_code"),
+    [
+        *((code, 2) for code in ("clock", "expired", "aggregation", "model", "data", "region")),
+        *((code, 1) for code in ("untrusted", "signature", "server", "unknown", "conflict")),
+    ],
 )
 def test_what_a_server_refuses_for_the_tasks_own_words_is_an_input_to_mend(code: str, exit_code: int) -> None:
     back = from_json(403, to_json(Refused(code, "no")), url=URL)
