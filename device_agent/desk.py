@@ -35,7 +35,6 @@ RESUME_S = 3.0
 SETTLED_S = 30.0
 """How long after a start the descriptors that stand on the broker may take to come."""
 
-
 _NOT_YET_EQUIPPED = {Phase.VERIFYING, Phase.FETCHING}
 
 
@@ -152,9 +151,10 @@ class TaskDesk:
 
     async def _forget(self, task: str) -> None:
         report = self._report(task)
-        del self._reports[task]
         if report.execution is not None:
             await report.clear()
+        if task not in self._heard:  # it may have come again meanwhile, and is said by the same report
+            self._reports.pop(task, None)
 
     def round_changed(self, task: str, round_: Round) -> None:
         """The server announced something: a hint to pull."""

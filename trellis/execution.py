@@ -177,9 +177,8 @@ class ExecutionReport:
 
     async def clear(self) -> None:
         """Remove the execution from the broker; the journal keeps its version and the task's revision."""
-        async with self._turn:
-            pass  # what is being written is said before
-        await self._bus.publish(self._topic, b"", retain=True)
+        async with self._turn:  # what is being written is said before, what comes after it
+            await self._bus.publish(self._topic, b"", retain=True)
 
     @property
     def _last_linkage(self) -> FlowerLinkage | None:
