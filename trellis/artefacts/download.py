@@ -132,7 +132,10 @@ class FrontClient:
             why = str(error) or type(error).__name__
             if asked and self._context is not None and isinstance(error, ConnectionError):
                 # From TLS 1.3 on a certificate is refused after the handshake, and so without a word.
-                why = "it hung up without an answer, as it does where its CA has not signed our certificate"
+                why = (
+                    f"it hung up without an answer ({why}), as it does where its CA has not signed our "
+                    "certificate, or where it was ended or started again just then"
+                )
             raise Unavailable(f"{self.address} does not give an artefact: {why}") from None
         finally:
             self._connection = None

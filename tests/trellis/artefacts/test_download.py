@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -211,6 +213,26 @@ async def test_both_ends_show_a_certificate_of_the_fleet(
         for tls in (others, None):
             with pytest.raises(Unavailable):
                 await asyncio.to_thread(FrontClient(address, tls=tls).offer, "digits", "onnx")
+
+
+async def test_a_front_that_ends_before_it_answers_is_not_taken_for_a_stranger(tmp_path: Path) -> None:
+    create_authority(tmp_path)
+    files = tls_files(issue(tmp_path, SERVER))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    server = await asyncio.start_server(end, "127.0.0.1", 0, ssl=context)
+    async with server:
+        client = FrontClient(f"localhost:{server.sockets[0].getsockname()[1]}", tls=files)
+        with pytest.raises(Unavailable) as caught:
+            await asyncio.to_thread(client.offer, "digits", "onnx")
+    cause = r"\((Remote end closed connection without response|.*reset by peer)\)"
+    due = f"without an answer {cause}, as .* or where it was ended or started again just then$"
+    assert re.search(due, str(caught.value))
 
 
 async def test_over_a_link_that_is_cut_again_and_again_nothing_comes_twice(store: ArtefactStore) -> None:
