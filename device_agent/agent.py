@@ -73,6 +73,7 @@ class DeviceAgent:
             "device %s is ready in region %s", self._device.settings.name, self._device.settings.region
         )
         async with asyncio.TaskGroup() as group:
+            lines = group.create_task(log.run(), name="log lines")
             tasks = [
                 group.create_task(self._listen(bus, messages, desk), name="listen"),
                 group.create_task(desk.work(), name="work"),
@@ -82,6 +83,8 @@ class DeviceAgent:
             await stop.wait()
             for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks)  # they may have something to say of it
+            lines.cancel()
 
     async def _listen(self, bus: Bus, messages: AsyncIterator[BusMessage], desk: TaskDesk) -> None:
         async for message in messages:
@@ -128,13 +131,7 @@ class DeviceAgent:
 
     def _attach_log(self, bus: Bus) -> TaskLog:
         settings = self._device.settings
-        log = TaskLog(
-            bus,
-            settings.topics,
-            region=settings.region,
-            device=settings.name,
-            loop=asyncio.get_running_loop(),
-        )
+        log = TaskLog(bus, settings.topics, region=settings.region, device=settings.name)
         for name in LOGGED:
             logging.getLogger(name).addHandler(log)
         return log

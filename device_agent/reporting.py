@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextvars import ContextVar
 
@@ -68,17 +67,19 @@ class TaskLog(LineHandler):
     Not those of another device in this process; whose a line is stands in `SPEAKER`.
     """
 
-    def __init__(
-        self, bus: Bus, topics: Topics, *, region: str, device: str, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, bus: Bus, topics: Topics, *, region: str, device: str) -> None:
         super().__init__()
 
         def topic_of(task: str) -> str:
             return topics.path(Kind.LOG, region=region, device=device, task=task)
 
-        self._lines = TaskLines(bus, topic_of, loop)
+        self._lines = TaskLines(bus, topic_of)
         self._speaker = f"{region}/devices/{device}"
         self.task: str | None = None
+
+    async def run(self) -> None:
+        """Publish the lines until cancelled."""
+        await self._lines.run()
 
     def hand_on(self, record: logging.LogRecord) -> None:
         """Publish `record` if it belongs to a task: its own (`extra={"task": …}`), or the one in hand."""

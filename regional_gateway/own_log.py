@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from regional_gateway.log_carrying import LogCarrier
 from regional_gateway.region_app.telling_log import LOGGED
@@ -30,19 +30,22 @@ class OwnLog(LineHandler):
         self._bus: Bus | None = None
         self._carries = False
 
-    @contextlib.contextmanager
-    def speaking(self, bus: Bus, *, carries: bool) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def speaking(self, bus: Bus, *, carries: bool) -> AsyncIterator[None]:
         """Publish on the region's broker, and have the lines carried up if it `carries`."""
         self._bus, self._carries = bus, carries
-        self._lines = TaskLines(self, self._topic, asyncio.get_running_loop())
-        for name in LOGGED:
-            logging.getLogger(name).addHandler(self)
-        try:
-            yield
-        finally:
+        self._lines = TaskLines(self, self._topic)
+        async with asyncio.TaskGroup() as group:
+            sender = group.create_task(self._lines.run(), name="own log lines")
             for name in LOGGED:
-                logging.getLogger(name).removeHandler(self)
-            self._lines = None
+                logging.getLogger(name).addHandler(self)
+            try:
+                yield
+            finally:
+                for name in LOGGED:
+                    logging.getLogger(name).removeHandler(self)
+                self._lines = None
+                sender.cancel()
 
     def hand_on(self, record: logging.LogRecord) -> None:
         """Publish `record` if it names a task."""

@@ -201,7 +201,7 @@ class Gateway:
             if parent is not region and not parent.connected:
                 logger.info("parent's broker is not connected yet broker=%s", self.settings.parent_broker)
             try:
-                with self._own_log.speaking(region, carries=parent is not region):
+                async with self._own_log.speaking(region, carries=parent is not region):
                     await self._serve(own, region, parent, above, stop)
             finally:
                 self._announcer = self._centre = None

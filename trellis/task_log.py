@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import re
+import threading
 import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from trellis.errors import TrellisError
 from trellis.execution import Outlet
 from trellis.identifiers import PATTERN
 from trellis.payloads import Log
@@ -22,6 +25,8 @@ LINE_BYTES = 50_000
 _TELL_EVERY_S = 10.0
 _TASKS = 256
 """Tasks whose pace is remembered; they are those of the present, or nearly so."""
+_WAITING = 1000
+_LAST_S = 1.0
 _TAGGED = re.compile(rf"task=({PATTERN})(?![a-z0-9-])")
 
 
@@ -119,38 +124,55 @@ class Dropped:
 
 
 class TaskLines:
-    """Publishes log lines of tasks, at most ten a second of each.
+    """Publishes log lines of tasks while it runs, at most ten a second of each.
 
     Args:
         outlet: Where they are published, at QoS 0.
         topic_of: Returns the log topic of a task.
-        loop: The outlet's event loop.
     """
 
-    def __init__(
-        self, outlet: Outlet, topic_of: Callable[[str], str], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._outlet, self._topic_of, self._loop = outlet, topic_of, loop
+    def __init__(self, outlet: Outlet, topic_of: Callable[[str], str]) -> None:
+        self._outlet, self._topic_of = outlet, topic_of
         self._paces: OrderedDict[str, Pace] = OrderedDict()
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[str, Log]] = deque(maxlen=_WAITING)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
 
     def say(self, task: str, log: Log) -> None:
         """Publish a line of a task soon; any thread may call this, and it never blocks."""
-        if self._loop.is_closed():
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._publish, task, log)
-        except RuntimeError:
-            return  # the loop was closed between the question and the call
+        # The pace comes first: a flood costs the event loop nothing.
+        with self._lock:
+            line = self._pace(task).passing(log)
+            if line is None:
+                return
+            self._waiting.append((task, line))
+            loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._news.set)
 
-    def _publish(self, task: str, log: Log) -> None:
-        line = self._pace(task).passing(log)
-        if line is None:
-            return
-        sending = self._outlet.publish(self._topic_of(task), line.to_bytes(), qos=0)
-        publishing = asyncio.ensure_future(sending)
-        self._publishing.add(publishing)
-        publishing.add_done_callback(self._published)
+    async def run(self) -> None:
+        """Publish what is said until cancelled, and then what was said before."""
+        self._loop = asyncio.get_running_loop()
+        self._news.set()  # for what was said before
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                await self._send()
+        finally:
+            self._loop = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_S):
+                    await self._send()
+
+    async def _send(self) -> None:
+        while self._waiting:
+            task, line = self._waiting.popleft()
+            # A log line that the bus could not take is no news to log.
+            with contextlib.suppress(TrellisError):
+                await self._outlet.publish(self._topic_of(task), line.to_bytes(), qos=0)
 
     def _pace(self, task: str) -> Pace:
         pace = self._paces.pop(task, None) or Pace()
@@ -158,8 +180,3 @@ class TaskLines:
         if len(self._paces) > _TASKS:
             self._paces.popitem(last=False)
         return pace
-
-    def _published(self, publishing: asyncio.Task[None]) -> None:
-        self._publishing.discard(publishing)
-        if not publishing.cancelled():
-            publishing.exception()  # a log line that the bus could not take is no news to log

@@ -26,7 +26,7 @@ def handlers(folder: Path) -> Iterator[logging.Handler]:
     yield BookHandler(Logbook(folder / "log.jsonl"))
     yield LogKeeper(folder)._handler
     yield own_log()
-    device = TaskLog(NOTHING, Topics(), region="eu-1", device="cam-1", loop=NOTHING)
+    device = TaskLog(NOTHING, Topics(), region="eu-1", device="cam-1")
     device.task = "digits"
     yield device
 

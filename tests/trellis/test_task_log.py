@@ -6,6 +6,9 @@ import asyncio
 import logging
 import sys
 
+import pytest
+
+from trellis.errors import Unavailable
 from trellis.payloads import Log
 from trellis.task_log import LINES_A_SECOND, TaskLines, log_of, untagged
 
@@ -31,7 +34,8 @@ class Heard:
 async def test_ten_lines_a_second_of_each_task_are_said_and_the_next_says_how_many_were_not() -> None:
     last = "(3 lines left out) later"
     heard = Heard(last)
-    lines = TaskLines(heard, lambda task: f"{task}/log", asyncio.get_running_loop())
+    lines = TaskLines(heard, lambda task: f"{task}/log")
+    sender = asyncio.create_task(lines.run(), name="log lines")
     for number in range(LINES_A_SECOND + 3):
         lines.say("one", line(f"{number}"))
     lines.say("two", line("of another"))
@@ -40,6 +44,46 @@ async def test_ten_lines_a_second_of_each_task_are_said_and_the_next_says_how_ma
     await asyncio.wait_for(heard.ended.wait(), 5)
     first = [("one/log", f"{number}") for number in range(LINES_A_SECOND)]
     assert heard.said == [*first, ("two/log", "of another"), ("one/log", last)]
+    sender.cancel()
+    await asyncio.wait({sender})
+
+
+async def test_what_was_said_before_the_beginning_and_at_the_end_is_published_and_a_flood_wakes_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = Heard("first")
+    lines = TaskLines(heard, lambda task: f"{task}/log")
+    lines.say("one", line("first"))
+    sender = asyncio.create_task(lines.run(), name="log lines")
+    await asyncio.wait_for(heard.ended.wait(), 5)
+    wakes = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", wakes.append)
+    for number in range(1000):
+        lines.say("two", line(f"{number}"))
+    sender.cancel()
+    await asyncio.wait({sender})
+    assert len(wakes) == LINES_A_SECOND
+    assert heard.said == [
+        ("one/log", "first"),
+        *(("two/log", f"{number}") for number in range(LINES_A_SECOND)),
+    ]
+
+
+async def test_a_line_that_the_bus_cannot_take_holds_up_none_after_it() -> None:
+    class Closed(Heard):
+        async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+            if topic == "one/log":
+                raise Unavailable("the bus is not open")
+            await super().publish(topic, payload, qos=qos, retain=retain)
+
+    heard = Closed("last")
+    lines = TaskLines(heard, lambda task: f"{task}/log")
+    sender = asyncio.create_task(lines.run(), name="log lines")
+    lines.say("one", line("lost"))
+    lines.say("two", line("last"))
+    await asyncio.wait_for(heard.ended.wait(), 5)
+    sender.cancel()
+    await asyncio.wait({sender})
 
 
 def test_a_long_line_keeps_its_beginning_and_its_end() -> None:

@@ -58,13 +58,16 @@ async def device(url: str, name: str = "cam-1") -> AsyncIterator[logging.Logger]
     heard.setLevel(logging.INFO)
     async with MqttBus(BrokerSettings(url, f"eu-1/devices/{name}")) as bus:
         await bus.wait_connected(10)
-        log = TaskLog(bus, Topics(), region="eu-1", device=name, loop=asyncio.get_running_loop())
+        log = TaskLog(bus, Topics(), region="eu-1", device=name)
         log.task = TASK
         heard.addHandler(log)
-        try:
-            yield heard
-        finally:
-            heard.removeHandler(log)
+        async with asyncio.TaskGroup() as group:
+            sender = group.create_task(log.run(), name="log lines")
+            try:
+                yield heard
+            finally:
+                heard.removeHandler(log)
+                sender.cancel()
 
 
 def fail(logger: logging.Logger) -> None:
@@ -184,8 +187,8 @@ async def test_a_gateways_lines_are_kept_and_shown_with_its_name_each_once(feder
     async with federation() as running, MqttBus(BrokerSettings(federation.broker_url, "eu-1/gateway")) as bus:
         await bus.wait_connected(10)
         topic = Topics().path(Kind.GATEWAY_LOG, region="eu-1", task=TASK)
-        loop = asyncio.get_running_loop()
-        lines = TaskLines(bus, lambda _: topic, loop)
+        lines = TaskLines(bus, lambda _: topic)
+        sender = asyncio.create_task(lines.run(), name="log lines")
 
         def say(message: str) -> None:
             lines.say(TASK, Log(level="ERROR", logger="regional_gateway.region_app.app", message=message))
@@ -213,6 +216,8 @@ async def test_a_gateways_lines_are_kept_and_shown_with_its_name_each_once(feder
         assert [(one["source"], one["device"]) for one in said if "OSError" in one["message"]] == [
             ("gateway", None)
         ]
+        sender.cancel()
+        await asyncio.wait({sender})
 
 
 async def test_devices_are_heard_while_the_server_is_away(federation: Federation) -> None:
