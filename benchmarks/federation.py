@@ -16,7 +16,9 @@ from typing import Any
 
 import workload
 from fleet import Fleet
-from ground import Process, free_ports
+from ground import Process
+
+from trellis.loopback import free_ports
 
 REGION = "eu-1"
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-from ground import Ended, Ground, Process, free_ports, listens, stop_if_asked
+from ground import Ended, Ground, Process, listens, stop_if_asked
 from observer import Observer
 from wire import CountingProxy, HttpCounts, MqttCounts
 
 from trellis.cli.fleet_keys import make_keys
+from trellis.loopback import free_ports
 
 START_S = 120.0
 ROUND_S = 60.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -191,21 +190,6 @@ class Ground:
         for process in psutil.process_iter(["environ"]):
             if (process.info["environ"] or {}).get(MARK) == str(self.folder):
                 yield process
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many different TCP ports of 127.0.0.1 that nobody listens on.
-
-    They are below what Linux gives to outgoing connections: one of those could take a port meanwhile.
-    """
-    found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise Ended(f"no {count} ports of 127.0.0.1 are free between 20000 and 32000")
 
 
 def listens(port: int) -> bool:

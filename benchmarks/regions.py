@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fleet import Fleet
-from ground import Process, free_ports
+from ground import Process
 from wire import CountingProxy
 
 from trellis.identifiers import replica_names
+from trellis.loopback import free_ports
 
 DEADLINE_S = 600.0
 

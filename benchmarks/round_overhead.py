@@ -22,8 +22,10 @@ from pathlib import Path
 
 import workload
 from federation import Federation
-from ground import ROOT, Ended, Ground, free_ports, listens
+from ground import ROOT, Ended, Ground, listens
 from report import Rows, counts, parser, run, show, write
+
+from trellis.loopback import free_ports
 
 START_S = 180.0
 ROUND_S = 120.0

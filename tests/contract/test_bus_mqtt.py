@@ -18,11 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from members import free_ports
 from slow_link import Line, SlowLink
 
 from tests.contract.bus_fixtures import BrokerRig, missing, take, take_until, until
 from trellis.errors import ConfigError, Refused, Unavailable
+from trellis.loopback import free_ports
 from trellis.mqtt import BrokerSettings, BusMessage, MqttBus, Publication, TlsFiles
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto

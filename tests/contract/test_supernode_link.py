@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from flower_parts import scripted_app
 from flwr.app import Message
-from members import command_line, free_ports, is_running
+from members import command_line, is_running
 
 from trellis.errors import Refused, Unavailable
 from trellis.flower.front import FleetFront
@@ -25,6 +25,7 @@ from trellis.http.server import HttpServer
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.identity import Identity, find_identity
 from trellis.keys.principals import SERVER, device
+from trellis.loopback import free_ports
 from trellis.tensors import unpack_arrays
 from trellis.tls import TlsFiles
 

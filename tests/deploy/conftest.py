@@ -23,6 +23,7 @@ from shipped_broker import configuration, program
 from trellis.keys import acl
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import BROKER, OPERATOR, SERVER, Principal, device, gateway
+from trellis.loopback import free_ports
 from trellis.topics import Topics
 
 LIMIT_S = 20.0
@@ -106,7 +107,7 @@ class Broker:
 
     def __init__(self, program: str, keys: Path, folder: Path) -> None:
         self.keys = keys
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self._command = [program, "-c", str(folder / "mosquitto.conf")]
         self._process: subprocess.Popen[bytes] | None = None
         self.write_acl()
@@ -147,11 +148,6 @@ class Broker:
 
     def client(self, principal: Principal, *, client_id: str = "", will: str = "") -> Client:
         return Client(self.port, self.keys / principal.folder, client_id=client_id, will=will)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ import pytest
 from certificates import reissue
 from machines import TRELLIS, Running
 from namespaces import network
-from secure_federation import OTHER, REGION, SecureFleet, free_port
+from secure_federation import OTHER, REGION, SecureFleet
 from shipped_broker import configuration, program
+
+from trellis.loopback import free_ports
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -167,7 +169,7 @@ def false_broker(fleet: SecureFleet, tmp_path: Path, request: pytest.FixtureRequ
         reissue(identity, fleet.keys / "ca", NOW, NOW + dt.timedelta(days=1), host="198.51.100.7")
     state.mkdir()
     host = fleet.network.centre
-    port = free_port(host)
+    (port,) = free_ports(1, host)
     (state / "mosquitto.conf").write_text(configuration(identity, state, host, port), encoding="utf-8")
     broker = Running(
         "false broker", fleet.centre, [program("mosquitto"), "-c", str(state / "mosquitto.conf")]

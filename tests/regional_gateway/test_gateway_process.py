@@ -22,6 +22,7 @@ from trellis.keys.acl import clients, render
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.identity import Identity, load_signing_key
 from trellis.keys.principals import BROKER, SERVER, gateway
+from trellis.loopback import free_ports
 from trellis.mqtt import BrokerSettings, Bus, MqttBus
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
@@ -164,7 +165,7 @@ async def test_the_api_lets_nobody_in_without_a_certificate_of_the_fleet(tmp_pat
     async with EmbeddedBroker(
         port=0, state_dir=tmp_path / "broker", tls=Identity.load(keys / "broker").tls, acl=access_list(keys)
     ) as broker:
-        port = _free_port()
+        (port,) = free_ports(1)
         arguments = ("--region", "eu-1", "--keys", str(keys), "--broker", broker.url, "--api-port", str(port))
         async with process(*arguments, folder=tmp_path):
             operator = client_context(Identity.load(keys / "operator").tls)
@@ -201,7 +202,7 @@ async def test_what_cannot_work_ends_with_2_and_says_what_to_do(
     tmp_path: Path, arguments: tuple[str, ...], due: str
 ) -> None:
     make_keys(tmp_path / "keys")
-    port = str(_free_port())
+    port = str(*free_ports(1))
     given = [one.format(port=port) for one in arguments]
     async with process("--region", "eu-1", "--api-port", "0", *given, folder=tmp_path) as running:
         _, errors = await asyncio.wait_for(running.communicate(), 30)
@@ -220,10 +221,3 @@ async def test_a_taken_port_ends_with_2_and_names_it_and_its_owner(tmp_path: Pat
     assert running.returncode == 2
     assert f"port {port} on 127.0.0.1: is taken by " in errors.decode()
     assert f"(pid {os.getpid()}): end it or choose another" in errors.decode()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gate import Gate
-from members import Finished, Ground, Machine, Member, free_ports, listened, listening_ports
+from members import Finished, Ground, Machine, Member, listened, listening_ports
 from observer import Observer, retained
 from slow_link import Line, SlowLink
 
@@ -28,6 +28,7 @@ from trellis.cli.fleet_keys import make_keys
 from trellis.cli.task import delivery
 from trellis.errors import TrellisError
 from trellis.http.client import ServiceClient
+from trellis.loopback import free_ports
 
 START_S = 150.0
 """A machine with two cores that runs other tests as well takes a minute for twelve interpreters."""

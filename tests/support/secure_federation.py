@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -19,17 +18,12 @@ from machines import TRELLIS, Ended, Machine, Running, until
 from namespaces import Network
 from shipped_broker import configuration, program
 
+from trellis.loopback import free_ports
 from trellis.tls import TlsFiles, client_context
 
 REGION = "eu-1"
 OTHER = "us-1"
 START_S = 90.0
-
-
-def free_port(host: str) -> int:
-    """Return a port of `host` that nobody listens on."""
-    with socket.create_server((host, 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class SecureFleet:
@@ -61,9 +55,10 @@ class SecureFleet:
         self._own_broker, self._bridged, self._fronts = own_broker, bridged, fronts
         self._light = ("--backend", "onnx") if light else ()
         self._stack = contextlib.ExitStack()
-        self.ports = {name: free_port(network.centre) for name in ("broker", "region", "front", "api")}
+        names = ("broker", "region", "front", "api")
+        self.ports = dict(zip(names, free_ports(len(names), network.centre), strict=True))
         self.running: dict[str, Running] = {}
-        self.front_ports = {region: free_port(network.centre) for region in (REGION, OTHER)}
+        self.front_ports = dict(zip((REGION, OTHER), free_ports(2, network.centre), strict=True))
 
     @property
     def broker_url(self) -> str:

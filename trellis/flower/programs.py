@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,13 +54,6 @@ def end_orphans(home: Path) -> None:
         if inherited.get("FLWR_HOME") == str(home) and process.pid != os.getpid():
             logger.info("ending pid=%d, left behind by an earlier Flower process", process.pid)
             terminate_tree(process.pid, grace_s=1.0)
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on: Flower's programs take none of themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def log_tail(log: Path) -> str:

@@ -25,7 +25,8 @@ import httpx
 
 from trellis.errors import Unavailable
 from trellis.flower.orders import Order, Scalar, Started
-from trellis.flower.programs import end_orphans, environment, free_port, log_tail, program
+from trellis.flower.programs import end_orphans, environment, log_tail, program
+from trellis.loopback import free_ports
 from trellis.processes import PidFile, die_with_parent, terminate_tree
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class SuperLink:
         self._folder.chmod(0o700)
         await asyncio.to_thread(self._pid_file.end_previous)
         await asyncio.to_thread(end_orphans, self._home)
-        self._port = self._wanted_port or free_port()
+        self._port = self._wanted_port or free_ports(1)[0]
         connection = f'[superlink.{_NAME}]\naddress = "{self.address}"\ninsecure = true\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "{_NAME}"\n\n{connection}')
         try:

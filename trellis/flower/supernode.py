@@ -33,8 +33,9 @@ from trellis.errors import Refused, Unavailable
 from trellis.flower.backchannel import TOKEN_VARIABLE, URL_VARIABLE
 from trellis.flower.front import FleetFront
 from trellis.flower.handover_desk import HandoverDesk, Question
-from trellis.flower.programs import end_orphans, environment, free_port, log_tail, program
+from trellis.flower.programs import end_orphans, environment, log_tail, program
 from trellis.http.server import HttpServer
+from trellis.loopback import free_ports
 from trellis.processes import PidFile, die_with_parent, terminate_tree
 from trellis.tls import TlsFiles
 
@@ -185,7 +186,7 @@ class SupernodeLink:
             "--host",
             "127.0.0.1",
             "--port",
-            str(free_port()),
+            str(*free_ports(1)),
         ]
         with self._log.open("wb") as log:  # anew: the node ID in it must be this one's
             process = await asyncio.create_subprocess_exec(

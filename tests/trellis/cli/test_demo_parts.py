@@ -15,7 +15,7 @@ import pytest
 
 import trellis
 from models.demo_command import describe
-from trellis.cli.demo.children import Children, free_ports
+from trellis.cli.demo.children import Children
 from trellis.cli.demo.plan import DemoPlan, plan_demo
 from trellis.cli.demo.runtimes import parse_backends, python_of
 from trellis.descriptor_tiers import Tier
@@ -182,10 +182,6 @@ def test_data_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | Non
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.npz"):
         describe(str(path))
-
-
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports(20))) == 20
 
 
 async def test_a_child_that_ends_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:

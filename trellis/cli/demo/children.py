@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,15 +116,6 @@ class Children:
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - made for this: it allocates nothing
         )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return so many different TCP ports of 127.0.0.1 that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def words_of(children: Iterable[Child]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trellis.cli.demo.children import Child, Children, free_ports, words_of
+from trellis.cli.demo.children import Child, Children, words_of
 from trellis.cli.demo.plan import DemoPlan
 from trellis.cli.demo.runtimes import python_of
 from trellis.cli.demo.summary import summarise
@@ -28,6 +28,7 @@ from trellis.cli.watching.follower import Follower
 from trellis.cli.watching.picture import Picture
 from trellis.cli.watching.screen import Screen
 from trellis.errors import TrellisError, Unavailable
+from trellis.loopback import free_ports
 from trellis.payloads import Presence, TaskState
 from trellis.topics import Topics
 
