@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from central_server.exporting import Exporter, Wanted
@@ -52,6 +53,12 @@ class Child:
     @property
     def runs(self) -> list[str]:
         return self._count.read_text().splitlines() if self._count.exists() else []
+
+
+def exporters() -> list[psutil.Process]:
+    """Return the processes of ours that export, or that have ended and that nobody has waited for."""
+    found = psutil.Process().children()  # the tests' own helpers may be among them
+    return [one for one in found if one.status() == psutil.STATUS_ZOMBIE or CHILD in one.cmdline()]
 
 
 @pytest.fixture

@@ -13,13 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from central_server import exporting
 from central_server.exporting import Exporter, Wanted, export_command
 from models.registry import ModelSpec
-from tests.central_server.export_parts import WANTED, Child, child, made, not_yet
+from tests.central_server.export_parts import WANTED, Child, child, exporters, made, not_yet
 from trellis.artefacts import store
 from trellis.artefacts.offer import Offer
 from trellis.descriptor import parse_mapping
@@ -185,11 +184,11 @@ async def test_the_child_is_ended_with_the_server(tmp_path: Path, child: Child) 
         async with asyncio.timeout(10):
             while not child.runs:  # noqa: ASYNC110 - another process says it, in a file
                 await asyncio.sleep(0.02)
-        (running,) = psutil.Process().children()
+        (running,) = exporters()
         assert str(running.pid) in (tmp_path / "artefacts" / "export.pid").read_text()
         began = time.monotonic()
     assert time.monotonic() - began < 5
-    assert not psutil.Process().children()
+    assert not exporters()
     assert not (tmp_path / "artefacts" / "export.pid").exists()
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
-import psutil
 import pytest
 
 from central_server import export_child, exporting
 from central_server.exporting import Exporter
 from models.registry import ModelSpec
-from tests.central_server.export_parts import WANTED, Child, child, made, not_yet
+from tests.central_server.export_parts import WANTED, Child, child, exporters, made, not_yet
 from trellis.artefacts.offer import NotYet
 from trellis.errors import Refused, Unavailable
 
@@ -60,7 +59,7 @@ async def test_what_may_pass_is_tried_again_after_a_while(
         assert told.again_s == pytest.approx(30, abs=5)
         await not_yet(exporter, "tries again in")
         assert len(child.runs) == 1
-        assert not psutil.Process().children()
+        assert not exporters()
         monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
         child.how = "good"
         await made(exporter)
