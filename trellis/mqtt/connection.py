@@ -257,8 +257,17 @@ class _MqttSession:
 
 @contextlib.contextmanager
 def _losing() -> Iterator[None]:
+    """Draw what aiomqtt raises as `ConnectionLost`, and be canceled where it forgets that.
+
+    It waits by `asyncio.wait_for`, which before Python 3.12 returns as if nothing had been where the broker's
+    answer and a cancellation come in one turn of the loop. Who publishes in a loop would then never end.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
     try:
         yield
     except aiomqtt.MqttError as error:
         cause = error.__cause__
         raise ConnectionLost(f"{error}: {cause}" if cause else str(error)) from error
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
