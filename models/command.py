@@ -12,6 +12,7 @@ import typer
 
 from models.artefacts import ModelCard, load_model
 from models.backends import EvalResult, open_backend
+from models.data_option import DataOption
 from models.datasets import check_for_model, load, scale
 from models.registry import find_model, model_names
 from trellis.errors import ConfigError, Fault, TrellisError
@@ -35,14 +36,7 @@ class _Listed:
 @app.command()
 def evaluate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model as 'trellis model get' writes it.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help="digits, PATH or NAME=PATH (NPZ, IDX, CSV, folder of images by class) or FILE.csv#COLUMN.",
-        ),
-    ],
+    data: DataOption,
     as_json: _Json = False,
 ) -> None:
     """Measure a model file on the test split of a data set.

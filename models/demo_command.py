@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from models.data_option import DataOption
 from models.datasets import Split, check, load, parse_source
 from trellis.cli.demo import running
 from trellis.cli.demo.plan import DemoData, plan_demo
@@ -26,14 +27,7 @@ def demo(
     ] = 2,
     devices: Annotated[int, typer.Option("--devices", min=1, max=100, help="How many in all.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000)] = 10,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help="digits, PATH or NAME=PATH (NPZ, IDX, CSV, folder of images by class) or FILE.csv#COLUMN.",
-        ),
-    ] = "digits",
+    data: DataOption = "digits",
     model: Annotated[
         str | None, typer.Option("--model", help="Default: mlp, and lenet5 for pictures of 28×28.")
     ] = None,

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from models.data_option import DataOption
 from models.datasets import Split, load
 from models.inference import Predictions, Predictor, open_predictor, predict
 from trellis.files import writable_file, write_atomically
@@ -37,14 +38,7 @@ def run(
             "--model", metavar="FILE", help="A trained or exported model: .safetensors, .onnx, .tflite."
         ),
     ],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help="digits, PATH or NAME=PATH (NPZ, IDX, CSV, folder of images by class) or FILE.csv#COLUMN.",
-        ),
-    ],
+    data: DataOption,
     split: Annotated[
         _Split, typer.Option("--split", help="Which of the samples: those to test, those to train, or all.")
     ] = _Split.TEST,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from trellis.artefacts.download import FrontClient
 from trellis.artefacts.offer import Offer
+from trellis.http.server import HttpServer
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -105,3 +108,10 @@ def said(offer: Offer) -> dict[str, object]:
     """Return an offer as JSON has it."""
     found: dict[str, object] = json.loads(offer.to_json())
     return found
+
+
+@asynccontextmanager
+async def front(app: ASGIApp) -> AsyncIterator[FrontClient]:
+    """Serve `app`, and yield who asks it."""
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
+        yield FrontClient(f"127.0.0.1:{server.port}", tls=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_descriptor import SMALL
 
 from trellis.descriptor import TaskDescriptor, load, parse_json, parse_mapping
 from trellis.errors import DescriptorError
@@ -39,15 +40,6 @@ stop: {metric: accuracy, target: 0.99, patience: 5}
 issued_at: 2026-05-01T12:00:00Z
 expires_at: 2026-05-08T12:00:00+02:00
 """
-SMALL: dict[str, Any] = {
-    "task": "t",
-    "regions": ["eu-1"],
-    "server": {"address": "127.0.0.1:8000"},
-    "model": {"name": "lenet5"},
-    "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
-    "train": {"rounds": 3, "learning_rate": 0.1},
-    "issued_at": "2026-05-01T12:00:00Z",
-}
 
 
 def written(tmp_path: Path, content: str | bytes) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_descriptor import SMALL
 
 from trellis.descriptor import TaskDescriptor, load, parse_json, parse_mapping
 from trellis.descriptor_rules import Rule
@@ -30,14 +31,7 @@ aggregation: {regions: {us-1: {tier: central}}}
 issued_at: 2026-05-01T12:00:00Z
 expires_at: 2026-04-01T12:00:00Z
 """
-RIGHT: dict[str, Any] = {
-    "task": "t",
-    "regions": ["eu-1"],
-    "server": {"address": "127.0.0.1:8000"},
-    "model": {"name": "lenet5"},
-    "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
-    "train": {"rounds": 3, "learning_rate": 0.1},
-}
+RIGHT = {key: value for key, value in SMALL.items() if key != "issued_at"}
 
 
 def fields(change: dict[str, Any]) -> set[str]:

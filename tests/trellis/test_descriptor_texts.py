@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_descriptor import SMALL
 
 from trellis.descriptor import json_schema, parse_json, parse_mapping
 from trellis.errors import DescriptorError
@@ -94,21 +95,12 @@ def test_equal_descriptors_give_equal_texts(value: dict[str, Any], minutes: int)
 
 
 def test_the_signed_text_is_plain_json_without_nulls() -> None:
-    value = json.loads(parse_mapping(MINIMAL).to_json())
+    value = json.loads(parse_mapping(SMALL).to_json())
     assert value["issued_at"] == "2026-05-01T12:00:00Z"
     assert "stop" not in value
     assert list(value)[:3] == ["version", "task", "revision"]
 
 
-MINIMAL: dict[str, Any] = {
-    "task": "t",
-    "regions": ["eu-1"],
-    "server": {"address": "127.0.0.1:8000"},
-    "model": {"name": "lenet5"},
-    "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
-    "train": {"rounds": 3, "learning_rate": 0.1},
-    "issued_at": "2026-05-01T12:00:00Z",
-}
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -196,7 +188,7 @@ def test_the_published_schema_takes_what_the_model_takes(value: dict[str, Any]) 
 )
 def test_the_published_schema_refuses_what_the_model_refuses(change: dict[str, Any]) -> None:
     schema = json_schema()
-    assert fits(MINIMAL, schema, schema)
-    assert not fits(MINIMAL | change, schema, schema)
+    assert fits(SMALL, schema, schema)
+    assert not fits(SMALL | change, schema, schema)
     with pytest.raises(DescriptorError):
-        parse_mapping(MINIMAL | change)
+        parse_mapping(SMALL | change)

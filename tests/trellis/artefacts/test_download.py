@@ -10,16 +10,13 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from artefact_fronts import CONTENT, DIGEST, Cut, OneFile, Scripted, offer_of, partial
+from artefact_fronts import CONTENT, DIGEST, Cut, OneFile, Scripted, front, offer_of, partial
 from secure_federation import tls_files
 from slow_link import Line, SlowLink
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from trellis.artefacts.download import FrontClient
 from trellis.artefacts.offer import NotYet
@@ -33,17 +30,6 @@ from trellis.tier.door import Front
 from trellis.tls import TlsFiles
 
 HALF = len(CONTENT) // 2
-
-
-@asynccontextmanager
-async def front(app: ASGIApp) -> AsyncIterator[FrontClient]:
-    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
-        yield FrontClient(f"127.0.0.1:{server.port}", tls=None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return ArtefactStore(tmp_path / "cache")
 
 
 def left(store: ArtefactStore) -> set[str]:

@@ -5,33 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from artefact_fronts import CONTENT, DIGEST, Scripted, offer_of, partial, said
+from artefact_fronts import CONTENT, DIGEST, Scripted, front, offer_of, partial, said
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from trellis.artefacts.download import FrontClient
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.artefacts.store import ArtefactStore
 from trellis.errors import ArtefactError, Canceled, DiskFailed, TrellisError, Unavailable
-from trellis.http.server import HttpServer
 
 HALF, SIZE = len(CONTENT) // 2, len(CONTENT)
-
-
-@asynccontextmanager
-async def front(app: ASGIApp) -> AsyncIterator[FrontClient]:
-    async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
-        yield FrontClient(f"127.0.0.1:{server.port}", tls=None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return ArtefactStore(tmp_path / "cache")
 
 
 def left(store: ArtefactStore) -> set[str]:
