@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from federation import Device, Federation
 from gate import Held
+from machines import until
 from members import Member
 from tensors_apart import greatest_difference
 
@@ -164,10 +165,10 @@ async def test_a_task_whose_devices_are_all_lost_waits_says_so_and_fails_at_its_
     assert time.monotonic() - gone < deadline_s + 5
     failed = "round 1: waited 10 s for 2 members, 0 are here (none)"
     assert view["reason"]["message"] == failed
+    told = f"alone: failed: {failed}"
+    await asyncio.to_thread(until, lambda: told in out.read_text(), f"the watch says {told!r}")
     await asyncio.to_thread(terminated, watching)
-    told = out.read_text()
-    assert f"alone: running: {reason}" in told
-    assert f"alone: failed: {failed}" in told
+    assert f"alone: running: {reason}" in out.read_text()
     for device in fleet.devices.values():
         device.start()
     for name in fleet.specs:

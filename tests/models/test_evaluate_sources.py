@@ -60,7 +60,7 @@ def _evaluate(folder: Path, shape: tuple[int, ...], data: str) -> dict[str, obje
     if isinstance(result.exception, DataError):
         raise result.exception
     assert result.exit_code == 0, result.output
-    found: dict[str, object] = json.loads(result.output)
+    found: dict[str, object] = json.loads(result.stdout)
     return found
 
 
