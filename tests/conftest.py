@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -34,6 +36,21 @@ class OneWorkerWithoutFederations(LoadFileScheduling):
         scope = [*others, *federations][0] if apart else [*federations, *others][0]
         self.workqueue.move_to_end(scope, last=False)
         super()._assign_work_unit(node)
+
+
+@pytest.fixture(autouse=True)
+def root_of_the_log() -> Iterator[None]:
+    """Leave the root of the log as it was: a service's handler would write into later tests' output.
+
+    What runs in the tests' own process logs to the stderr of its test, which is closed then; of each line
+    that comes later a traceback would tell on whatever is stderr there.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in [one for one in root.handlers if one not in handlers]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -61,7 +61,7 @@ def run(*arguments: str) -> str:
     if isinstance(result.exception, TrellisError):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 @pytest.mark.parametrize(("batch", "due"), [((), 32), (("--batch", "5"), 5)])
@@ -162,7 +162,7 @@ def test_one_class_is_no_classification_as_a_task_says_too(calls: list[Call]) ->
         command.app, ["softmax", "--shape", "4", "--classes", "1", *TFLITE, *TRAIN], env={"COLUMNS": "200"}
     )
     assert result.exit_code == 2
-    assert "'--classes': 1 is not in the range 2<=x<=1000000" in result.output
+    assert "'--classes': 1 is not in the range 2<=x<=1000000" in result.stderr
     assert calls == []
 
 

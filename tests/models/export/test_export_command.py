@@ -34,7 +34,7 @@ def _run(*arguments: str) -> str:
     if isinstance(result.exception, TrellisError):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_a_model_by_name_becomes_a_file_that_says_what_it_is(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from machines import LIMIT_S, TRELLIS
 
+import trellis
 from trellis.cli import main
 
+ROOT = Path(trellis.__file__).parent.parent
 Asked = Callable[..., str]
 
 
@@ -118,7 +123,17 @@ def test_a_device_beside_an_operator_keeps_its_own_servers(
     monkeypatch.setenv("TRELLIS_SERVER", "http://127.0.0.1:3")
     if own is not None:
         monkeypatch.setenv("TRELLIS_DEVICE_SERVER", own)
-    said = asked("device", "--name", "cam-1", "--threads", "0", code=2)
+    # A process of its own: a device that comes so far has set up its process's log and imports.
+    ended = subprocess.run(
+        [*TRELLIS, "device", "--name", "cam-1", "--threads", "0"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    said = ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert "threads" in said
     told = "server: 'http://127.0.0.1:3' came, HOST:PORT is due (such as 10.0.0.5:8000; where TRELLIS_SERVER"
     assert (told in said) == (own is None)
