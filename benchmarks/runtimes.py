@@ -36,6 +36,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
     "softmax": ((1, 28, 28), 10),
     "mlp": ((1, 28, 28), 10),
     "lenet5": ((1, 28, 28), 10),
+    "convnet": ((1, 28, 28), 10),
     "resnet8": ((3, 32, 32), 10),
     "mobile-cnn": ((3, 32, 32), 10),
     "sensor-cnn": ((6, 128), 6),

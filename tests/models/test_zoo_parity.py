@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from exported_models import BATCH, LONGEST_S, ZOO, training_artefact
+from exported_models import BATCH, EVERY_MODEL, LONGEST_S, ZOO, training_artefact
 
 from models.arrays import Arrays
 from models.backends import Backend, DefiningBackend, StepReport, TrainPlan, open_backend
@@ -89,7 +89,7 @@ def reference(model: str, seed: int) -> tuple[Arrays, list[StepReport]]:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("model", [model for model in ZOO if model not in DRAWS])
+@pytest.mark.parametrize("model", [model for model in EVERY_MODEL if model not in DRAWS])
 def test_a_hundred_steps_end_where_torchs_do(model: str, runtime: Runtime) -> None:
     backend = opened(model, runtime)
     found: list[float] = []
@@ -105,7 +105,7 @@ def test_a_hundred_steps_end_where_torchs_do(model: str, runtime: Runtime) -> No
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("model", ZOO)
+@pytest.mark.parametrize("model", EVERY_MODEL)
 def test_evaluation_tells_what_torchs_does(model: str, runtime: Runtime) -> None:
     arrays, samples = torchs(model).initial(), data(model, 7)
     came, due = (one.evaluate(arrays, samples) for one in (opened(model, runtime), torchs(model)))

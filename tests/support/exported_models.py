@@ -1,4 +1,4 @@
-"""Training artefacts of the zoo's models, exported once, and all in one process: the converters load slowly.
+"""Training artefacts of the zoo's models, exported once, and many in one process: the converters load slowly.
 
 They are kept by what they are made of, the exporter's and the models' own source and the pinned packages, so
 that the workers of one run share them, and the next run has them while nothing of that changes.
@@ -14,6 +14,8 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 from models.export import export_training
 from models.manifest import Runtime
@@ -35,6 +37,10 @@ ZOO: dict[str, tuple[tuple[int, ...], int]] = {
     "gru": ((1, 8, 8), 10),
 }
 """Every model of the zoo, on samples that it is made for."""
+
+DEEP = frozenset({"resnet8", "mobile-cnn"})
+"""They take longer to export and to train than all others together."""
+EVERY_MODEL = [pytest.param(model, marks=pytest.mark.long) if model in DEEP else model for model in ZOO]
 
 LONGEST_S = 600
 
@@ -58,7 +64,7 @@ def training_artefact(model: str, runtime: Runtime) -> Path:
 
 
 def _export(model: str, runtime: Runtime, folder: Path) -> None:
-    """Export that model first, and the rest of the zoo in the same process.
+    """Export that model first, and in the same process the others that are as deep or as flat.
 
     What converts takes longer to be imported than most of the models to be converted.
     """
@@ -71,7 +77,8 @@ def _export(model: str, runtime: Runtime, folder: Path) -> None:
 
 
 def _export_all(first: str, runtime: Runtime, folder: Path) -> None:
-    for model in sorted(ZOO, key=lambda one: one != first):
+    alike = [model for model in ZOO if (model in DEEP) == (first in DEEP)]
+    for model in sorted(alike, key=lambda one: one != first):
         shape, classes = ZOO[model]
         path = folder / f"{model}.{runtime}"
         try:

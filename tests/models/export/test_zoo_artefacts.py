@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from exported_models import BATCH, LONGEST_S, ZOO, training_artefact
+from exported_models import BATCH, EVERY_MODEL, LONGEST_S, ZOO, training_artefact
 
 from models.export.parity import TOLERANCE, greatest_difference
 from models.export.running import open_file
@@ -19,7 +19,7 @@ def test_the_whole_zoo_is_exported() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])
-@pytest.mark.parametrize("model", ZOO)
+@pytest.mark.parametrize("model", EVERY_MODEL)
 def test_an_artefacts_gradients_are_autograds(model: str, runtime: Runtime) -> None:
     path = training_artefact(model, runtime)
     manifest = read_artefact(path, runtime=runtime, purpose="training").manifest
