@@ -43,6 +43,7 @@ class FlowerInMemory:
         self.deactivated: list[bool] = []
         self.threads: set[str] = set()
         self.pushing: Callable[[str], None] = lambda _: None
+        self.found_nothing: Callable[[], None] = lambda: None  # called in the pull that did
         self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._unanswered: dict[str, Message] = {}
         self._number = 0
@@ -97,6 +98,7 @@ class LinkInMemory:
             message = server._waiting.get_nowait()
         except queue.Empty:
             server.pulls.append((time.monotonic(), False))
+            server.found_nothing()
             return None
         server.pulls.append((time.monotonic(), True))
         server._unanswered[message.metadata.message_id] = message
@@ -106,8 +108,9 @@ class LinkInMemory:
         answered = reply.metadata.reply_to_message_id
         self._server.pushing(answered)
         self._answering()
+        refused = self._server.refuse_replies  # before anybody can see that it came
         self._server._unanswered.pop(answered, None)
-        if self._server.refuse_replies:
+        if refused:
             raise Refused("reply", f"the run of {answered} is over")
         with self._server._news:
             self._server.replies[answered] = reply

@@ -100,7 +100,7 @@ async def ended(device: Device, bus: Bus, make: Callable[..., Any], app: ASGIApp
     async with front(app) as server:
         task = make(**TINY, server={"address": server, "tls": False})
         async with taking_part(device, bus, task, cache=server) as (_, running, told):
-            await asyncio.wait_for(running, 30)
+            await asyncio.wait_for(running, 60)
     assert told.execution is not None
     return told.execution
 
@@ -204,7 +204,7 @@ async def test_a_task_that_is_called_off_is_waited_for_no_longer(
         participation, running, told = parts
         await told.until(lambda one: one.reason is not None)
         participation.end(Ending(ExecutionState.CANCELED))
-        ending = await asyncio.wait_for(running, 5)
+        ending = await asyncio.wait_for(running, 20)
     assert ending.state is ExecutionState.CANCELED
 
 
@@ -213,7 +213,7 @@ async def test_what_is_never_made_is_waited_for_until_the_task_expires(
 ) -> None:
     source = OneFile(tmp_path / "above")
     source.failure = NotYet("the server is exporting tiny", again_s=0.5)
-    expires = (datetime.now(UTC) + timedelta(seconds=3)).replace(microsecond=0).isoformat()
+    expires = (datetime.now(UTC) + timedelta(seconds=5)).replace(microsecond=0).isoformat()
     make = partial_call(make_task, expires_at=expires)
     execution = await ended(tiny_device, bus, make, Front(create_artefact_app(source)))
     assert execution.state is ExecutionState.TIMED_OUT
@@ -263,7 +263,7 @@ async def test_an_artefact_of_another_model_with_the_same_name_is_rejected_once_
         ]
         assert "the arrays do not fit the model" in first.error.reason  # which may be the message's fault
         assert "is not of the model that the task trains" in second.error.reason
-        ending = await asyncio.wait_for(running, 10)
+        ending = await asyncio.wait_for(running, 40)
     assert ending.state is ExecutionState.REJECTED
     assert told.execution is not None
     assert told.execution.reason is not None
@@ -334,7 +334,7 @@ async def test_where_the_cache_is_of_no_use_the_server_is_asked(
         store = fetching.ArtefactStore(tiny_device.settings.artefact_folder)
         fetcher = fetching.Fetcher(store, tls=None, halt=fetching.Halt(), tell=told.append)
         fronts = [first if cache else "127.0.0.1:1", server]
-        path = await asyncio.wait_for(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", fronts), 10)
+        path = await asyncio.wait_for(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", fronts), 40)
     assert path.read_bytes() == content
     assert told == [None]
 
@@ -375,7 +375,7 @@ async def test_once_the_download_begins_nothing_is_waited_for(
     async with front(Front(create_artefact_app(source))) as server:
         store = fetching.ArtefactStore(tiny_device.settings.artefact_folder)
         fetcher = fetching.Fetcher(store, tls=None, halt=fetching.Halt(), tell=tell)
-        await asyncio.wait_for(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", [server]), 10)
+        await asyncio.wait_for(asyncio.to_thread(fetcher.fetch, "blobs", "onnx", [server]), 40)
     assert [reason and reason.code for reason in told] == [None, "artefact", None]
 
 

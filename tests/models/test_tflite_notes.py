@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -30,8 +31,13 @@ def first_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tflite.TfliteR
     return runtime
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def open_files() -> set[tuple[str, str]]:
+    """Return what stands behind each descriptor; others' may be closed at any time, by a collection."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.add((name, str(Path("/proc/self/fd", name).readlink())))
+    return found
 
 
 def test_without_a_place_for_temporary_files_no_run_leaves_a_file_open_and_one_tries(
@@ -49,7 +55,7 @@ def test_without_a_place_for_temporary_files_no_run_leaves_a_file_open_and_one_t
     before = open_files()
     for _ in range(5):
         first_run.run("eval", {})
-    assert open_files() == before
+    assert open_files() <= before
     assert len(tries) == 1
 
 
@@ -61,4 +67,4 @@ def test_after_the_first_run_stderr_is_what_it_was_and_has_what_is_no_note(
     assert capfd.readouterr().err == "ERROR: something\n"
     first_run.run("eval", {})
     assert capfd.readouterr().err.startswith("INFO: ")  # nobody holds it up any more
-    assert open_files() == before
+    assert open_files() <= before

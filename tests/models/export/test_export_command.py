@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from exported_models import LONGEST_S
 from typer.testing import CliRunner
 
 from models.artefacts import ModelCard, save_model
@@ -15,6 +16,9 @@ from models.datasets import Normalize
 from models.export.command import app
 from models.exported import read_artefact
 from trellis.errors import InvalidInput, Refused, TrellisError
+
+# A converter is slow on a busy machine.
+pytestmark = pytest.mark.timeout(LONGEST_S)
 
 TRAIN = ("--format", "onnx", "--for", "training")
 PREDICT = ("--format", "onnx", "--for", "inference")

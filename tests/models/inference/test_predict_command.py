@@ -15,10 +15,14 @@ import numpy as np
 import onnx
 import pytest
 import trained_files
+from exported_models import LONGEST_S
 from typer.testing import CliRunner
 
 from models.predict_command import app
 from trellis.errors import ArtefactError, ConfigError, DataError, InvalidInput, MissingExtra, TrellisError
+
+# A converter is slow on a busy machine.
+pytestmark = pytest.mark.timeout(LONGEST_S)
 
 ROOT = Path(__file__).parents[3]
 FILES = ("model.safetensors", "model.onnx", "model.tflite", "model-7.tflite")
@@ -174,7 +178,7 @@ def test_a_file_under_the_name_of_another_format_is_refused(
     )
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("suffix", ["onnx", "tflite", "safetensors"])
 def test_what_is_no_file_is_refused_without_waiting(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"pipe.{suffix}"

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import trained_files
 from ai_edge_litert import schema_py_generated as schema
+from exported_models import LONGEST_S
 from typer.testing import CliRunner
 
 from models.backends import open_backend
@@ -22,6 +23,9 @@ from models.inference import Predictions, open_predictor, predict
 from models.manifest import METADATA_KEY, Manifest, QuantizationMethod, Runtime
 from models.quantization import quantize
 from trellis.errors import ArtefactError, ConfigError, DataError, InvalidInput, MissingExtra, TrellisError
+
+# A converter is slow on a busy machine.
+pytestmark = pytest.mark.timeout(LONGEST_S)
 
 BOTH = ("onnx", "tflite")
 INT8 = ("int8-dynamic", "int8-static")
