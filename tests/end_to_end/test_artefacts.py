@@ -132,7 +132,7 @@ async def test_a_region_that_averages_has_it_from_its_gateway_and_no_device_fetc
     fleet.devices["d2"].start()
     await fleet.all_online()
     task = await fleet.submit("regional", regions=("eu-1",), **regional, **PARTS)
-    await fleet.ended(task, within_s=200)
+    await fleet.ended(task, within_s=300)
     for name in BACKENDS:
         await fleet.mqtt.field(fleet.execution(name, task), "state", "SUCCEEDED")
     assert sent(fleet.server) == at_the_centre
@@ -147,7 +147,7 @@ async def test_a_device_with_a_light_runtime_has_loaded_no_other(fleet: Federati
         mapped = Path(f"/proc/{pid}/maps").read_text()
         os.kill(pid, signal.SIGUSR1)
         told = fleet.folder / "told" / f"modules.{pid}"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not told.exists():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.05)
         modules = set(told.read_text().splitlines())
@@ -174,7 +174,7 @@ async def test_a_model_of_ones_own_with_batch_statistics_ends_where_pytorch_alon
         "participants": {"minimum": 2, "quorum": 1.0, **PATIENT},
     }
     task = await fleet.submit("own", regions=("us-1",), **sections)
-    view = await fleet.ended(task)
+    view = await fleet.ended(task, within_s=300)
     assert [record["replied"] for record in view["history"]] == [2, 2]
     assert set(fleet.mqtt.said(fleet.execution("d5", task), "backend")) == {"onnx"}
     found = load_file(await fleet.model(task))
@@ -224,6 +224,8 @@ async def test_a_device_rejects_every_bad_artefact_and_nothing_outside_its_cache
         lambda model: setattr(model, "doc_string", "the same again"),
     )
     its_own = [fleet.folder / "state" / "us-1" / "d5", fleet.ground.home, fleet.ground.temporary]
+    # What it still puts away of a task that has ended is nothing that changes.
+    await fleet.mqtt.field(fleet.execution("d5", "own"), "state", "SUCCEEDED")
     before = contents(*its_own)
 
     async def posted(name: str) -> str:
@@ -236,11 +238,11 @@ async def test_a_device_rejects_every_bad_artefact_and_nothing_outside_its_cache
     for number, (what, bad) in enumerate(BAD.items()):
         LIES.app = bad.front(good)
         topic = await posted(f"bad-{number}")
-        await fleet.mqtt.field(topic, "state", "REJECTED", within_s=20)
+        await fleet.mqtt.field(topic, "state", "REJECTED")
         reason = fleet.mqtt.latest[topic]["reason"]
         assert reason["code"] == "artefact", (what, reason)
         assert re.search(bad.problem, reason["message"]), (what, reason)
         assert contents(*its_own) == before, what
     LIES.app = honest(good)
-    await fleet.mqtt.field(await posted("good"), "phase", "connecting", within_s=20)
+    await fleet.mqtt.field(await posted("good"), "phase", "connecting")
     assert set(contents(*its_own)) - set(before), "or else this would see nothing"

@@ -15,17 +15,18 @@ DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"))
 
 
 async def trained(fleet: Federation, task: str, *, held: str) -> tuple[Path, list[str]]:
-    """Train, `held` being held in the first round until all others have uploaded.
+    """Train, the update of `held` being held in the first round until all others have uploaded.
 
     Returns the model's file and the devices in the order in which their first updates arrived.
     """
     others = [device.name for device in DEVICES if device.name != held]
+    # The reply to its check-in passes, its first update does not.
+    update = fleet.gate.hold(fleet.devices[held], "push-messages", count=2)
     await fleet.submit(task, model={"name": "mlp"}, train={"rounds": 2, "local_epochs": 40})
-    await fleet.mqtt.field(fleet.execution(held, task), "phase", "training")
-    fleet.devices[held].pause()
+    await update.arrived()
     for other in others:
         await fleet.mqtt.field(fleet.execution(other, task), "phase", "uploaded")
-    fleet.devices[held].resume()
+    update.release()
     await fleet.ended(task)
     first_uploads = {
         device: next(
@@ -56,7 +57,7 @@ async def test_the_same_task_gives_the_same_model_although_updates_arrive_in_ano
 ) -> None:
     # Interpreters of their own, with other hashes of strings and other random states: nothing hangs on those.
     monkeypatch.setenv("PYTHONHASHSEED", "1")
-    async with Federation(tmp_path / "fleet", devices=DEVICES, cold=True) as fleet:
+    async with Federation(tmp_path / "fleet", devices=DEVICES, gated=True, cold=True) as fleet:
         one, order = await trained(fleet, "one", held="d1")
         monkeypatch.setenv("PYTHONHASHSEED", "2")
         await restarted(fleet)

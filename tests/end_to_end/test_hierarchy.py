@@ -64,7 +64,7 @@ async def trained(fleet: Federation, depth: str, strategy: str) -> Path:
         participants=ALL | {"minimum": len(DEVICES) if depth == "flat" else 2},
         evaluate={"on": ["server"], "every": ROUNDS},
     )
-    view = await fleet.ended(task)
+    view = await fleet.ended(task, within_s=300)
     for record in view["history"]:
         outcomes = {f"{one['region']}/{one['device']}": one["outcome"] for one in record["outcomes"]}
         assert outcomes == dict.fromkeys(MEMBERS[depth], "replied")

@@ -14,6 +14,8 @@ import psutil
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from gate import Held
+from machines import until
 from members import is_running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
@@ -26,18 +28,24 @@ ENDLESS = {"rounds": 2, "local_epochs": 10_000}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    async with Federation(tmp_path_factory.mktemp("lost") / "fleet", devices=DEVICES) as started:
+    folder = tmp_path_factory.mktemp("lost") / "fleet"
+    async with Federation(folder, devices=DEVICES, gated=True) as started:
         yield started
+
+
+def first_update(fleet: Federation, device: str) -> Held:
+    """Hold a device's first update of the task that comes next: the reply to its check-in passes."""
+    return fleet.gate.hold(fleet.devices[device], "push-messages", count=2)
 
 
 async def in_training(fleet: Federation, device: str, task: str) -> None:
     """Return once a device has reported a step of its training."""
     topic = f"{fleet.specs[device].path}/tasks/{task}/progress"
-    await fleet.mqtt.until(lambda: topic in fleet.mqtt.latest, f"{device} trains")
+    await fleet.mqtt.until(lambda: topic in fleet.mqtt.latest, f"{device} trains", within_s=120)
 
 
 async def kill_in_training(fleet: Federation, device: str, task: str) -> float:
-    """SIGKILL a device and return after how many seconds MQTT showed it offline."""
+    """SIGKILL a device whose update is held, and return after how many seconds MQTT showed it offline."""
     await in_training(fleet, device, task)
     assert fleet.mqtt.latest[fleet.execution(device, task)]["phase"] == "training"
     killed = time.monotonic()
@@ -54,6 +62,7 @@ def outcomes(view: dict[str, Any], number: int) -> dict[str, str]:
 async def test_a_killed_device_is_seen_offline_and_left_out_and_takes_part_again_once_it_is_back(
     fleet: Federation,
 ) -> None:
+    first_update(fleet, "d2")
     # The second round waits for all three: it cannot start before the killed one is back.
     await fleet.submit("lossy", train=BUSY, participants={"minimum": 3, "quorum": 0.5})
     offline_s = await kill_in_training(fleet, "d2", "lossy")
@@ -68,6 +77,7 @@ async def test_a_killed_device_is_seen_offline_and_left_out_and_takes_part_again
 
 
 async def test_a_device_that_stands_by_takes_the_place_of_a_killed_one(fleet: Federation) -> None:
+    updates = {device: first_update(fleet, device) for device in fleet.specs}
     await fleet.submit(
         "spare", train=BUSY | {"rounds": 1}, participants={"minimum": 2, "maximum": 2, "quorum": 1.0}
     )
@@ -75,6 +85,8 @@ async def test_a_device_that_stands_by_takes_the_place_of_a_killed_one(fleet: Fe
     spare = next(name for name in fleet.specs if name not in chosen)
     await fleet.mqtt.field(fleet.execution(spare, "spare"), "phase", "waiting")
     lost, other = sorted(chosen)
+    for name in (other, spare):
+        updates[name].release()
     assert await kill_in_training(fleet, lost, "spare") < 5
     view = await fleet.ended("spare")
     assert outcomes(view, 1) == {lost: "lost", other: "replied", spare: "replied"}
@@ -87,8 +99,11 @@ async def chosen_of(fleet: Federation, task: str) -> set[str]:
     """Return the two devices that train."""
 
     def training() -> set[str]:
-        said = {name: fleet.mqtt.latest.get(fleet.execution(name, task), {}) for name in fleet.specs}
-        return {name for name, execution in said.items() if execution.get("phase") == "training"}
+        return {
+            name
+            for name in fleet.specs
+            if "training" in fleet.mqtt.said(fleet.execution(name, task), "phase")
+        }
 
     await fleet.mqtt.until(lambda: len(training()) == 2, "two devices train")
     return training()
@@ -104,7 +119,8 @@ async def test_cancel_stops_devices_within_a_batch(fleet: Federation) -> None:
     told_s = time.monotonic() - called_off
     for device in fleet.specs:
         at = await fleet.mqtt.field(fleet.execution(device, "endless"), "state", "CANCELED")
-        assert at - called_off < told_s + 3, f"{device}: {at - called_off:.1f} s"
+        # They would train for a minute yet.
+        assert at - called_off < told_s + 20, f"{device}: {at - called_off:.1f} s"
     view = await fleet.ended("endless", "canceled")
     assert view["revision"] == 2
     again = await fleet.operator("task", "cancel", "endless", "--json")
@@ -118,6 +134,7 @@ async def test_cancel_stops_devices_within_a_batch(fleet: Federation) -> None:
 async def test_a_task_that_is_called_off_leaves_the_one_that_runs_beside_it_and_the_one_behind_it_alone(
     fleet: Federation,
 ) -> None:
+    update = first_update(fleet, "d3")
     await fleet.submit("east", regions=("eu-1",), train=ENDLESS)
     await fleet.submit("west", regions=("us-1",), train=BUSY | {"rounds": 4})
     # Issued within one second tasks are taken by name, and this one comes last by that, too.
@@ -130,7 +147,8 @@ async def test_a_task_that_is_called_off_leaves_the_one_that_runs_beside_it_and_
     assert (await fleet.operator("task", "cancel", "east")).code == 0
     await called_off(fleet, "east", "d1", "d2", region="eu-1")
     beside = await fleet.view("west")
-    assert (beside["state"], len(beside["history"]) < 4) == ("running", True), "it trains all the while"
+    assert (beside["state"], beside["history"]) == ("running", []), "it is in its first round all the while"
+    update.release()
     for task, devices in (("west", ["d3"]), ("whole", ["d1", "d2", "d3"])):
         view = await fleet.ended(task)
         assert view["revision"] == 1
@@ -143,6 +161,7 @@ async def test_a_task_that_is_called_off_leaves_the_one_that_runs_beside_it_and_
 
 
 async def test_a_task_that_waits_for_its_turn_is_called_off_while_another_trains(fleet: Federation) -> None:
+    update = first_update(fleet, "d1")
     await fleet.submit("kept", train=BUSY | {"rounds": 3})
     await in_training(fleet, "d1", "kept")
     await fleet.submit("queued", train={"rounds": 1})
@@ -150,7 +169,8 @@ async def test_a_task_that_waits_for_its_turn_is_called_off_while_another_trains
         await fleet.mqtt.field(fleet.execution(device, "queued"), "state", "QUEUED")
     assert (await fleet.operator("task", "cancel", "queued")).code == 0
     await called_off(fleet, "queued", "d1", "d2", "d3", region="us-1")
-    assert len((await fleet.view("kept"))["history"]) < 3, "it trains all the while"
+    assert (await fleet.view("kept"))["history"] == [], "it is in its first round all the while"
+    update.release()
     view = await fleet.ended("kept")
     everybody = dict.fromkeys(fleet.specs, "replied")
     assert [outcomes(view, number) for number in (1, 2, 3)] == [everybody] * 3
@@ -162,7 +182,7 @@ async def test_a_task_that_waits_for_its_turn_is_called_off_while_another_trains
 async def called_off(fleet: Federation, task: str, *devices: str, region: str) -> None:
     """Return once server, gateway and devices all say that the task is canceled."""
     for device in devices:
-        await fleet.mqtt.field(fleet.execution(device, task), "state", "CANCELED", within_s=20)
+        await fleet.mqtt.field(fleet.execution(device, task), "state", "CANCELED")
     assert (await fleet.ended(task, "canceled"))["revision"] == 2
     await fleet.mqtt.field(f"central/tasks/{task}/state", "state", "canceled")
     status = f"{region}/tasks/{task}/status"
@@ -171,7 +191,7 @@ async def called_off(fleet: Federation, task: str, *devices: str, region: str) -
     await fleet.mqtt.field(status, "central", "canceled")
 
 
-async def gone(apps: dict[str, psutil.Process], *, within_s: float = 40.0) -> None:
+async def gone(apps: dict[str, psutil.Process], *, within_s: float = 90.0) -> None:
     """Return once the tasks' ServerApps have ended; a last call of Flower's may hold one for a while."""
     deadline = time.monotonic() + within_s
     while left := [task for task, app in apps.items() if is_running(app)]:
@@ -195,21 +215,31 @@ async def test_task_run_says_that_its_task_was_called_off_and_exits_with_1(fleet
     await in_training(fleet, "d1", "dropped")
     assert (await fleet.operator("task", "cancel", "dropped")).code == 0
     await fleet.ended("dropped", "canceled")
-    assert running.wait(30) == 1
+    assert await asyncio.to_thread(running.wait, 60) == 1
     assert "canceled" in out.read_text().splitlines()[-1]
+    for device in fleet.specs:
+        await fleet.mqtt.field(fleet.execution(device, "dropped"), "state", "CANCELED")
 
 
 async def test_ctrl_c_of_task_run_leaves_the_task_going(fleet: Federation) -> None:
+    update = first_update(fleet, "d1")
     file = fleet.task("followed", train=BUSY | {"rounds": 1})
     more = ("--server", fleet.server_url, "--keys", "keys", "--broker", fleet.broker_url)
     out = fleet.ground.logs / "followed.log"
     with out.open("wb") as log:
         running = fleet.ground.spawn("task", "run", file, *more, out=log.fileno(), err=log.fileno())
     await in_training(fleet, "d1", "followed")
+    await asyncio.to_thread(until, lambda: follows(out.read_text(), "followed"), "it is followed")
     running.send_signal(signal.SIGINT)
-    assert running.wait(30) == 130
+    assert await asyncio.to_thread(running.wait, 60) == 130
     assert "trellis task cancel followed" in out.read_text()
+    update.release()
     await fleet.ended("followed")
+
+
+def follows(said: str, task: str) -> bool:
+    """Whether `task run` has begun to follow its task; a broker that is slow to answer is done without."""
+    return f"{task}: running" in said or "no live view" in said
 
 
 async def test_canceling_a_task_that_nobody_has_is_an_error_that_names_it(fleet: Federation) -> None:

@@ -22,13 +22,13 @@ from typing import Any
 from gate import Gate
 from members import Finished, Ground, Machine, Member, listened, listening_ports
 from observer import Observer, retained
+from reserved_ports import ReservedPorts
 from slow_link import Line, SlowLink
 
 from trellis.cli.fleet_keys import make_keys
 from trellis.cli.task import delivery
 from trellis.errors import TrellisError
 from trellis.http.client import ServiceClient
-from trellis.loopback import free_ports
 
 START_S = 150.0
 """A machine with two cores that runs other tests as well takes a minute for twelve interpreters."""
@@ -92,8 +92,8 @@ class Federation:
         regions = (*(device.region for device in devices), *self._parents, *self._parents.values())
         self.regions = tuple(dict.fromkeys(regions))
         count = len(self.regions)
-        self._ports = free_ports(5 + 2 * count + len(own_broker))
-        broker, self.front_port, api, bad_front, bad_broker, *more = self._ports
+        self._ports = ReservedPorts(5 + 2 * count + len(own_broker))
+        broker, self.front_port, api, bad_front, bad_broker, *more = self._ports.numbers
         self.broker_url, self.server_url = _mqtt(broker), f"http://127.0.0.1:{api}"
         self.gateway_urls = {
             region: f"http://127.0.0.1:{port}"
@@ -228,6 +228,9 @@ class Federation:
             await link.__aenter__()
         await self.mqtt.__aenter__()
         await self.mqtt.connected(START_S)
+        for url in self.region_broker_urls.values():  # gateways wait for theirs for five seconds
+            async with Observer(url, self.check_alive) as region:
+                await region.connected(START_S)
         if self._gate is not None:
             await self._gate.__aenter__()
         self.server.start()
@@ -240,30 +243,50 @@ class Federation:
 
     async def _leave(self) -> None:
         running = [member for member in self.members if member.running]
-        ports = sorted({*self._ports, *listening_ports(self.ground.processes())})
+        ports = sorted({*self._ports.numbers, *listening_ports(self.ground.processes())})
         # Devices first, then who is farthest below: their gateway still says above that they have left.
         below = {gateway: len(self.upward(region)) for region, gateway in self.gateways.items()}
         depth = {one: below.get(one, 0) for one in running if one not in self.brokers}
         depth |= dict.fromkeys(set(running) & set(self.devices.values()), len(below) + 1)
         codes: list[int] = []
-        for _, leaving in groupby(sorted(depth, key=depth.__getitem__, reverse=True), key=depth.__getitem__):
+        for _, group in groupby(sorted(depth, key=depth.__getitem__, reverse=True), key=depth.__getitem__):
+            leaving = list(group)
             codes += await asyncio.gather(*(one.stop() for one in leaving))
+            await self._seen_to_leave(leaving)
         await self._unwatch()
         for url in (self.broker_url, *self.region_broker_urls.values()):
             await self._assert_all_offline(url)
         codes += [await broker.stop() for broker in self.brokers if broker in running]
         assert set(codes) <= {0}, f"exit codes {codes} of {[member.name for member in running]} after SIGTERM"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while left := [*self.ground.residue(), *(f"port {port}" for port in listened(ports))]:
             assert time.monotonic() < deadline, f"left behind: {left}"
             await asyncio.sleep(0.1)
+        self._ports.release()
         shutil.rmtree(self.folder)
+
+    async def _seen_to_leave(self, members: list[Member]) -> None:
+        if not self.broker.running:
+            return
+        for topic in map(self._states.__getitem__, members):
+            # What a region's own broker was told its gateway brings here, and it may not leave before.
+            await self.mqtt.until(
+                lambda topic=topic: self.mqtt.latest.get(topic, {}).get("state") != "online",
+                f"{topic}: it has left",
+            )
+
+    @property
+    def _states(self) -> dict[Member, str]:
+        """The topics on which members say whether they are there."""
+        said = {self.server: "central/state"}
+        said |= {one: f"{region}/gateway/state" for region, one in self.gateways.items()}
+        return said | {one: f"{self.specs[name].path}/state" for name, one in self.devices.items()}
 
     async def _assert_all_offline(self, url: str) -> None:
         if not any(broker.running and url.rpartition(":")[2] in broker.arguments for broker in self.brokers):
             return
-        # A link that is cut under a farewell leaves it to the will, which comes as late as the link is slow.
-        deadline = time.monotonic() + (5 if self.links else 0)
+        # A farewell that was cut, or not confirmed in time, leaves it to the will.
+        deadline = time.monotonic() + 30
         while here := [
             topic
             for topic, said in (await retained(url)).items()
@@ -278,6 +301,7 @@ class Federation:
         for member in reversed(self.members):
             member.wanted = False
         await asyncio.to_thread(self.ground.clear)
+        self._ports.release()
 
     async def _unwatch(self) -> None:
         await self.mqtt.__aexit__()
@@ -305,14 +329,14 @@ class Federation:
         for mosquitto in self.broker.descendants():
             mosquitto.kill()
         self.broker.wanted = False
-        assert await self.broker.ended(within_s=20) != 0, "the command ends with its broker, and says so"
+        assert await self.broker.ended(within_s=60) != 0, "the command ends with its broker, and says so"
 
     async def all_online(self) -> None:
         """Return once MQTT shows everybody who runs."""
-        topics = ["central/state", *(f"{region}/gateway/state" for region in self.regions)]
-        topics += [f"{self.specs[name].path}/state" for name, one in self.devices.items() if one.running]
-        for topic in topics:
-            await self.mqtt.field(topic, "state", "online", within_s=START_S)
+        away = {device for device in self.devices.values() if not device.running}
+        for member, topic in self._states.items():
+            if member not in away:
+                await self.mqtt.field(topic, "state", "online", within_s=START_S)
 
     def execution(self, device: str, task: str) -> str:
         """Return the topic of a task's execution on a device, without the base."""

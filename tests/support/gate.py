@@ -36,7 +36,9 @@ class Held:
         self._passes = False
 
     def is_due(self, call: str) -> bool:
-        """Take note of a call of the process, and return whether it is the one to be held."""
+        """Take note of a call of the process; return whether it is the one to be held, or that once more."""
+        if self._arrived.is_set():
+            return call == self.call  # Flower's client gives up after 30 s, and the device repeats it
         if self._after is not None:
             self._after = None if call == self._after else self._after
             return False
@@ -45,10 +47,10 @@ class Held:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has come."""
-        return self._arrived.is_set()
+        """Whether it is decided."""
+        return self._decided.is_set()
 
-    async def arrived(self, *, within_s: float = 60.0) -> None:
+    async def arrived(self, *, within_s: float = 120.0) -> None:
         """Return once the request is here; with `answer`, once the server has answered it."""
         try:
             await asyncio.wait_for(self._arrived.wait(), within_s)
@@ -93,7 +95,9 @@ class Gate:
     def hold(
         self, member: Member, call: str, *, after: str | None = None, count: int = 1, answer: bool = False
     ) -> Held:
-        """Hold a process's next call of that name, or the one after `count - 1` others; later ones pass.
+        """Hold a process's next call of that name, or the one after `count - 1` others.
+
+        Once it is decided later ones pass.
 
         Args:
             member: Whose call; it must run.

@@ -184,7 +184,7 @@ class Member:
         self._process.kill()
         self._process.wait()
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM, *, within_s: float = 30.0) -> int:
+    async def stop(self, number: signal.Signals = signal.SIGTERM, *, within_s: float = 60.0) -> int:
         """Signal it, and return its exit code."""
         self.wanted = False
         if self.running:

@@ -89,6 +89,14 @@ class Observer:
 
         return await self.until(holds, f"{topic}: {name} in {values}", within_s=within_s)
 
+    async def once(self, topic: str, name: str, *values: object, within_s: float = 60.0) -> float:
+        """Return when the field `name` has had one of `values`, for however short a time."""
+
+        def held() -> bool:
+            return any(value in values for value in self.said(topic, name))
+
+        return await self.until(held, f"{topic}: {name} was once in {values}", within_s=within_s)
+
     def said(self, topic: str, name: str, since: float = 0.0) -> Sequence[Any]:
         """Return what the field `name` was, message by message, leaving out repetitions."""
         found: list[Any] = []

@@ -33,7 +33,7 @@ from trellis.payloads import Presence, TaskState
 from trellis.topics import Topics
 
 START_S = 90.0
-GOODBYE_S = 8.0
+GOODBYE_S = 30.0
 EVALUATE_S = 120.0
 
 T = TypeVar("T")
