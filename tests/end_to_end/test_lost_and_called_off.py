@@ -136,7 +136,7 @@ async def test_a_task_that_is_called_off_leaves_the_one_that_runs_beside_it_and_
 ) -> None:
     update = first_update(fleet, "d3")
     await fleet.submit("east", regions=("eu-1",), train=ENDLESS)
-    await fleet.submit("west", regions=("us-1",), train=BUSY | {"rounds": 4})
+    await fleet.submit("west", regions=("us-1",), train={"rounds": 4, "local_epochs": 100})
     # Issued within one second tasks are taken by name, and this one comes last by that, too.
     await fleet.submit("whole", train={"rounds": 2})
     for device, task in (("d1", "east"), ("d2", "east"), ("d3", "west")):
@@ -162,7 +162,7 @@ async def test_a_task_that_is_called_off_leaves_the_one_that_runs_beside_it_and_
 
 async def test_a_task_that_waits_for_its_turn_is_called_off_while_another_trains(fleet: Federation) -> None:
     update = first_update(fleet, "d1")
-    await fleet.submit("kept", train=BUSY | {"rounds": 3})
+    await fleet.submit("kept", train={"rounds": 3, "local_epochs": 100})
     await in_training(fleet, "d1", "kept")
     await fleet.submit("queued", train={"rounds": 1})
     for device in fleet.specs:
@@ -223,7 +223,7 @@ async def test_task_run_says_that_its_task_was_called_off_and_exits_with_1(fleet
 
 async def test_ctrl_c_of_task_run_leaves_the_task_going(fleet: Federation) -> None:
     update = first_update(fleet, "d1")
-    file = fleet.task("followed", train=BUSY | {"rounds": 1})
+    file = fleet.task("followed", train={"rounds": 1, "local_epochs": 100})
     more = ("--server", fleet.server_url, "--keys", "keys", "--broker", fleet.broker_url)
     out = fleet.ground.logs / "followed.log"
     with out.open("wb") as log:
