@@ -14,14 +14,14 @@ RUNTIMES := torch onnx tflite
 
 install: .venv/installed
 
+# Compiled where it is imported: most of torch never is, and that is half of an installation's time.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 runtimes: $(RUNTIMES:%=.runtimes/%/installed)
 
-# Compiled where it is imported: most of torch never is.
 .runtimes/%/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .runtimes/$*
 	.runtimes/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
