@@ -17,7 +17,7 @@ import pytest
 
 from trellis.processes import terminate_tree
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     "--headless",

@@ -126,7 +126,7 @@ class Running:
         if self.runs:
             self._process.terminate()
         try:
-            return self._process.wait(30)
+            return self._process.wait(LIMIT_S)
         finally:
             if self.runs:
                 terminate_tree(self._process.pid, grace_s=1.0)

@@ -55,6 +55,7 @@ class SlowLink:
     """Listens on `port` of 127.0.0.1 and passes on to `target`, from `__aenter__` to `__aexit__`.
 
     Attributes:
+        port: Where it listens, once entered: for 0 it is a free one.
         cuts: How many connections were cut.
         carried: Bytes up and down that have arrived.
     """
@@ -70,6 +71,7 @@ class SlowLink:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = int(self._server.sockets[0].getsockname()[1])
         return self
 
     async def __aexit__(self, *_: object) -> None:

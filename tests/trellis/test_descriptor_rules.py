@@ -128,8 +128,8 @@ def test_a_reader_adds_rules_of_its_own() -> None:
 
 
 def test_thousands_of_unknown_fields_are_refused_soon() -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(DescriptorError, match="faults more"):
         parse_json(json.dumps({f"par{number}": 1 for number in range(9000)}))
-    # 0.3 s; it took 2.5 s to look for what each of them was meant to be.
-    assert time.monotonic() - started < 2
+    # 0.3 s of a processor; it took 2.5 s to look for what each of them was meant to be.
+    assert time.thread_time() - started < 2

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import Any, cast
 
 from trellis.execution import ExecutionReport
 from trellis.payloads import Execution, Phase
 
 
-class SlowJournal:
-    """Takes its time to write, and notes in which thread it did."""
+class HeldJournal:
+    """Writes when it is let, and notes in which thread it did."""
 
     def __init__(self) -> None:
+        self.let = threading.Semaphore(0)
         self.written: list[int] = []
         self.threads: set[int] = set()
 
@@ -22,7 +22,7 @@ class SlowJournal:
         return None
 
     def write_execution(self, _: str, execution: Execution) -> None:
-        time.sleep(0.05)
+        assert self.let.acquire(timeout=30), "whoever lets it write is held up"
         self.threads.add(threading.get_ident())
         self.written.append(execution.version)
 
@@ -30,7 +30,7 @@ class SlowJournal:
 class Heard:
     """Notes which versions are said, each of which must be on disk by then."""
 
-    def __init__(self, journal: SlowJournal) -> None:
+    def __init__(self, journal: HeldJournal) -> None:
         self.versions: list[int] = []
         self._journal = journal
 
@@ -40,15 +40,15 @@ class Heard:
 
 
 async def test_changes_written_in_a_thread_leave_in_their_order_and_hold_up_nobody() -> None:
-    journal = SlowJournal()
+    journal = HeldJournal()
     heard = Heard(journal)
     report = ExecutionReport(heard, cast(Any, journal), task="t", topic="x", write=asyncio.to_thread)
     saying = asyncio.gather(*(report.phase(Phase.TRAINING, round_number=number) for number in range(1, 5)))
-    steps = 0
-    while not saying.done():
-        await asyncio.sleep(0.005)
-        steps += 1
-    assert steps >= 8  # of some 40 in the 0.2 s that four writes take; none, were they made here
+    for _ in range(4):
+        await asyncio.sleep(0.01)
+        assert not saying.done()
+        journal.let.release()
+    await asyncio.wait_for(saying, 30)
     assert heard.versions == journal.written == [1, 2, 3, 4]
     assert report.execution is not None
     assert report.execution.round == 4

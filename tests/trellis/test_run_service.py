@@ -69,7 +69,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     return process.returncode, out, err

@@ -7,7 +7,9 @@ import logging
 import sys
 
 import pytest
+from held_clock import HeldClock
 
+from trellis import task_log
 from trellis.errors import Unavailable
 from trellis.payloads import Log
 from trellis.task_log import LINES_A_SECOND, TaskLines, log_of, untagged
@@ -15,6 +17,13 @@ from trellis.task_log import LINES_A_SECOND, TaskLines, log_of, untagged
 
 def line(message: str) -> Log:
     return Log(level="INFO", logger="test", message=message)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
+    made = HeldClock()
+    monkeypatch.setattr(task_log, "time", made)
+    return made
 
 
 class Heard:
@@ -31,7 +40,9 @@ class Heard:
             self.ended.set()
 
 
-async def test_ten_lines_a_second_of_each_task_are_said_and_the_next_says_how_many_were_not() -> None:
+async def test_ten_lines_a_second_of_each_task_are_said_and_the_next_says_how_many_were_not(
+    clock: HeldClock,
+) -> None:
     last = "(3 lines left out) later"
     heard = Heard(last)
     lines = TaskLines(heard, lambda task: f"{task}/log")
@@ -39,15 +50,16 @@ async def test_ten_lines_a_second_of_each_task_are_said_and_the_next_says_how_ma
     for number in range(LINES_A_SECOND + 3):
         lines.say("one", line(f"{number}"))
     lines.say("two", line("of another"))
-    await asyncio.sleep(1.1)
+    clock.now += 1.1
     lines.say("one", line("later"))
-    await asyncio.wait_for(heard.ended.wait(), 5)
+    await asyncio.wait_for(heard.ended.wait(), 30)
     first = [("one/log", f"{number}") for number in range(LINES_A_SECOND)]
     assert heard.said == [*first, ("two/log", "of another"), ("one/log", last)]
     sender.cancel()
     await asyncio.wait({sender})
 
 
+@pytest.mark.usefixtures("clock")
 async def test_what_was_said_before_the_beginning_and_at_the_end_is_published_and_a_flood_wakes_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -55,7 +67,7 @@ async def test_what_was_said_before_the_beginning_and_at_the_end_is_published_an
     lines = TaskLines(heard, lambda task: f"{task}/log")
     lines.say("one", line("first"))
     sender = asyncio.create_task(lines.run(), name="log lines")
-    await asyncio.wait_for(heard.ended.wait(), 5)
+    await asyncio.wait_for(heard.ended.wait(), 30)
     wakes = []
     monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", wakes.append)
     for number in range(1000):
@@ -81,7 +93,7 @@ async def test_a_line_that_the_bus_cannot_take_holds_up_none_after_it() -> None:
     sender = asyncio.create_task(lines.run(), name="log lines")
     lines.say("one", line("lost"))
     lines.say("two", line("last"))
-    await asyncio.wait_for(heard.ended.wait(), 5)
+    await asyncio.wait_for(heard.ended.wait(), 30)
     sender.cancel()
     await asyncio.wait({sender})
 

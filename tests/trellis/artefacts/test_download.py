@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import ssl
 import threading
 from pathlib import Path
@@ -112,7 +111,7 @@ async def test_an_endless_body_is_cut_off_at_the_size_that_was_offered(store: Ar
 
     async with front(Scripted(offer_of(), lambda _: Endless())) as client:
         with pytest.raises(ArtefactError, match="it offered"):
-            await asyncio.wait_for(asyncio.to_thread(client.fetch, offer_of(), store), 20)
+            await asyncio.wait_for(asyncio.to_thread(client.fetch, offer_of(), store), 60)
     assert left(store) == set()
 
 
@@ -229,18 +228,19 @@ async def test_over_a_link_that_is_cut_again_and_again_nothing_comes_twice(store
         return partial(content, int(asked[6:-1])) if asked else Response(content)
 
     app = Scripted(offer, answer)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
     line = Line(latency_s=0.0, bits_per_s=12_000_000, lives_s=0.1, least_s=1.0)
     async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
-        async with SlowLink(port, server.port, line) as link:
-            client = FrontClient(f"127.0.0.1:{port}", tls=None)
+        async with SlowLink(0, server.port, line) as link:
+            client = FrontClient(f"127.0.0.1:{link.port}", tls=None)
             async with asyncio.timeout(60):
                 while store.find(offer.sha256) is None:
                     with contextlib.suppress(Unavailable):
                         await asyncio.to_thread(client.fetch, offer, store)
         assert link.cuts >= 2
-        assert link.carried["down"] < 1.2 * len(content)
+        # Each cut costs what was on its way: more where the reader is slow.
+        assert link.carried["down"] < len(content) + 500_000 * link.cuts
+    begun = [int(asked[6:-1]) if asked else 0 for asked in app.ranges]
+    assert begun == sorted(begun)
     path = store.find(offer.sha256)
     assert path is not None
     assert path.read_bytes() == content
@@ -261,8 +261,8 @@ async def test_a_front_that_keeps_silent_is_left_at_once() -> None:
 
     async with front(silent) as client:
         asking = asyncio.create_task(asyncio.to_thread(client.offer, "digits", "onnx"))
-        assert await asyncio.to_thread(asked.wait, 10)
+        assert await asyncio.to_thread(asked.wait, 30)
         client.abort()
         with pytest.raises(Canceled):
-            await asyncio.wait_for(asking, 5)
+            await asyncio.wait_for(asking, 10)  # by itself it waits for 15 s
         over.set()

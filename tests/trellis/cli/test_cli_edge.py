@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,9 +139,11 @@ def test_watch_prints_one_line_of_json_per_message_until_ctrl_c(tmp_path: Path, 
         assert process.stdout is not None
         # Retained: it arrives whenever the watcher has subscribed.
         topic = "trellis/v1/central/tasks/digits/state"
-        subprocess.run([*publish, "-r", "-t", topic, "-m", '{"state": "posted"}'], check=True, timeout=10)
+        subprocess.run(
+            [*publish, "-r", "-t", topic, "-m", '{"state": "posted"}'], check=True, timeout=DEADLINE_S
+        )
         other = "trellis/v1/central/tasks/other/state"
-        subprocess.run([*publish, "-r", "-t", other, "-m", "{}"], check=True, timeout=10)
+        subprocess.run([*publish, "-r", "-t", other, "-m", "{}"], check=True, timeout=DEADLINE_S)
         line = json.loads(process.stdout.readline())
         assert line == {"topic": topic, "retained": line["retained"], "payload": {"state": "posted"}}
         process.send_signal(signal.SIGINT)
@@ -155,7 +156,11 @@ def test_watch_prints_one_line_of_json_per_message_until_ctrl_c(tmp_path: Path, 
 
 def test_start_up_is_quick(tmp_path: Path) -> None:
     run(tmp_path, "--version")  # fills the file cache, and writes .pyc files
-    began = time.monotonic()
-    run(tmp_path, "--version")
-    # Measured: 0.1 s. Importing flwr or torch takes more than a second.
-    assert time.monotonic() - began < 0.9
+    process = subprocess.Popen(
+        command("--version"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    # Of a processor, whoever else wants it: 0.1 s. Importing flwr or torch takes more than a second.
+    assert used.ru_utime + used.ru_stime < 0.9

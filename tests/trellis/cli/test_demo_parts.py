@@ -218,16 +218,16 @@ async def test_a_child_of_another_environment_gets_none_of_our_packages(
     python.chmod(0o755)
     async with Children(tmp_path) as children:
         child = children.start("other", "device", "--name", "d0", python=str(python))
-        child.process.wait(10)
+        child.process.wait(60)
     assert child.log.read_text() == "path= arguments=-m trellis device --name d0\n"
 
 
 async def test_no_child_is_left_when_the_children_are_left(tmp_path: Path) -> None:
     async with Children(tmp_path) as children:
         child = children.start("broker", "broker", "--port", "0")
-        pid = child.process.pid
-        assert psutil.Process(pid).is_running()
-    assert not psutil.pid_exists(pid)
+        process = psutil.Process(child.process.pid)
+        assert process.is_running()
+    assert not process.is_running()
 
 
 def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:

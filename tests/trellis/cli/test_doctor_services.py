@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -62,6 +63,14 @@ def gateway_health(**changes: Any) -> dict[str, Any]:
     return Health.model_validate(well | changes).model_dump()
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is there has as long to answer as a busy machine may take."""
+    for name in ("NAME_S", "CONNECT_S", "HTTP_S", "VERSION_S"):
+        monkeypatch.setattr(services, name, 30.0)
+
+
+@pytest.mark.usefixtures("patience")
 async def test_a_central_server_at_work_is_well(tmp_path: Path) -> None:
     async with Launcher(tmp_path / "runs")() as running:
         checks = await looked("server", running.server.api_url)
@@ -122,6 +131,7 @@ async def test_a_clock_that_is_off_is_told(ahead_s: float, status: Status, direc
     assert abs(offset - ahead_s) <= doubt + 0.005
 
 
+@pytest.mark.usefixtures("patience")
 async def test_a_slow_round_trip_is_taken_off_before_a_clock_is_blamed() -> None:
     def slow() -> dict[str, Any]:
         # As a link with 0.8 s each way: the time is read in the middle, and answers come late.
@@ -133,7 +143,9 @@ async def test_a_slow_round_trip_is_taken_off_before_a_clock_is_blamed() -> None
     async with answering(slow) as url:
         clock = (await looked("gateway", url))["gateway.clock"]
     assert clock.status is Status.OK
-    assert float(clock.found.split()[0]) < 0.4
+    # By less than half of what it may be off by: by the answer's coming alone it would be by all of that.
+    doubt = float(clock.found.partition("±")[2].split()[0])
+    assert float(clock.found.split()[0]) < doubt / 2
 
 
 async def test_a_service_without_a_time_of_its_own_has_its_clock_skipped() -> None:
@@ -178,11 +190,13 @@ async def test_a_host_without_address_is_a_failure() -> None:
 
 
 async def test_a_name_service_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(3))
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: over.wait(60))
     monkeypatch.setattr(services, "NAME_S", 0.2)
     began = time.monotonic()
     checks = await looked("server", "http://localhost:8080")
-    assert time.monotonic() - began < 2
+    over.set()
+    assert time.monotonic() - began < 20
     assert "the name service has no answer for 'localhost'" in checks["server"].found
 
 
@@ -194,7 +208,7 @@ def mosquitto() -> None:
         pytest.skip("mosquitto is not installed")
 
 
-@pytest.mark.usefixtures("mosquitto")
+@pytest.mark.usefixtures("mosquitto", "patience")
 async def test_a_mosquitto_takes_us_and_tells_its_version(tmp_path: Path) -> None:
     async with EmbeddedBroker(port=0, state_dir=tmp_path, prefer="mosquitto") as broker:
         check, clock = await services.broker(broker.url, NO_KEYS)
@@ -203,7 +217,7 @@ async def test_a_mosquitto_takes_us_and_tells_its_version(tmp_path: Path) -> Non
     assert (clock.name, clock.status) == ("broker.clock", Status.SKIPPED)
 
 
-@pytest.mark.usefixtures("mosquitto")
+@pytest.mark.usefixtures("mosquitto", "patience")
 async def test_a_broker_with_tls_takes_the_operator_and_nobody_without_keys(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     authority.create_authority(keys)

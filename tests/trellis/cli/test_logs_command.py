@@ -27,7 +27,7 @@ from trellis.topics import Kind, Topics
 
 ROOT = Path(trellis.__file__).parent.parent
 TASK = "digits-mlp"
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 
 
 class Federation(Launcher):
@@ -57,7 +57,7 @@ async def device(url: str, name: str = "cam-1") -> AsyncIterator[logging.Logger]
     heard = logging.getLogger(f"device_agent.test.{name}")
     heard.setLevel(logging.INFO)
     async with MqttBus(BrokerSettings(url, f"eu-1/devices/{name}")) as bus:
-        await bus.wait_connected(10)
+        await bus.wait_connected(30)
         log = TaskLog(bus, Topics(), region="eu-1", device=name)
         log.task = TASK
         heard.addHandler(log)
@@ -185,7 +185,7 @@ async def test_following_shows_each_line_once_and_ends_with_the_task(
 async def test_a_gateways_lines_are_kept_and_shown_with_its_name_each_once(federation: Federation) -> None:
     federation.script = ["obeys"]
     async with federation() as running, MqttBus(BrokerSettings(federation.broker_url, "eu-1/gateway")) as bus:
-        await bus.wait_connected(10)
+        await bus.wait_connected(30)
         topic = Topics().path(Kind.GATEWAY_LOG, region="eu-1", task=TASK)
         lines = TaskLines(bus, lambda _: topic)
         sender = asyncio.create_task(lines.run(), name="log lines")
@@ -230,13 +230,16 @@ async def test_devices_are_heard_while_the_server_is_away(federation: Federation
                 await asyncio.sleep(0.3)
 
         speaking = asyncio.create_task(speak())
+        assert process.stderr is not None
         try:
             await read_until(process, "still here")
+            async with asyncio.timeout(DEADLINE_S):
+                told = await process.stderr.readline()
         finally:
             speaking.cancel()
             process.terminate()
             _, err = await process.communicate()
-        assert err.decode().count("http://127.0.0.1:1 does not answer") == 1
+        assert (told + err).decode().count("http://127.0.0.1:1 does not answer") == 1
 
 
 @pytest.mark.parametrize("options", [(), ("--follow",)])

@@ -138,20 +138,20 @@ async def test_waiting_ends_as_soon_as_the_fleet_changes(service: Service) -> No
     device = FleetDevice(region="eu-1", device="cam-7", online=True)
     with ServiceChannel("mnist", service.environment) as channel:
         await asyncio.to_thread(channel.hello, 1)
-        assert (await asyncio.to_thread(channel.wait, 0, 10.0)).version == 1
-        waiting = asyncio.create_task(asyncio.to_thread(channel.wait, 1, 30.0))
+        assert (await asyncio.to_thread(channel.wait, 0, 60.0)).version == 1
+        waiting = asyncio.create_task(asyncio.to_thread(channel.wait, 1, 60.0))
         service.show(FleetView(version=2, devices=(device,)))
-        view = await asyncio.wait_for(waiting, 5)
+        view = await asyncio.wait_for(waiting, 30)
         assert (view.version, view.devices) == (2, (device,))
 
 
 async def test_waiting_ends_at_its_deadline_with_the_present_view(service: Service) -> None:
     with ServiceChannel("mnist", service.environment) as channel:
         await asyncio.to_thread(channel.hello, 1)
-        await asyncio.to_thread(channel.wait, 0, 10.0)
+        await asyncio.to_thread(channel.wait, 0, 60.0)
         started = time.monotonic()
         assert (await asyncio.to_thread(channel.wait, 5, 0.2)).version == 1
-        assert 0.15 < time.monotonic() - started < 5
+        assert 0.15 < time.monotonic() - started < 30
 
 
 async def test_a_service_that_is_gone_ends_the_waiting(
@@ -164,7 +164,7 @@ async def test_a_service_that_is_gone_ends_the_waiting(
         other.url = server.url
         with ServiceChannel("mnist", other.environment) as channel:
             await asyncio.to_thread(channel.hello, 1)
-            await asyncio.to_thread(channel.wait, 0, 10.0)
+            await asyncio.to_thread(channel.wait, 0, 60.0)
             other.changed.set()
             await server.__aexit__(None, None, None)
             with pytest.raises(Unavailable, match="the service that started this app is gone"):

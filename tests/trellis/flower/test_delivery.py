@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from flwr.app import RecordDict
+from held_clock import HeldClock
 
 from trellis.flower import delivery
 from trellis.flower.backchannel import FleetDevice, FleetView
@@ -15,19 +16,9 @@ from trellis.flower.updates import Update
 from trellis.payloads import ExecutionState, Phase
 
 
-class Clock:
-    """Seconds that pass only when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
+    made = HeldClock()
     monkeypatch.setattr(delivery, "time", made)
     return made
 
@@ -37,7 +28,7 @@ def device(connects: int, phase: Phase | None = Phase.WAITING, **change: Any) ->
     return FleetDevice(region="eu-1", device="d1", phase=phase, connects=connects, **fields)
 
 
-def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(clock: Clock) -> None:
+def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(clock: HeldClock) -> None:
     sent = Delivery(connects=2)
     assert not sent.failed(device(3))
     clock.now += PATIENCE_S - 0.1
@@ -47,7 +38,7 @@ def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(cloc
 
 
 @pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.TRAINING, Phase.EVALUATING])
-def test_one_that_is_at_work_is_let_be_and_its_patience_begins_anew(clock: Clock, phase: Phase) -> None:
+def test_one_that_is_at_work_is_let_be_and_its_patience_begins_anew(clock: HeldClock, phase: Phase) -> None:
     sent = Delivery(connects=2)
     assert not sent.failed(device(3))
     clock.now += PATIENCE_S + 1
@@ -55,14 +46,16 @@ def test_one_that_is_at_work_is_let_be_and_its_patience_begins_anew(clock: Clock
     assert not sent.failed(device(3))
 
 
-def test_one_that_stayed_connected_is_slow_and_nothing_else(clock: Clock) -> None:
+def test_one_that_stayed_connected_is_slow_and_nothing_else(clock: HeldClock) -> None:
     sent = Delivery(connects=2)
     assert not sent.failed(device(2))
     clock.now += 3600
     assert not sent.failed(device(2))
 
 
-def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_slot(clock: Clock) -> None:
+def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_slot(
+    clock: HeldClock,
+) -> None:
     phase = Exchange("train", 1.0)
     slot = Slot(RecordDict(), "train", {"m1": Flight("eu-1/d1", 1)})
     phase.add(slot)
@@ -80,7 +73,7 @@ def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_
     assert (outcome.device, outcome.outcome) == ("d1", "replied")
 
 
-def test_what_was_answered_or_went_to_one_who_is_away_is_not_sent_again(clock: Clock) -> None:
+def test_what_was_answered_or_went_to_one_who_is_away_is_not_sent_again(clock: HeldClock) -> None:
     phase = Exchange("train", 1.0)
     for node in (1, 2):
         phase.add(Slot(RecordDict(), "train", {f"m{node}": Flight(f"eu-1/d{node}", node)}))

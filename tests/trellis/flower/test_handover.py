@@ -41,7 +41,7 @@ class Desk:
 
     async def take(self) -> Message:
         """Return what was handed over, as the agent sees it."""
-        question = await asyncio.to_thread(self.desk.questions.get, timeout=10)
+        question = await asyncio.to_thread(self.desk.questions.get, timeout=30)
         return question.message
 
     def settle(self, reply: Message) -> None:

@@ -163,7 +163,7 @@ def test_two_at_once_leave_one_whole_identity(root: Path) -> None:
     refused: list[ConfigError] = []
 
     def add() -> None:
-        start.wait(10)
+        start.wait(30)
         try:
             issue(root, device("eu-1", "cam-7"))
         except ConfigError as error:
@@ -173,7 +173,7 @@ def test_two_at_once_leave_one_whole_identity(root: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(refused) == 3
     assert Identity.load(root / "devices" / "eu-1" / "cam-7").common_name == "eu-1/devices/cam-7"
     assert [path.name for path in (root / "devices" / "eu-1").iterdir()] == ["cam-7"]

@@ -198,7 +198,7 @@ def test_a_region_without_a_gateway_cannot_be_bridged(keys: Path) -> None:
 def test_devices_added_at_once_are_all_in_the_brokers_list(keys: Path) -> None:
     names = [f"cam-{number}" for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: add_device(name, region="eu-1", keys=keys), names, timeout=30))
+        list(pool.map(lambda name: add_device(name, region="eu-1", keys=keys), names, timeout=60))
     acl = (keys / "broker" / "acl").read_text()
     assert [name for name in names if f"user eu-1/devices/{name}\n" not in acl] == []
 

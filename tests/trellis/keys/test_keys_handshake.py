@@ -17,7 +17,7 @@ from trellis.keys.identity import Identity
 from trellis.keys.principals import BROKER, SERVER, device, gateway
 from trellis.tls import TlsFiles, client_context
 
-LIMIT_S = 10
+LIMIT_S = 30
 NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
 Reissue = Callable[[Path, dt.datetime, dt.datetime], None]

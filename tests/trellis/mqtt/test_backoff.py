@@ -59,7 +59,7 @@ class Noted(Backoff):
 
 
 async def asked(backoff: Noted, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(backoff.asked) < count:  # noqa: ASYNC110 - the backoff has no event of its own
             await asyncio.sleep(0.005)
 
@@ -81,14 +81,14 @@ async def test_every_try_in_vain_counts_as_time_away() -> None:
 async def test_only_a_connection_that_held_makes_the_waits_short_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trellis.mqtt.reconnecting.STABLE_S", 1.5)
+    monkeypatch.setattr("trellis.mqtt.reconnecting.STABLE_S", 3.0)
     broker, backoff = MemoryBroker(), Noted(first_s=0.01, soon_s=0.05)
     async with broker.bus("a", backoff=backoff) as bus:
-        for count, held_s in enumerate((0.0, 0.0, 1.7, 0.0), start=1):
-            await bus.wait_connected(5)
+        for count, held_s in enumerate((0.0, 0.0, 3.2, 0.0), start=1):
+            await bus.wait_connected(30)
             await asyncio.sleep(held_s)
             broker.cut("a")
             await asked(backoff, count)
     lasts, aways = zip(*backoff.asked, strict=True)
     assert [last > 0 for last in lasts] == [False, True, False, True]
-    assert aways[2] < 1.0, "counted from the end of the connection that held"
+    assert aways[2] < 3.0, "counted from the end of the connection that held"

@@ -31,7 +31,7 @@ async def test_a_zombie_is_dead() -> None:
 def test_a_live_process_is_ended() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     AppProcess.of(Hello(pid=child.pid, run_id=1)).end()
-    assert child.wait(timeout=5) != 0
+    assert child.wait(timeout=30) != 0
 
 
 def test_a_hello_from_no_process_is_refused() -> None:

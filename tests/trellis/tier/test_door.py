@@ -39,7 +39,7 @@ async def raw(port: int, line: str) -> tuple[int, bytes]:
     """Ask with a request line that no client would send, and return status and body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 30)
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split(b" ", 2)[1]), body
@@ -140,7 +140,7 @@ async def test_who_comes_when_many_are_served_is_asked_to_come_again(
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "2"
         monkeypatch.setattr(serving, "MOST_AT_ONCE", 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for _ in range(3):  # each gives its place back, a moment after its last byte
                 while (await http.get(f"/v1/artefacts/{DIGEST}")).status_code != 200:  # noqa: ASYNC110 - HTTP
                     await asyncio.sleep(0.01)

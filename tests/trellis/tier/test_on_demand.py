@@ -47,7 +47,7 @@ class Starts:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - the state is asked for, and not told
             await asyncio.sleep(0.005)
 
