@@ -19,6 +19,7 @@ from tests.central_server.parts import Launcher, until
 from trellis import __version__
 from trellis.cli.doctor import services
 from trellis.cli.doctor.check import Check, Status
+from trellis.cli.doctor.command import DEADLINE_S
 from trellis.errors import Unavailable
 from trellis.http.server import HttpServer, create_app
 from trellis.keys import authority, principals
@@ -256,7 +257,8 @@ async def test_a_broker_that_cannot_be_reached_is_a_failure(
 async def test_a_broker_that_is_silent_is_a_failure_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        async with asyncio.timeout(12):
+        async with asyncio.timeout(40):
             check, _ = await services.broker(f"mqtt://127.0.0.1:{silent.getsockname()[1]}", NO_KEYS)
     assert check.status is Status.FAILURE
-    assert time.monotonic() - began < 10
+    assert services.NAME_S + services.CONNECT_S + services.VERSION_S < DEADLINE_S
+    assert time.monotonic() - began < 20
