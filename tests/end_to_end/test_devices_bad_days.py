@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -143,6 +143,56 @@ async def test_a_stopped_device_is_gone_after_one_and_a_half_keepalives_and_come
     assert trained_by(view, 2) == {"d1": "replied", "d2": "replied"}
     assert fleet.mqtt.said(fleet.execution("d2", "held"), "attempt") == [1], "the same process goes on"
     assert view["reason"] is None
+
+
+async def stopped_before_its_pull(fleet: Federation, task: str) -> None:
+    held = fleet.gate.hold(fleet.devices["d2"], "pull-messages", after="push-messages")
+    await fleet.submit(task, train=BUSY, participants={"minimum": 2, "quorum": 0.5})
+    await held.arrived()
+    fleet.devices["d2"].pause()
+    held.release()
+
+
+async def stopped_in_training(fleet: Federation, task: str) -> None:
+    await fleet.submit(task, train=BUSY, participants={"minimum": 2, "quorum": 0.5})
+    await in_training(fleet, "d2", task)
+    fleet.devices["d2"].pause()
+
+
+async def stopped_after_its_push(fleet: Federation, task: str) -> None:
+    others = fleet.gate.hold(fleet.devices["d1"], "push-messages", count=2)
+    await fleet.submit(task, train=BUSY, participants={"minimum": 2, "quorum": 0.5})
+    await fleet.mqtt.until(lambda: standing(fleet, "d2", task) == (1, "uploaded"), "d2 has uploaded")
+    await others.arrived()
+    fleet.devices["d2"].pause()
+    others.release()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("stopped", "lost_in"),
+    [(stopped_before_its_pull, 1), (stopped_in_training, 1), (stopped_after_its_push, 2)],
+)
+async def test_a_round_goes_on_without_a_stopped_device_and_the_next_has_it_again(
+    fleet: Federation, stopped: Callable[[Federation, str], Awaitable[None]], lost_in: int
+) -> None:
+    task = stopped.__name__.replace("_", "-")
+    await stopped(fleet, task)
+    stood = time.monotonic()
+    seen_s = await fleet.mqtt.field(f"{fleet.specs['d2'].path}/state", "state", "offline") - stood
+    assert seen_s < 1.5 * KEEPALIVE_S + BROKER_S
+    view = await fleet.rounds_done(task, lost_in)
+    outcomes = ["lost" if number == lost_in else "replied" for number in range(1, lost_in + 1)]
+    assert [trained_by(view, number) for number in range(1, lost_in + 1)] == [
+        {"d1": "replied", "d2": outcome} for outcome in outcomes
+    ]
+    fleet.devices["d2"].resume()
+    view = await fleet.ended(task)
+    assert [one["round"] for one in view["history"]] == [1, 2]
+    if lost_in == 1:
+        assert trained_by(view, 2) == {"d1": "replied", "d2": "replied"}
+    await fleet.mqtt.field(fleet.execution("d2", task), "state", "SUCCEEDED")
+    assert fleet.mqtt.said(fleet.execution("d2", task), "attempt") == [1], "the same process goes on"
 
 
 async def test_a_task_whose_devices_are_all_lost_waits_says_so_and_fails_at_its_deadline(
