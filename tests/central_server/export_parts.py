@@ -42,23 +42,40 @@ if how != "nothing":
 
 
 class Child:
-    """The stand-in for the exporter's command line, and how often it ran."""
+    """The stand-in for the exporter's command line.
+
+    Attributes:
+        runs: What it was started for.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.how, self._count = "good", folder / "count"
+        self.runs: list[str] = []
+        self._strangers = psutil.Process().children()  # the tests' own helpers, and what other tests left
 
     def __call__(self, wanted: Wanted, path: Path) -> Sequence[str]:
+        self.runs.append(str(wanted))
         return [sys.executable, "-c", CHILD, self.how, str(path), str(self._count), str(wanted)]
 
     @property
-    def runs(self) -> list[str]:
-        return self._count.read_text().splitlines() if self._count.exists() else []
+    def works(self) -> bool:
+        """Whether one of its processes has come to its first line."""
+        return self._count.exists()
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """Those that export, or that have ended and that nobody has waited for."""
+        found = psutil.Process().children()
+        return [one for one in found if one not in self._strangers and _exports(one)]
 
 
-def exporters() -> list[psutil.Process]:
-    """Return the processes of ours that export, or that have ended and that nobody has waited for."""
-    found = psutil.Process().children()  # the tests' own helpers may be among them
-    return [one for one in found if one.status() == psutil.STATUS_ZOMBIE or CHILD in one.cmdline()]
+def _exports(process: psutil.Process) -> bool:
+    try:
+        return CHILD in process.cmdline()
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -68,7 +85,7 @@ def child(tmp_path: Path) -> Child:
 
 async def made(exporter: Exporter, wanted: Wanted = WANTED) -> Offer:
     """Return the offer once it is there."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await exporter.offer(wanted)
@@ -78,7 +95,7 @@ async def made(exporter: Exporter, wanted: Wanted = WANTED) -> Offer:
 
 async def not_yet(exporter: Exporter, problem: str) -> NotYet:
     """Return what is said instead of an offer, once it says so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with pytest.raises(NotYet) as told:
                 await exporter.offer(WANTED)

@@ -23,7 +23,9 @@ from trellis.signing_key import SigningKey
 
 APPS = Path(__file__).parent / "stand_in_app.py"
 OPERATOR = SigningKey.generate()
-QUICK = Timing(broker_s=5.0, hello_s=5.0, watch_s=0.1, cancel_s=1.0, leave_s=1.0, retention_s=600.0)
+WAIT_S = 60.0
+"""Catches a hang, and leaves a busy machine its time."""
+QUICK = Timing(broker_s=30.0, hello_s=WAIT_S, watch_s=0.1, cancel_s=1.0, leave_s=1.0, retention_s=600.0)
 
 
 def descriptor(**changes: Any) -> TaskDescriptor:
@@ -43,7 +45,7 @@ def signed(task: TaskDescriptor, key: SigningKey = OPERATOR) -> bytes:
     return sign(task.to_json(), key).to_bytes()
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+async def until(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
     """Poll until `condition` returns something true; fail at the deadline."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -70,18 +72,22 @@ class Running:
     async def post(self, task: TaskDescriptor, key: SigningKey = OPERATOR) -> httpx.Response:
         return await self.http.post("/v1/tasks", content=signed(task, key))
 
+    def time_by(self, timing: Timing) -> None:
+        """Have apps be waited for by other times from now on; who has been waited for keeps its own."""
+        self.server._host.supervisor._timing = timing
+
     async def view(self, task: str = "digits-mlp") -> dict[str, Any]:
         answer = await self.http.get(f"/v1/tasks/{task}")
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
-    async def reach(self, state: str, task: str = "digits-mlp", timeout_s: float = 15.0) -> dict[str, Any]:
+    async def reach(self, state: str, task: str = "digits-mlp") -> dict[str, Any]:
         async def there() -> dict[str, Any] | None:
             view = await self.view(task)
             return view if view["state"] == state else None
 
-        found: dict[str, Any] = await until(there, timeout_s)
+        found: dict[str, Any] = await until(there)
         return found
 
     @property
@@ -91,6 +97,7 @@ class Running:
             base_url=environment["TRELLIS_BACKCHANNEL"],
             headers={"authorization": f"Bearer {environment['TRELLIS_BACKCHANNEL_TOKEN']}"},
             trust_env=False,
+            timeout=WAIT_S,
         )
 
 
@@ -126,11 +133,13 @@ class Launcher:
                 await until(lambda: serving.done() or server.superlink_alive)
                 if serving.done():
                     await serving
-                async with httpx.AsyncClient(base_url=server.api_url, trust_env=False) as http:
+                async with httpx.AsyncClient(
+                    base_url=server.api_url, trust_env=False, timeout=WAIT_S
+                ) as http:
                     yield Running(server, http, self.broker, self.runs, self.superlinks)
             finally:
                 stop.set()
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(WAIT_S):
                     await serving
 
     def _bus(self, will: Any, birth: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import time
 
 import httpx
+import pytest
 
 from tests.central_server.parts import Launcher, descriptor, signed, until
 from trellis.flower.backchannel import Brief, FleetView
@@ -71,14 +73,14 @@ async def test_the_fleet_poll_answers_at_the_next_change(launch: Launcher) -> No
         execution = Execution(state=ExecutionState.IN_PROGRESS, version=1)
         topic = "trellis/v1/eu-1/devices/cam-1/tasks/digits-mlp/execution"
         await bus.publish(topic, execution.to_bytes(), retain=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             view = FleetView.model_validate_json((await poll).content)
         assert [device.name for device in view.devices] == ["eu-1/cam-1"]
         # Called off: the poll says so at once.
         poll = asyncio.create_task(app.get(f"/app/digits-mlp/fleet?after={view.version}&wait_s=30"))
         body = signed(descriptor().canceled())
         assert (await running.http.post("/v1/tasks/digits-mlp/cancel", content=body)).status_code == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert FleetView.model_validate_json((await poll).content).canceled
 
 
@@ -86,8 +88,9 @@ async def test_a_round_is_on_mqtt_before_its_call_is_answered(launch: Launcher) 
     async with launch() as running, running.broker.bus("device") as bus, running.backchannel as app:
         await running.post(descriptor())
         async with bus.subscribe("trellis/v1/central/tasks/+/round") as messages:
-            began = time.monotonic()
+            took_s: list[float] = []
             for number in range(1, 21):
+                began = time.monotonic()
                 round = Round(round=number, rounds=20, phase=RoundPhase.TRAIN, announced=number)
                 answer = await app.post(
                     "/app/digits-mlp/round", json=round.model_dump(mode="json", by_alias=True)
@@ -95,16 +98,22 @@ async def test_a_round_is_on_mqtt_before_its_call_is_answered(launch: Launcher) 
                 assert answer.status_code == 200
                 message = await anext(messages)
                 assert Round.parse(message.payload).round == number
-            # 20 announcements; a round of training is about 0.3 s, so one must be far below.
-            assert (time.monotonic() - began) / 20 < 0.1
+                took_s.append(time.monotonic() - began)
+            # A round of training is about 0.3 s, so an announcement must be far below.
+            assert statistics.median(took_s) < 0.1
 
 
-async def test_an_app_that_fails_because_its_superlink_dies_does_not_fail_its_task(launch: Launcher) -> None:
+async def test_an_app_that_fails_because_its_superlink_dies_does_not_fail_its_task(
+    launch: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trellis.tier.backchannel_api._DOUBT_S", 3.0)
     async with launch() as running, running.backchannel as app:
         await running.post(descriptor())
         report = {"state": "failed", "reason": {"code": "internal", "message": "ConnectError"}}
         said = asyncio.create_task(app.post("/app/digits-mlp/state", json=report))
-        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        # It is a word of the app's: the only one, since none of its processes ever says one.
+        await until(lambda: running.server._tasks.find("digits-mlp").runs._heard > began)
         running.superlinks[0].died.set()
         assert (await said).status_code == 403
         assert (await running.view())["state"] == "posted"

@@ -33,7 +33,7 @@ async def test_a_task_whose_state_cannot_be_kept_waits_while_others_end(
         launch.script += ["works"] * 50
         app.process.kill()
         # More runs than may fail for a fault of the app's.
-        await until(lambda: len(running.superlinks[0].runs) > 7, timeout_s=40)
+        await until(lambda: len(running.superlinks[0].runs) > 7, timeout_s=90)
         assert (await running.view())["state"] == "posted"
         await running.reach("succeeded", "second")
         assert "digits-mlp cannot be written: Is a directory; free space there" in caplog.text

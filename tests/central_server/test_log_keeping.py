@@ -11,6 +11,7 @@ import pytest
 
 from central_server.log_keeping import LogKeeper, TaskLog
 from central_server.logbook import Wanted, newest
+from tests.central_server.parts import WAIT_S
 from trellis.mqtt import Bus, MemoryBroker
 from trellis.payloads import Log, Reason, TaskStatus
 from trellis.topics import Kind, Topics
@@ -32,8 +33,8 @@ async def keeping(runs: Path, broker: MemoryBroker) -> AsyncIterator[Bus]:
     """A server's part that keeps lines, and a bus of those who say them."""
     (runs / TASK).mkdir(exist_ok=True, parents=True)
     async with broker.bus("server") as bus, broker.bus("they") as they:
-        await bus.wait_connected(5)
-        await they.wait_connected(5)
+        await bus.wait_connected(WAIT_S)
+        await they.wait_connected(WAIT_S)
         with LogKeeper(runs) as keeper:
             log = TaskLog(TOPICS, TASK, frozenset({"eu-1"}), runs / TASK)
             following = [asyncio.create_task(log.follow(bus, keeper)), asyncio.create_task(keeper.run())]
@@ -51,7 +52,7 @@ def kept(runs: Path) -> list[str]:
 
 async def say_until_kept(runs: Path, bus: Bus, message: str) -> None:
     """Say it until it is kept: at QoS 0, what comes before the subscription is lost."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while message not in kept(runs):
             await bus.publish(GATEWAY, line(message), qos=0)
             await asyncio.sleep(0.05)
@@ -64,7 +65,7 @@ async def test_a_verdict_is_kept_once_over_restarts_whatever_its_gateway_says_af
     verdict = Reason(code="clock", message="not yet")
     status = TaskStatus(task=TASK, revision=1, desired="run", verdict=verdict)
     async with broker.bus("gateway") as gateway:
-        await gateway.wait_connected(5)
+        await gateway.wait_connected(WAIT_S)
         await gateway.publish(STATUS, status.to_bytes(), retain=True)
         for start in ("first", "second"):
             async with keeping(tmp_path, broker) as they:
@@ -75,7 +76,7 @@ async def test_a_verdict_is_kept_once_over_restarts_whatever_its_gateway_says_af
 async def test_a_retained_line_is_not_kept_anew_with_each_connect(tmp_path: Path) -> None:
     broker = MemoryBroker()
     async with broker.bus("device") as device:
-        await device.wait_connected(5)
+        await device.wait_connected(WAIT_S)
         await device.publish(DEVICE, line("of old"), retain=True)
     async with keeping(tmp_path, broker) as they:
         await say_until_kept(tmp_path, they, "of now")

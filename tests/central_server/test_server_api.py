@@ -208,7 +208,7 @@ async def test_gateways_and_health(launch: Launcher) -> None:
             "superlink": "running",
             "tasks": {"posted": 1},
         }
-        assert abs(health["ts"] - now_ms()) < 10_000
+        assert abs(health["ts"] - now_ms()) < 60_000
 
 
 async def test_the_servers_presence_is_retained_with_its_url_and_ends_with_it(launch: Launcher) -> None:

@@ -78,7 +78,7 @@ def info(backend: str | None) -> bytes:
 @asynccontextmanager
 async def heard(artefacts: TaskArtefacts, broker: MemoryBroker) -> AsyncIterator[Any]:
     async with broker.bus("server") as server, broker.bus("device") as device:
-        await device.wait_connected(5)
+        await device.wait_connected(60)
         listening = asyncio.create_task(artefacts.listen(server, TOPICS))
 
         async def say(region: str, name: str, payload: bytes) -> None:
@@ -98,7 +98,7 @@ async def test_a_task_that_comes_after_its_devices_is_exported_for_what_they_tra
         await say("eu-1", "d2", info(None))
         await say("us-1", "d3", info("onnx"))
         await say("eu-1", "d4", info("tflite"))
-        await asyncio.wait_for(exporter.news.wait(), 10)
+        await asyncio.wait_for(exporter.news.wait(), 60)
         assert exporter.begun == [("softmax", "tflite")], "of the task that runs there, for what is new there"
         await artefacts.begin(running)
         await artefacts.begin(posted.add("both", "eu-1", "us-1"))
@@ -114,7 +114,7 @@ async def test_devices_that_come_after_their_task_have_it_exported_once_for_all(
         for name in ("d1", "d2"):
             await say("eu-1", name, info("onnx"))
         await say("eu-1", "d3", info("tflite"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(exporter.begun) < 2:
                 exporter.news.clear()
                 await exporter.news.wait()

@@ -14,11 +14,13 @@ from typing import Any, Literal, Protocol
 import pytest
 
 from trellis.errors import Unavailable
+from trellis.loopback import free_ports
 from trellis.mqtt import BrokerSettings, Bus, BusMessage, MemoryBroker, MqttBus
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import Listener, amqtt_command, find_mosquitto
 
-WAIT_S = 15.0
+WAIT_S = 60.0
+"""Catches a hang, and leaves a busy machine its time."""
 
 
 class Rig(Protocol):
@@ -94,8 +96,8 @@ class Wire:
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._ends: set[asyncio.StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._upward, self._downward = asyncio.Event(), asyncio.Event()
+        self.resume()
         self.connections = 0
         self.port = 0
 
@@ -115,10 +117,16 @@ class Wire:
             end.close()
 
     def stall(self) -> None:
-        self._flowing.clear()
+        self._upward.clear()
+        self.hold_answers()
+
+    def hold_answers(self) -> None:
+        """Stall what comes from the target alone."""
+        self._downward.clear()
 
     def resume(self) -> None:
-        self._flowing.set()
+        self._upward.set()
+        self._downward.set()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -129,14 +137,18 @@ class Wire:
             return
         self._ends |= {writer, far_writer}
         try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            await asyncio.gather(
+                self._pump(reader, far_writer, self._upward), self._pump(far_reader, writer, self._downward)
+            )
         finally:
             self._ends -= {writer, far_writer}
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                await self._flowing.wait()
+                await flowing.wait()
                 writer.write(data)
                 await writer.drain()
         writer.close()
@@ -149,11 +161,11 @@ class BrokerRig:
         self.kind = kind
         self._folder = folder
         self._wires: dict[str, Wire] = {}
-        self.broker = EmbeddedBroker(port=0, state_dir=folder, prefer=kind)
+        (self._port,) = free_ports(1)  # of those that nobody is given while it is down
+        self.broker = EmbeddedBroker(port=self._port, state_dir=folder, prefer=kind)
 
     async def __aenter__(self) -> BrokerRig:
         await self.broker.__aenter__()
-        self._port = int(self.broker.url.rpartition(":")[2])
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -181,4 +181,5 @@ def fleet_of(devices: list[Device], address: str, folder: Path) -> Iterator[Flee
     finally:
         stop.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
+        assert not [thread for thread in threads if thread.is_alive()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +32,7 @@ class ScriptedApp:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    async def reply_to(self, message_id: str, *, within_s: float = 30.0) -> dict[str, Any]:
+    async def reply_to(self, message_id: str, *, within_s: float = 90.0) -> dict[str, Any]:
         async with asyncio.timeout(within_s):
             while True:
                 for reply in (await self("pull", ids=[message_id]))["replies"]:
@@ -40,6 +41,7 @@ class ScriptedApp:
 
 
 _LONGEST_PATH = 100
+_NUMBERS = itertools.count(1)
 
 
 @asynccontextmanager
@@ -51,12 +53,12 @@ async def scripted_app(superlink: SuperLink, folder: Path) -> AsyncIterator[Scri
             connected.set_result((reader, writer))
 
     # A socket's path has 108 bytes at most, and pytest's own folders may take most of them.
-    name = f"app-{superlink.pid}.sock"
+    name = f"app-{superlink.pid}-{next(_NUMBERS)}.sock"
     path = folder / name if len(str(folder / name)) < _LONGEST_PATH else Path("/tmp") / name
     server = await asyncio.start_unix_server(on_connection, path=path, limit=2**24)
     try:
         run_id = await superlink.submit(APP, {"socket": str(path)})
-        reader, writer = await asyncio.wait_for(connected, 60)
+        reader, writer = await asyncio.wait_for(connected, 90)
         yield ScriptedApp(run_id, reader, writer)
         writer.close()
     finally:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.contract.bus_fixtures import Rig, amqtt_folder, rig, take, take_until, until
+from tests.contract.bus_fixtures import WAIT_S, Rig, amqtt_folder, rig, take, take_until, until
 from trellis.errors import PayloadError, Unavailable
 from trellis.mqtt import BusMessage, Limits, Publication
 
@@ -149,8 +149,8 @@ async def test_after_a_restart_of_the_broker_all_is_subscribed_again(rig: Rig) -
         await rig.kill()
         await until(lambda: not a.connected and not b.connected)
         await rig.restart()
-        await a.wait_connected(15)
-        await b.wait_connected(15)
+        await a.wait_connected(WAIT_S)
+        await b.wait_connected(WAIT_S)
         await take_until(got, b"online")
         await a.publish("t/x", b"1")
         await take_until(got, b"1")

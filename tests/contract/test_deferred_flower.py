@@ -20,7 +20,7 @@ def told(value):
 
 def ran(code: str, *arguments: str) -> Any:
     command = [sys.executable, "-c", TELL + code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -101,14 +101,14 @@ def test_threads_that_ask_at_once_all_find_what_they_asked_for() -> None:
         "import flwr.app\n"
         "start, failed = threading.Barrier(6), []\n"
         "def ask(names):\n"
-        "    start.wait(20)\n"
+        "    start.wait(60)\n"
         "    try: exec(f'from flwr.common import {names}')\n"
         "    except BaseException as error: failed.append(repr(error))\n"
         "names = ['log', 'EventType', 'Array', 'event, log', 'now', 'log, Array, EventType']\n"
         "asking = [threading.Thread(target=ask, args=(one,), daemon=True) for one in names]\n"
         "sys.setswitchinterval(1e-5)\n"
         "for one in asking: one.start()\n"
-        "for one in asking: one.join(20)\n"
+        "for one in asking: one.join(60)\n"
         "print(json.dumps([failed, [one.is_alive() for one in asking].count(True)]))"
     )
     assert ran(code) == [[], 0]

@@ -48,7 +48,7 @@ def test_the_headers_are_those_of_flowers_own_interceptors() -> None:
         name: flowers[name] for name in flowers.keys() - changing
     }
     said, due = (datetime.fromisoformat(one[TIMESTAMP_HEADER]) for one in (ours, flowers))
-    assert abs(due - said) < timedelta(seconds=5)
+    assert abs(due - said) < timedelta(minutes=5), "another time zone, or another unit"
     signature = b64decode(ours[FLEET_HTTP_SIGNATURE_HEADER])
     assert verify_signature(key.public_key(), ours[TIMESTAMP_HEADER].encode(), signature)
 
@@ -81,5 +81,5 @@ def test_a_device_loads_no_package_that_only_servers_and_operators_use() -> None
         f"print([name for name in {servers + flowers!r} if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert (ran.stdout.strip(), ran.stderr) == ("[]", "")

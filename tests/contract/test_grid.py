@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,21 @@ async def superlink(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S
 
 
 async def run(
-    superlink: SuperLink, folder: Path, devices: list[Device], name: str, **options: Any
+    superlink: SuperLink,
+    folder: Path,
+    devices: list[Device],
+    name: str,
+    on_answer: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> dict[str, Any]:
-    defaults = {"params": {}, "rounds": 1, "fold": False, "quorum": 1.0, "deadline_s": 20.0}
+    defaults = {"params": {}, "rounds": 1, "fold": False, "quorum": 1.0, "deadline_s": 80.0}
     with fleet_of(devices, superlink.address, folder) as fleet:
         async with scripted_app(superlink, folder) as app:
             command = defaults | {"devices": len(devices), "view": str(fleet.path), "name": name} | options
-            return await app("strategy", **command)
+            try:
+                return await app("strategy", **command)
+            finally:
+                on_answer()
 
 
 HONEST = [Device("a", 100, adding(1.0)), Device("b", 300, adding(2.0))]
@@ -80,10 +89,9 @@ async def test_a_lost_device_does_not_hold_up_a_round_that_has_its_quorum(
     superlink: SuperLink, tmp_path: Path
 ) -> None:
     devices = [*HONEST, Device("c", 100, adding(9.0), vanishes=True)]
-    started = time.monotonic()
-    result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=60.0)
+    # Nobody waits for an app for as long as this deadline is: see `ScriptedApp`.
+    result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=600.0)
     assert result["arrays"]["w"] == [1.75] * 4
-    assert time.monotonic() - started < 40, "it waited for the deadline"
 
 
 async def test_updates_that_do_not_fit_are_dropped_and_named(superlink: SuperLink, tmp_path: Path) -> None:
@@ -112,12 +120,16 @@ async def test_updates_that_do_not_fit_are_dropped_and_named(superlink: SuperLin
 
 
 async def test_a_deadline_closes_the_phase(superlink: SuperLink, tmp_path: Path) -> None:
+    over = threading.Event()
+
     def slow(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        time.sleep(12)  # longer than the phase: a straggler
+        over.wait(120)  # longer than the phase: a straggler
         return arrays
 
     devices = [*HONEST, Device("slow", 10, slow)]
-    result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=4.0)
+    # The others answer within a second, on an idle machine; there is one phase, to be waited for once.
+    training = {"params": {"fraction_evaluate": 0.0}, "deadline_s": 10.0, "quorum": 0.5}
+    result = await run(superlink, tmp_path, devices, "FedAvg", on_answer=over.set, **training)
     assert result["arrays"]["w"] == [1.75] * 4
     assert {o["device"]: o["outcome"] for o in result["train_outcomes"]}["slow"] == "late"
 
@@ -127,10 +139,10 @@ async def test_a_reply_that_is_never_whole_does_not_outlast_the_deadline(
 ) -> None:
     devices = [*HONEST, Device("half", 10, adding(9.0), uploads_half=True)]
     started = time.monotonic()
-    result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=5.0)
+    result = await run(superlink, tmp_path, devices, "FedAvg", quorum=0.5, deadline_s=10.0)
     assert result["arrays"]["w"] == [1.75] * 4
     assert {o["device"]: o["outcome"] for o in result["train_outcomes"]}["half"] == "late"
-    assert time.monotonic() - started < 60, "Flower itself would wait for two hours"
+    assert time.monotonic() - started < 150, "Flower itself would wait for two hours"
 
 
 async def test_replies_that_differ_in_their_metrics_cost_nobody_the_round(
@@ -151,7 +163,7 @@ async def test_a_device_that_stands_by_replaces_a_lost_one(superlink: SuperLink,
         devices,
         "FedAvg",
         quorum=1.0,
-        deadline_s=60.0,
+        deadline_s=80.0,
         shown=["eu-1/a", "eu-1/b", "eu-1/c"],
     )
     # c is gone and d stands in: (100*1 + 300*2 + 400*3) / 800 = 2.375
@@ -162,7 +174,7 @@ async def test_two_claims_on_one_node_let_in_only_the_one_that_the_node_confirms
     superlink: SuperLink, tmp_path: Path
 ) -> None:
     with fleet_of(HONEST, superlink.address, tmp_path) as fleet:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while fleet.devices["a"].node_id is None:  # noqa: ASYNC110 - threads fill it
                 await asyncio.sleep(0.02)
         with fleet.lock:

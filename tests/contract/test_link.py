@@ -28,6 +28,7 @@ from trellis.flower.front import FleetFront
 from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
+from trellis.loopback import free_ports
 from trellis.tensors import unpack_arrays
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -60,7 +61,7 @@ async def connected(federation: Federation, folder: Path) -> FlowerLink:
 
 
 async def pulled(link: FlowerLink) -> Message:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while (message := await asyncio.to_thread(link.pull)) is None:  # noqa: ASYNC110 - a poll is what is tested
             await asyncio.sleep(0.02)
     return message
@@ -220,7 +221,7 @@ async def test_a_reply_whose_last_acknowledgement_was_lost_is_there(
     with monkeypatch.context() as patched:
         patched.setattr(FleetHttpClient, "PushObject", deaf)
         with pytest.raises(Refused):
-            await asyncio.wait_for(push_until_wanted_no_more(), 30)
+            await asyncio.wait_for(push_until_wanted_no_more(), 90)
     assert len(pushed) >= 3
     reply = await federation.app.reply_to(sent["id"])
     assert (reply["error"], reply["sum"]) == (None, 9.0)
@@ -309,15 +310,14 @@ async def test_the_node_key_is_readable_by_its_owner_only(federation: Federation
 
 
 async def test_a_superlink_started_anew_takes_the_device_as_a_new_node(tmp_path: Path) -> None:
-    port = 0
+    (port,) = free_ports(1)  # nobody is given it while the SuperLink is away
     link: FlowerLink | None = None
     nodes = []
     for _ in range(2):
         async with (
             SuperLink(folder=tmp_path / "superlink") as superlink,
-            HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=port, tls=None) as front,
+            HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=port, tls=None),
         ):
-            port = front.port
             if link is None:
                 link = FlowerLink(f"127.0.0.1:{port}", folder=tmp_path / "device", tls=None)
             else:

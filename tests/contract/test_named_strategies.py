@@ -39,7 +39,7 @@ def task(strategy: str, participants: dict[str, Any], **params: Any) -> TaskDesc
             "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
             "train": {"rounds": 2, "learning_rate": LEARNING_RATE, "seed": 5},
             "strategy": {"name": strategy, "params": params},
-            "participants": {"quorum": 1.0, "deadline_s": 30, **participants},
+            "participants": {"quorum": 1.0, "deadline_s": 80, **participants},
         }
     )
 

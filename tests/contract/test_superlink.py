@@ -14,36 +14,37 @@ import httpx
 import psutil
 import pytest
 from flower_parts import APP, scripted_app
+from members import is_running
 
 from trellis.errors import Unavailable
 from trellis.flower.front import FleetFront
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 SERVICE = Path(__file__).parent / "superlink_service.py"
 
 
-def alive(pids: list[int]) -> list[int]:
-    return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return list(filter(is_running, processes))
 
 
-def app_pids(folder: Path) -> list[int]:
+def apps(folder: Path) -> list[psutil.Process]:
     """Return the processes of apps, by the home that they inherit."""
     home = str((folder / "flower").resolve())
     return [
-        process.pid
+        process
         for process in psutil.process_iter(["cmdline", "environ"])
         if (process.info["environ"] or {}).get("FLWR_HOME") == home
         and "trellis.flower.app_start" in (process.info["cmdline"] or [])
     ]
 
 
-async def until_gone(pids: list[int], within_s: float) -> None:
+async def until_gone(process: psutil.Process, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
-    while alive(pids):
-        assert time.monotonic() < deadline, f"still running: {alive(pids)}"
+    while is_running(process):
+        assert time.monotonic() < deadline, f"still running: {process}"
         await asyncio.sleep(0.05)
 
 
@@ -51,7 +52,7 @@ async def test_the_front_lets_only_the_fleet_api_through(tmp_path: Path) -> None
     async with (
         SuperLink(folder=tmp_path) as superlink,
         HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=60) as client,
     ):
         headers = {"content-type": "application/x-protobuf"}
         inside = await client.post(f"http://{superlink.address}/v1/control/start-run", headers=headers)
@@ -67,14 +68,14 @@ async def test_what_apps_inherit_the_superlink_does_not(tmp_path: Path) -> None:
     token = {"TRELLIS_BACKCHANNEL_TOKEN": "secret"}
     async with SuperLink(folder=tmp_path, environment=token) as superlink:
         assert not token.keys() & psutil.Process(superlink.pid).environ().keys()
-        (app,) = app_pids(tmp_path)
-        assert psutil.Process(app).environ().items() >= token.items()
+        (app,) = apps(tmp_path)
+        assert app.environ().items() >= token.items()
 
 
 async def test_leaving_ends_the_superlink_and_its_apps(tmp_path: Path) -> None:
     async with SuperLink(folder=tmp_path) as superlink, scripted_app(superlink, tmp_path) as app:
         assert await app("nodes") == {"nodes": []}
-        ours = [superlink.pid, *app_pids(tmp_path)]
+        ours = [psutil.Process(superlink.pid), *apps(tmp_path)]
         assert len(ours) == 2, "SuperLink and the ServerApp"
         assert alive(ours) == ours
     assert alive(ours) == []
@@ -88,15 +89,15 @@ async def test_after_sigkill_of_the_service_nothing_is_left_once_it_has_been_sta
         [sys.executable, str(SERVICE), str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert service.stdout is not None
-    superlink_pid = int(await asyncio.to_thread(service.stdout.readline))
-    left = [superlink_pid, *app_pids(tmp_path)]
+    first = psutil.Process(int(await asyncio.to_thread(service.stdout.readline)))
+    left = [first, *apps(tmp_path)]
     assert len(left) == 2
     # The worst case: the SuperLink dies with its service and can't end its children.
-    os.kill(superlink_pid, signal.SIGKILL)
+    first.kill()
     os.kill(service.pid, signal.SIGKILL)
     service.wait()
-    async with SuperLink(folder=tmp_path) as superlink:
-        assert alive([pid for pid in left if pid != superlink.pid]) == []
+    async with SuperLink(folder=tmp_path):
+        assert alive(left) == []
 
 
 async def test_the_superlink_ends_with_its_service(tmp_path: Path) -> None:
@@ -104,33 +105,33 @@ async def test_the_superlink_ends_with_its_service(tmp_path: Path) -> None:
         [sys.executable, str(SERVICE), str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert service.stdout is not None
-    superlink_pid = int(await asyncio.to_thread(service.stdout.readline))
-    left = [superlink_pid, *app_pids(tmp_path)]
+    first = psutil.Process(int(await asyncio.to_thread(service.stdout.readline)))
+    left = [first, *apps(tmp_path)]
     os.kill(service.pid, signal.SIGKILL)
     service.wait()
-    await until_gone([superlink_pid], within_s=10)
-    async with SuperLink(folder=tmp_path) as superlink:
-        assert alive([pid for pid in left if pid != superlink.pid]) == []
+    await until_gone(first)
+    async with SuperLink(folder=tmp_path):
+        assert alive(left) == []
 
 
 async def test_the_death_of_the_superlink_is_noticed(tmp_path: Path) -> None:
     async with SuperLink(folder=tmp_path) as superlink:
         os.kill(superlink.pid, signal.SIGKILL)
-        assert await asyncio.wait_for(superlink.wait_ended(), 5) == -signal.SIGKILL
+        assert await asyncio.wait_for(superlink.wait_ended(), 60) == -signal.SIGKILL
         assert not superlink.alive
 
 
 async def test_an_app_is_imported_before_there_is_a_run_for_it(tmp_path: Path) -> None:
     async with SuperLink(folder=tmp_path, preload=("json",)) as superlink:
-        (waiting,) = app_pids(tmp_path)
+        (waiting,) = apps(tmp_path)
         async with scripted_app(superlink, tmp_path) as app:
             assert await app("nodes") == {"nodes": []}
-            assert app_pids(tmp_path) == [waiting]
+            assert apps(tmp_path) == [waiting]
             # Runs that are submitted at once each get a process of their own.
-            other = await superlink.submit(APP, {"socket": str(tmp_path / "nobody")})
-            assert other != app.run_id
-            assert len(app_pids(tmp_path)) == 2
-    assert app_pids(tmp_path) == []
+            async with scripted_app(superlink, tmp_path) as other:
+                assert other.run_id != app.run_id
+                assert len(apps(tmp_path)) == 2
+    assert apps(tmp_path) == []
 
 
 async def test_what_cannot_be_started_is_said_with_flowers_reason(tmp_path: Path) -> None:

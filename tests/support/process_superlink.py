@@ -23,6 +23,7 @@ class ProcessSuperLink:
     Attributes:
         program: The stand-in for the app, called with PART TASK RUN_ID.
         script: What part each next run has.
+        clears_up: What it waits for when it has ended, before its processes are gone; None for nothing.
     """
 
     program: Path
@@ -32,7 +33,7 @@ class ProcessSuperLink:
     runs: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     stopped: list[int] = field(default_factory=list)
     died: asyncio.Event = field(default_factory=asyncio.Event)
-    clearing_up_s: float = 0.0
+    clears_up: asyncio.Event | None = None
 
     async def submit(self, app: Path, run_config: Mapping[str, str | int | float | bool]) -> int:
         if self.died.is_set():
@@ -58,7 +59,9 @@ class ProcessSuperLink:
         return -9
 
     async def end(self) -> None:
-        await asyncio.sleep(self.clearing_up_s)
+        if self.clears_up is not None:
+            async with asyncio.timeout(60):
+                await self.clears_up.wait()
         for process in self.runs.values():
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
