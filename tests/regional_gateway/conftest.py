@@ -41,8 +41,9 @@ from trellis.tier.supervision import RunTiming
 REGION_URL, PARENT_URL = "mqtt://127.0.0.1:11", "mqtt://127.0.0.1:12"
 BASE = "trellis/v1"
 REGION_APP = Path(__file__).parent / "stand_in_region.py"
-QUICK = RunTiming(hello_s=5.0, watch_s=0.05, cancel_s=1.0, leave_s=2.0)
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
+"""Catches a hang, and leaves a busy machine its time."""
+QUICK = RunTiming(hello_s=DEADLINE_S, watch_s=0.05, cancel_s=1.0, leave_s=2.0)
 
 
 @dataclass
@@ -169,7 +170,9 @@ class World:
             await gateway.load()
             async with HttpServer(api.create(gateway), host="127.0.0.1", port=0, tls=None) as server:
                 task = asyncio.create_task(gateway.run(server.url, stop))
-                async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+                async with httpx.AsyncClient(
+                    base_url=server.url, trust_env=False, timeout=DEADLINE_S
+                ) as http:
                     try:
                         await eventually(lambda: gateway.serving or task.done() or not serves)
                         yield Running(gateway, http, task)

@@ -51,7 +51,7 @@ class Seen(dict[str, bytes]):
         return State.parse(self[STATE]) if STATE in self else None
 
 
-async def until(condition: Any, timeout_s: float = 20.0) -> Any:
+async def until(condition: Any, timeout_s: float = 60.0) -> Any:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while not (value := condition()):
@@ -112,12 +112,14 @@ async def test_a_task_posted_over_tls_outlives_the_killed_gateway_and_rounds_are
     broker_tls = Identity.load(keys / "broker").tls
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(
-            EmbeddedBroker(port=0, state_dir=tmp_path / "broker", tls=broker_tls, acl=access_list(keys))
+            EmbeddedBroker(
+                port=free_ports(1)[0], state_dir=tmp_path / "broker", tls=broker_tls, acl=access_list(keys)
+            )
         )
         centre = await stack.enter_async_context(
             MqttBus(BrokerSettings(broker.url, "central/server", tls=server.tls))
         )
-        await centre.wait_connected(10)
+        await centre.wait_connected(60)
         seen = Seen()
         following = asyncio.create_task(seen.follow(centre))
         arguments = (
@@ -127,22 +129,22 @@ async def test_a_task_posted_over_tls_outlives_the_killed_gateway_and_rounds_are
         async with process(*arguments, folder=tmp_path) as running:
             born = await until(lambda: (said := seen.state()) and said.state is Presence.ONLINE and said)
             async with httpx.AsyncClient(
-                base_url=born.api, verify=client_context(operator.tls), trust_env=False
+                base_url=born.api, verify=client_context(operator.tls), trust_env=False, timeout=60
             ) as http:
                 envelope = sign(task(), signing)
                 assert (await http.post("/v1/tasks", content=envelope.to_bytes())).status_code == 201
                 rogue = sign(task(revision=2), SigningKey.generate())
                 assert (await http.post("/v1/tasks", content=rogue.to_bytes())).status_code == 403
+            descriptor = await until(lambda: seen.get(DESCRIPTOR))
             running.send_signal(signal.SIGKILL)
             await running.wait()
         await until(lambda: (said := seen.state()) and said.state is Presence.OFFLINE)  # its will
-        descriptor = seen[DESCRIPTOR]
         assert Envelope.parse(descriptor).signatures == envelope.signatures
         # As a broker does that keeps nothing over its restart.
         async with MqttBus(
             BrokerSettings(broker.url, "remover", tls=Identity.load(keys / "gateways" / "eu-1").tls)
         ) as remover:
-            await remover.wait_connected(10)
+            await remover.wait_connected(60)
             await remover.publish(DESCRIPTOR, b"", retain=True)
         await until(lambda: seen[DESCRIPTOR] == b"")
         async with process(*arguments, folder=tmp_path) as running:
@@ -153,7 +155,7 @@ async def test_a_task_posted_over_tls_outlives_the_killed_gateway_and_rounds_are
             await centre.publish(f"{BASE}/central/tasks/digits/round", round_, retain=True)
             await until(lambda: seen.get(ROUND) == round_)
             running.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(running.wait(), 10) == 0
+            assert await asyncio.wait_for(running.wait(), 60) == 0
         await until(lambda: (said := seen.state()) and said.state is Presence.OFFLINE)
         following.cancel()
 
@@ -163,7 +165,10 @@ async def test_the_api_lets_nobody_in_without_a_certificate_of_the_fleet(tmp_pat
     make_keys(keys)
     create_authority(strange)
     async with EmbeddedBroker(
-        port=0, state_dir=tmp_path / "broker", tls=Identity.load(keys / "broker").tls, acl=access_list(keys)
+        port=free_ports(1)[0],
+        state_dir=tmp_path / "broker",
+        tls=Identity.load(keys / "broker").tls,
+        acl=access_list(keys),
     ) as broker:
         (port,) = free_ports(1)
         arguments = ("--region", "eu-1", "--keys", str(keys), "--broker", broker.url, "--api-port", str(port))
@@ -173,12 +178,12 @@ async def test_the_api_lets_nobody_in_without_a_certificate_of_the_fleet(tmp_pat
 
             async def ask(context: ssl.SSLContext) -> int | None:
                 try:
-                    async with httpx.AsyncClient(verify=context, trust_env=False) as http:
+                    async with httpx.AsyncClient(verify=context, trust_env=False, timeout=60) as http:
                         return (await http.get(url)).status_code
                 except httpx.TransportError:
                     return None
 
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await ask(operator) != 200:  # noqa: ASYNC110 - of a foreign process there is no event
                     await asyncio.sleep(0.05)
             trusting = ssl.create_default_context(cafile=str(keys / "ca" / "ca.crt"))
@@ -202,10 +207,11 @@ async def test_what_cannot_work_ends_with_2_and_says_what_to_do(
     tmp_path: Path, arguments: tuple[str, ...], due: str
 ) -> None:
     make_keys(tmp_path / "keys")
-    port = str(*free_ports(1))
-    given = [one.format(port=port) for one in arguments]
-    async with process("--region", "eu-1", "--api-port", "0", *given, folder=tmp_path) as running:
-        _, errors = await asyncio.wait_for(running.communicate(), 30)
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        given = [one.format(port=closed.getsockname()[1]) for one in arguments]
+        async with process("--region", "eu-1", "--api-port", "0", *given, folder=tmp_path) as running:
+            _, errors = await asyncio.wait_for(running.communicate(), 90)
     assert running.returncode == 2
     assert due in errors.decode()
     assert "Traceback" not in errors.decode()
@@ -217,7 +223,7 @@ async def test_a_taken_port_ends_with_2_and_names_it_and_its_owner(tmp_path: Pat
         port = taken.getsockname()[1]
         given = ("--region", "eu-1", "--insecure", "--api-port", str(port), "--broker", "mqtt://127.0.0.1:1")
         async with process(*given, folder=tmp_path) as running:
-            _, errors = await asyncio.wait_for(running.communicate(), 30)
+            _, errors = await asyncio.wait_for(running.communicate(), 90)
     assert running.returncode == 2
     assert f"port {port} on 127.0.0.1: is taken by " in errors.decode()
     assert f"(pid {os.getpid()}): end it or choose another" in errors.decode()

@@ -148,7 +148,7 @@ async def test_devices_and_executions_are_shown(
             1,
             2,
         )
-        assert abs(health["ts"] - now_ms()) < 10_000
+        assert abs(health["ts"] - now_ms()) < 60_000
 
 
 async def test_an_expired_task_is_not_taken(world: Any, operator: Any) -> None:

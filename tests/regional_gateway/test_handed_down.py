@@ -39,8 +39,11 @@ async def test_a_task_and_its_cancellation_posted_above_come_to_the_region_below
 
 
 async def test_a_revision_for_which_it_is_too_early_is_taken_once_the_server_has_it(
-    world: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+    *, world: Any, watching: Any, wait_until: Any, operator: Any, say: Any, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(
+        "regional_gateway.handed_down.RETRY_S", 600.0
+    )  # the server's word has it tried at once
     async with (
         world.gateway("de") as above,
         world.gateway(parent=str(above.http.base_url).rstrip("/")) as below,
@@ -56,7 +59,7 @@ async def test_a_revision_for_which_it_is_too_early_is_taken_once_the_server_has
         await above.post(operator.envelope(revision=2, train={"rounds": 4, "learning_rate": 0.1}, **BOTH))
         await wait_until(lambda: (known := ledger.get("digits")).verdict and known.verdict.code == "conflict")
         await seen.publish("central/tasks/digits/state", say.central(TaskState.RUNNING, 2))
-        await wait_until(lambda: ledger.get("digits").descriptor.revision == 2, 2.0)
+        await wait_until(lambda: ledger.get("digits").descriptor.revision == 2)
         assert ledger.get("digits").verdict is None
 
 
@@ -66,7 +69,7 @@ async def taking(folder: Path, post: Callable[[bytes], Any]) -> AsyncIterator[An
     place = Place("eu-1", above=(TierAbove(region="de"),))
     broker = MemoryBroker()
     async with Store(folder / "s.sqlite") as store, broker.bus("parent") as parent, broker.bus("own") as own:
-        await parent.wait_connected(5)
+        await parent.wait_connected(60)
         handed_down = HandedDown(Topics(), place, await Ledger.load(store), post)
         taking = asyncio.create_task(handed_down.take_over(own))
         yield parent

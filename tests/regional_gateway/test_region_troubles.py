@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 from pathlib import Path
@@ -61,10 +62,10 @@ async def test_while_its_superlink_is_started_again_a_region_is_not_said_to_trai
         await running.post(operator.envelope(**REGIONAL))
         await seen.publish("central/tasks/digits/round", say.round(1))
         await wait_until(lambda: (said := shown(seen)) and said.phase is Phase.TRAINING)
-        world.superlinks[0].clearing_up_s = 1.0
+        world.superlinks[0].clears_up = cleared = asyncio.Event()
         world.superlinks[0].died.set()
         await wait_until(lambda: reason(seen)[0] == "recovering")
-        health = api._health(running.gateway)  # at once: a moment later it runs again
+        health = api._health(running.gateway)
         assert (health.status, health.superlink) == ("degraded", "down")
         assert reason(seen)[1] == "the SuperLink ended: another app is started, and goes on"
         said = shown(seen)
@@ -76,6 +77,7 @@ async def test_while_its_superlink_is_started_again_a_region_is_not_said_to_trai
             picture = fold(picture, BusMessage(f"{BASE}/{topic}", payload, retain=True), Topics(BASE))
         console.print(render(picture))
         assert "eu-1  connecting  the SuperLink ended: another app" in console.export_text()
+        cleared.set()
         await wait_until(lambda: (said := shown(seen)) and said.phase is Phase.UPLOADED)
         assert reason(seen) == ("", "")
 
@@ -166,7 +168,7 @@ async def test_a_task_that_takes_long_to_look_at_holds_up_no_other(
 
     def read(path: Path) -> list[RoundRecord]:
         if path.parts[-3] == "digits":
-            goes_on.wait(30)
+            goes_on.wait(100)
         return read_rounds(path)
 
     monkeypatch.setattr("regional_gateway.tier.read_rounds", read)
