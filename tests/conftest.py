@@ -1,4 +1,4 @@
-"""How the files of tests are shared out among workers, and what their processes are spared."""
+"""How files of tests, and ports, are shared out among workers, and what their processes are spared."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+from trellis import loopback
 
 # A busy machine's pauses are nobody's fault.
 hypothesis.settings.register_profile(
@@ -36,6 +38,14 @@ class OneWorkerWithoutFederations(LoadFileScheduling):
         scope = [*others, *federations][0] if apart else [*federations, *others][0]
         self.workqueue.move_to_end(scope, last=False)
         super()._assign_work_unit(node)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker ports of its own: two that look for free ones at one time may find the same."""
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        loopback._PORTS = loopback._PORTS[number :: worker["workercount"]]
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,7 @@ class Chromium:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Log", "Runtime", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,9 +97,14 @@ class Chromium:
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
         )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=url)
-        if not self.told("Page.loadEventFired"):
-            self._read_until(lambda one: one.get("method") == "Page.loadEventFired")
+        # By its own number: what is told of the page before may come late.
+        due = {"name": "load", "loaderId": self.call("Page.navigate", url=url)["loaderId"]}
+
+        def is_loaded(one: dict[str, Any]) -> bool:
+            return one.get("method") == "Page.lifecycleEvent" and due.items() <= one["params"].items()
+
+        if not any(map(is_loaded, self.events)):
+            self._read_until(is_loaded)
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression in the page."""
