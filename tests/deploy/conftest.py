@@ -26,7 +26,7 @@ from trellis.keys.principals import BROKER, OPERATOR, SERVER, Principal, device,
 from trellis.loopback import free_ports
 from trellis.topics import Topics
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="session")

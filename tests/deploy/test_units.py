@@ -27,7 +27,7 @@ INSTANCES = {
     "trellis-device@.service": "cam-7",
 }
 UNITS = sorted(INSTANCES)
-LIMIT_S = 60.0
+LIMIT_S = 110.0
 
 Need = Callable[[str], str]
 

@@ -38,6 +38,7 @@ async def test_lenet5_reaches_97_percent_on_mnist_in_ten_rounds(tmp_path: Path, 
             assert ran.code == 0, ran
         else:
             assert await fleet.server.stop() == 0
+            await fleet.mqtt.field("central/state", "state", "offline")
             fleet.server.start("--task", file)
             await fleet.all_online()
             assert (await fleet.operator("task", "post", file)).code == 0

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from gate import Held
 from members import command_line, is_running
 from tensors_apart import greatest_difference
 
@@ -31,16 +32,20 @@ STEADY = {"rounds": 4, "local_epochs": 120}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    async with Federation(
-        tmp_path_factory.mktemp("recovery") / "fleet", devices=DEVICES, cold=True
-    ) as started:
+    folder = tmp_path_factory.mktemp("recovery") / "fleet"
+    async with Federation(folder, devices=DEVICES, cold=True, gated=True) as started:
         yield started
 
 
-async def started(fleet: Federation, task: str, strategy: str = "fedavg") -> None:
-    """Return once the task's first round is over, so that there is a checkpoint and work left."""
+async def started(fleet: Federation, task: str, strategy: str = "fedavg") -> Held:
+    """Return once the task's first round is over, so that there is a checkpoint and work left.
+
+    Round 2 does not end before what is returned is released: it is d3's update.
+    """
+    held = fleet.hold_update("d3", task, 2)
     await fleet.submit(task, train=STEADY, strategy={"name": strategy})
     await fleet.rounds_done(task, 1)
+    return held
 
 
 async def whole(fleet: Federation, task: str) -> dict[str, Any]:
@@ -57,7 +62,7 @@ _uninterrupted: dict[str, Path] = {}
 async def uninterrupted(fleet: Federation, strategy: str) -> Path:
     """Return the model of a task that nothing has disturbed; trained once a strategy."""
     if strategy not in _uninterrupted:
-        await started(fleet, f"calm-{strategy}", strategy)
+        (await started(fleet, f"calm-{strategy}", strategy)).release()
         await whole(fleet, f"calm-{strategy}")
         _uninterrupted[strategy] = await fleet.model(f"calm-{strategy}")
     return _uninterrupted[strategy]
@@ -69,16 +74,17 @@ async def test_a_killed_server_resumes_and_ends_with_the_model_of_an_uninterrupt
 ) -> None:
     reference = await uninterrupted(fleet, strategy)
     task = f"killed-{strategy}"
-    await started(fleet, task, strategy)
+    held = await started(fleet, task, strategy)
     said = len(fleet.devices["d1"].said())
 
     def has_uploaded() -> bool:
-        execution = fleet.mqtt.latest[fleet.execution("d1", task)] or {}
-        return bool(execution.get("round", 0) > 1 and execution.get("phase") == "uploaded")
+        execution = fleet.mqtt.latest[fleet.execution("d1", task)]
+        return (execution.get("round"), execution.get("phase")) == (2, "uploaded")
 
-    await fleet.mqtt.until(has_uploaded, "d1's second answer", within_s=60)
+    await fleet.mqtt.until(has_uploaded, "d1's second answer")
     fleet.server.kill()
-    await fleet.mqtt.field("central/state", "state", "offline", within_s=10)
+    held.release()
+    await fleet.mqtt.field("central/state", "state", "offline")
     fleet.server.start()
     view = await whole(fleet, task)
     assert view["round"] == 4
@@ -107,10 +113,11 @@ async def until_runs(fleet: Federation, task: str, count: int, within_s: float) 
 
 
 async def test_a_killed_server_app_is_followed_by_a_new_run(fleet: Federation) -> None:
-    await started(fleet, "app")
+    held = await started(fleet, "app")
     (line,) = runs_of(fleet, "app")
     os.kill(int(line.partition("pid=")[2].partition(":")[0]), signal.SIGKILL)
     killed = time.monotonic()
+    held.release()
     await until_runs(fleet, "app", 2, within_s=60)
     # 5 s are due; where other tests have both processors, an interpreter alone takes as long to start.
     print(f"a new run {time.monotonic() - killed:.1f} s after the ServerApp's death")
@@ -120,10 +127,11 @@ async def test_a_killed_server_app_is_followed_by_a_new_run(fleet: Federation) -
 
 @pytest.mark.long
 async def test_a_killed_superlink_is_followed_by_another_and_the_task_goes_on(fleet: Federation) -> None:
-    await started(fleet, "link")
+    held = await started(fleet, "link")
     (superlink,) = processes_of(fleet, "bin/flower-superlink")
     superlink.kill()
     killed = time.monotonic()
+    held.release()
     await until_runs(fleet, "link", 2, within_s=60)
     print(f"a new run {time.monotonic() - killed:.1f} s after the SuperLink's death")
     await whole(fleet, "link")
@@ -132,9 +140,10 @@ async def test_a_killed_superlink_is_followed_by_another_and_the_task_goes_on(fl
 
 @pytest.mark.long
 async def test_a_task_goes_on_while_a_gateway_is_killed_and_started_again(fleet: Federation) -> None:
-    await started(fleet, "gate")
+    held = await started(fleet, "gate")
     fleet.gateways["eu-1"].kill()
-    await fleet.mqtt.field("eu-1/gateway/state", "state", "offline", within_s=10)
+    held.release()
+    await fleet.mqtt.field("eu-1/gateway/state", "state", "offline")
     fleet.gateways["eu-1"].start()
     await whole(fleet, "gate")
     await fleet.mqtt.field("eu-1/gateway/state", "state", "online")
@@ -142,8 +151,9 @@ async def test_a_task_goes_on_while_a_gateway_is_killed_and_started_again(fleet:
 
 
 async def test_a_task_goes_on_after_its_broker_was_killed_and_started_again(fleet: Federation) -> None:
-    await started(fleet, "broker")
+    held = await started(fleet, "broker")
     await fleet.cut_broker()
+    held.release()
     fleet.broker.start()
     view = await fleet.ended("broker")
     assert [one["round"] for one in view["history"]] == [1, 2, 3, 4]
@@ -153,10 +163,11 @@ async def test_a_task_goes_on_after_its_broker_was_killed_and_started_again(flee
 @pytest.mark.long
 async def test_a_task_survives_the_death_of_everything_at_once(fleet: Federation) -> None:
     reference = await uninterrupted(fleet, "fedavg")
-    await started(fleet, "storm")
+    held = await started(fleet, "storm")
     others = [member for member in fleet.members if member is not fleet.broker]
     for member in others:
         member.kill()
+    held.release()
     for member in others:
         member.start()
     await fleet.all_online()

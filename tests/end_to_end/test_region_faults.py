@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from federation import Device, Federation
+from gate import Held
 from members import command_line
 from tensors_apart import greatest_difference
 
@@ -52,17 +52,22 @@ async def calm(fleet: Federation) -> Path:
     return await fleet.model("calm")
 
 
-def part(fleet: Federation, member: str, task: str) -> tuple[object, object]:
-    """Return round and phase of an execution; a region's is its gateway's."""
+def parts_of(fleet: Federation, member: str, task: str) -> set[tuple[object, object]]:
+    """Return the rounds and phases that an execution has had; a region's is its gateway's."""
     topic = f"{EU}/tasks/{task}/execution" if member == EU else fleet.execution(member, task)
-    execution = fleet.mqtt.latest.get(topic, {})
-    return execution.get("round"), execution.get("phase")
+    said = [one.payload for one in fleet.mqtt.heard if one.topic == topic and one.payload]
+    return {(one.get("round"), one.get("phase")) for one in said}
 
 
 async def seen(fleet: Federation, member: str, task: str, number: int, phase: str) -> None:
-    """Return once a member stands there in a round."""
+    """Return once a member stands there in a round, or has."""
     what = f"{member} in round {number}: {phase}"
-    await fleet.mqtt.until(lambda: part(fleet, member, task) == (number, phase), what, within_s=120)
+    await fleet.mqtt.until(lambda: (number, phase) in parts_of(fleet, member, task), what, within_s=120)
+
+
+def held(fleet: Federation, device: str, task: str, number: int) -> Held:
+    """Hold a device's update of a round before its region's front, so that it stays in this round."""
+    return fleet.hold_update(device, task, number, tier=fleet.specs[device].region)
 
 
 def child(fleet: Federation, word: str) -> psutil.Process:
@@ -80,16 +85,19 @@ async def killed(fleet: Federation) -> None:
     gateway.start()
 
 
-def recovers(fleet: Federation, task: str) -> bool:
-    """Whether the region's execution says that another app is on its way."""
-    said = fleet.mqtt.latest[f"{EU}/tasks/{task}/execution"]
-    return said["phase"] == "connecting" and said.get("reason", {}).get("code") == "recovering"
+def has_recovered(fleet: Federation, task: str) -> bool:
+    """Whether the region's execution has said that another app is on its way."""
+    said = [one.payload for one in fleet.mqtt.heard if one.topic == f"{EU}/tasks/{task}/execution"]
+    return any(
+        (one["phase"], (one.get("reason") or {}).get("code")) == ("connecting", "recovering")
+        for one in said
+        if one and "phase" in one
+    )
 
 
-def trained(fleet: Federation, device: str, task: str) -> Counter[int]:
+def trained(fleet: Federation, device: str, task: str) -> dict[int, int]:
     """Return how often a device has trained in each round of a task."""
-    said = fleet.devices[device].said().partition(f"task {task}:")[2]
-    return Counter({n: said.count(f"round {n}: trained on") for n in range(1, ROUNDS + 1)})
+    return {number: fleet.trained(device, task, number) for number in range(1, ROUNDS + 1)}
 
 
 def from_journal(fleet: Federation, device: str, task: str, number: int) -> bool:
@@ -139,10 +147,11 @@ async def test_a_gateway_killed_in_each_phase_of_a_round_costs_nothing_but_time(
 ) -> None:
     task, gateway, d2 = "killed", fleet.gateways["eu-1"], fleet.devices["d2"]
     before_pull = fleet.gate.hold(gateway, "pull-messages", after="push-messages")
+    second, third = (held(fleet, "d2", task, number) for number in (2, 3))
     await fleet.submit(task, train=TRAIN, **regional())
 
     # Round 1: the region has checked in; its message lies at the server and has not been asked for.
-    await before_pull.arrived(within_s=120)
+    await before_pull.arrived()
     await fleet.mqtt.field(f"central/tasks/{task}/round", "phase", "train")
     await killed(fleet)
 
@@ -151,19 +160,26 @@ async def test_a_gateway_killed_in_each_phase_of_a_round_costs_nothing_but_time(
     d2.pause()
     await killed(fleet)
     d2.resume()
+    second.release()
 
     # Round 3: one update is taken in, the other is there, nothing is written.
-    await seen(fleet, "d2", task, 3, "training")
-    d2.pause()
-    await fleet.mqtt.field(f"eu-1/tasks/{task}/round", "replied", 1)
+    await third.arrived()
+
+    def one_has_replied() -> bool:
+        stands = fleet.mqtt.latest.get(f"eu-1/tasks/{task}/round", {})
+        return (stands.get("round"), stands.get("replied")) == (3, 1)
+
+    await fleet.mqtt.until(one_has_replied, "the region has d1's update")
     child(fleet, "app_start").suspend()
-    d2.resume()
+    third.release()
     await seen(fleet, "d2", task, 3, "uploaded")
     await killed(fleet)
 
-    # Round 4: its own round is kept, its reply has not left. The first of this process is round 3's.
-    before_push = fleet.gate.hold(gateway, "push-messages", count=2)
-    await before_push.arrived(within_s=120)
+    # Round 4: its own round is kept, its reply has not left.
+    before_push = fleet.gate.hold(
+        gateway, "push-messages", when=lambda: f"task={task} regional round=4 " in gateway.said()
+    )
+    await before_push.arrived()
     assert (await at_gateway(fleet, task))["history"][-1]["round"] == 4
     await killed(fleet)
 
@@ -178,14 +194,16 @@ async def test_a_gateway_killed_in_each_phase_of_a_round_costs_nothing_but_time(
 
 async def test_a_regions_superlink_killed_alone_is_followed_by_another(fleet: Federation, calm: Path) -> None:
     task, gateway, d2 = "superlink", fleet.gateways["eu-1"], fleet.devices["d2"]
+    second = held(fleet, "d2", task, 2)
     await fleet.submit(task, train=TRAIN, **regional())
     await seen(fleet, "d2", task, 2, "training")
     d2.pause()
     child(fleet, "flower-superlink").kill()
     await fleet.mqtt.until(
-        lambda: recovers(fleet, task), "the region says that it recovers, and does not train"
+        lambda: has_recovered(fleet, task), "the region says that it recovers, and does not train"
     )
     d2.resume()
+    second.release()
     here = await assert_as_if_calm(fleet, task, calm)
     assert gateway.running
     assert trained(fleet, "d2", task) == {1: 1, 2: 1, 3: 1, 4: 1}
@@ -193,19 +211,33 @@ async def test_a_regions_superlink_killed_alone_is_followed_by_another(fleet: Fe
     assert here["execution"]["attempt"] == 1, "the gateway itself has not begun anew"
 
 
+def is_back(view: dict[str, Any]) -> bool:
+    """Whether the server sees the region of eu-1 with its update uploaded."""
+    regions = {one["region"]: one for one in view["devices"]}
+    return regions["eu-1"]["online"] and regions["eu-1"]["phase"] == "uploaded"
+
+
 async def test_without_a_region_rounds_close_at_the_quorum_and_its_late_update_counts_nowhere(
     fleet: Federation,
 ) -> None:
-    task, gateway, d3 = "away", fleet.gateways["eu-1"], fleet.devices["d3"]
+    task, gateway = "away", fleet.gateways["eu-1"]
+    second, third = held(fleet, "d2", task, 2), held(fleet, "d3", task, 3)
+    # One region would be enough for round 1: both say at once who they are.
+    check_ins = [fleet.gate.hold(one, "push-messages") for one in fleet.gateways.values()]
     await fleet.submit(task, train=TRAIN | {"rounds": 5}, **regional(minimum=1, quorum=0.5))
+    for check_in in check_ins:
+        await check_in.arrived()
+    for check_in in check_ins:
+        check_in.release()
     await seen(fleet, "d2", task, 2, "training")
     gateway.kill()
+    second.release()
     # Round 3 has us-1 alone, and is held there until eu-1 is back, and has answered what it was asked before.
-    await seen(fleet, "d3", task, 3, "training")
-    d3.pause()
+    await third.arrived()
     gateway.start()
     await seen(fleet, EU, task, 2, "uploaded")
-    d3.resume()
+    await fleet.until(task, is_back, "the server knows that eu-1 is back")
+    third.release()
     view = await fleet.ended(task)
     both = {EU: "replied", "us-1/gateway": "replied"}
     assert {record["round"]: parts(record) for record in view["history"]} == {

@@ -27,7 +27,8 @@ REGIONAL: dict[str, Any] = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    async with Federation(tmp_path_factory.mktemp("regions") / "fleet", devices=DEVICES) as started:
+    folder = tmp_path_factory.mktemp("regions") / "fleet"
+    async with Federation(folder, devices=DEVICES, gated=True) as started:
         yield started
 
 
@@ -83,10 +84,15 @@ async def test_a_regions_own_rounds_are_the_rounds_that_its_devices_would_do_at_
 
 
 async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fleet: Federation) -> None:
+    held = fleet.hold_update("d1", "killed", 1, tier="eu-1")
     task = await fleet.submit("killed", train={"rounds": 3, "local_epochs": 30}, **REGIONAL)
     gateway = fleet.gateways["eu-1"]
-    await fleet.mqtt.field(f"eu-1/gateway/tasks/{task}/execution", "phase", "training", within_s=90)
+    execution = f"eu-1/gateway/tasks/{task}/execution"
+    await fleet.mqtt.until(
+        lambda: "training" in fleet.mqtt.said(execution, "phase"), "the region trains", within_s=90
+    )
     gateway.kill()
+    held.release()
     gateway.start()
     view = await fleet.ended(task)
     assert len(view["history"]) == 3
@@ -109,13 +115,14 @@ async def test_why_a_regions_app_fails_is_read_in_the_tasks_log(fleet: Federatio
     await fleet.mqtt.until(lambda: any(one.startswith(over) for one in fleet.mqtt.said(log, "message")), over)
     blocked.unlink()
     await fleet.ended(task)
-    logs = await fleet.operator("logs", task, "--region", "eu-1", "--level", "warning")
-    assert logs.code == 0, logs
-    assert f"  gateway eu-1      WARNING   {over}" in logs.out
-    assert "  gateway eu-1      ERROR     the region's app ends" in logs.out
-    assert "    Traceback (most recent call last):" in logs.out
-    assert "in finish_round" in logs.out
-    assert f"FileExistsError: [Errno 17] File exists: '{blocked}'" in logs.out, logs.out
+    due = (
+        f"  gateway eu-1      WARNING   {over}",
+        "  gateway eu-1      ERROR     the region's app ends",
+        "    Traceback (most recent call last):",
+        "in finish_round",
+        f"FileExistsError: [Errno 17] File exists: '{blocked}'",
+    )
+    await fleet.logs(task, "--region", "eu-1", "--level", "warning", saying=due)
 
 
 async def post(fleet: Federation, file: str, *regions: str) -> Finished:
@@ -198,9 +205,8 @@ async def test_regions_below_regions_and_devices_of_regions_that_relay(
             assert members(record) == {"eu-1/gateway": True, "eu-2/d3": True}
         for record in (await at_gateway(fleet, "eu-1", "nested"))["history"]:
             assert members(record) == {"eu-1/d1": True, "eu-1/d2": True}
-        logs = await fleet.operator("logs", "nested")
-        for speaker in ("gateway eu", "gateway eu-1", "eu-1/d1", "us-1/d4"):
-            assert f"  {speaker:<16}  INFO " in logs.out, f"{speaker}\n{logs}"
+        speakers = ("gateway eu", "gateway eu-1", "eu-1/d1", "us-1/d4")
+        await fleet.logs("nested", saying=[f"  {speaker:<16}  INFO " for speaker in speakers])
         await fleet.mqtt.field("eu-1/gateway/state", "parent", "eu")
         await relayed_by_the_country(fleet, apart)
 

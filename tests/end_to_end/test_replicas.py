@@ -49,7 +49,7 @@ async def test_replicas_are_devices_like_others_and_a_rejected_one_stands_alone(
         for (region, name), held in samples.items():
             topic = f"{region}/devices/{name}/tasks/most/execution"
             await fleet.mqtt.field(topic, "state", "SUCCEEDED" if held == 144 else "REJECTED")
-        _each_speaks_for_itself(fleet)
+        await _each_speaks_for_itself(fleet)
         # Nothing of Flower's is shared: every device was a node of its own.
         nodes = {
             one.payload["flower"]["node_id"]
@@ -62,15 +62,17 @@ async def test_replicas_are_devices_like_others_and_a_rejected_one_stands_alone(
     # On leaving, SIGTERM ended both with 0, and no process, port or file is left.
 
 
-def _each_speaks_for_itself(fleet: Federation) -> None:
+async def _each_speaks_for_itself(fleet: Federation) -> None:
     """Every device wrote once that it trained in round 1: its own line, and no other's."""
-    for region, names in NAMES.items():
-        for name in names:
-            lines = [
-                one.payload["message"]
-                for one in fleet.mqtt.heard
-                if one.topic == f"{region}/devices/{name}/tasks/all/log" and one.payload
-            ]
-            assert len([line for line in lines if line.startswith("round 1: trained on")]) == 1, (name, lines)
+
+    def trained(region: str, name: str, number: int) -> int:
+        topic = f"{region}/devices/{name}/tasks/all/log"
+        said = [one.payload["message"] for one in fleet.mqtt.heard if one.topic == topic and one.payload]
+        return sum(line.startswith(f"round {number}: trained on") for line in said)
+
+    for device in ((region, name) for region, names in NAMES.items() for name in names):
+        # A round later: nothing that was said of round 1 is under way.
+        await fleet.mqtt.until(lambda device=device: trained(*device, 2) > 0, f"{device} says it of round 2")
+        assert trained(*device, 1) == 1, device
     said = fleet.devices["east"].said()
     assert "device_agent.client_app: east-4: round 1: trained on" in said

@@ -18,6 +18,8 @@ from federation import Device, Federation
 from members import command_line
 from safetensors.numpy import load_file
 
+from trellis.mqtt import BrokerSettings, MqttBus
+
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"))
@@ -27,6 +29,9 @@ DEVICES = (Device("d1", "eu-1"), Device("d2", "eu-1"), Device("d3", "us-1"))
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
     async with Federation(tmp_path_factory.mktemp("life") / "fleet", devices=DEVICES, cold=True) as started:
         yield started
+
+
+BOOKMARK = "bookmark"
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,27 @@ async def mosquitto_sub(fleet: Federation) -> AsyncIterator[list[str]]:
 
     reading = asyncio.create_task(read())
     try:
-        async with asyncio.timeout(20):
-            while not any("central/state" in line for line in lines):  # noqa: ASYNC110 - foreign output
-                await asyncio.sleep(0.05)
+        await shown(lines, "central/state")
         yield lines
     finally:
         process.terminate()
         await process.wait()
         await reading
+
+
+async def shown(lines: list[str], *topics: str) -> None:
+    """Return once a client has printed messages on all of these topics."""
+    async with asyncio.timeout(60):
+        while not set(topics) <= {parsed(line).topic for line in lines}:  # noqa: ASYNC110 - foreign output
+            await asyncio.sleep(0.05)
+
+
+async def up_to_date(fleet: Federation, lines: list[str]) -> None:
+    """Return once a client has printed all that the broker has had up to now: it sends in order."""
+    async with MqttBus(BrokerSettings(fleet.broker_url, "bookmark")) as bus:
+        await bus.wait_connected(60)
+        await bus.publish(f"trellis/v1/{BOOKMARK}", b"{}")
+    await shown(lines, BOOKMARK)
 
 
 def parsed(line: str) -> Line:
@@ -76,22 +94,6 @@ async def test_its_members_are_interpreters_that_have_imported_nothing_before(fl
 
 
 async def test_an_ordinary_client_reads_the_whole_life_of_a_task(fleet: Federation) -> None:
-    # Long enough to be seen in training: progress comes once a second.
-    train = {"rounds": 2, "local_epochs": 150}
-    async with mosquitto_sub(fleet) as lines:
-        await fleet.submit("seen", train=train, evaluate={"on": ["server", "devices"]})
-        await fleet.ended("seen")
-        for device in fleet.specs:
-            await fleet.mqtt.field(fleet.execution(device, "seen"), "state", "SUCCEEDED")
-        for region, count in (("eu-1", 2), ("us-1", 1)):
-            await fleet.mqtt.field(f"{region}/tasks/seen/status", "executions", {"SUCCEEDED": count})
-        async with mosquitto_sub(fleet) as late:
-            async with asyncio.timeout(20):
-                while not any("us-1/tasks/seen/status" in line for line in late):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
-    live, kept = [parsed(line) for line in lines], [parsed(line) for line in late]
-    assert not any(line.retained for line in live if "seen" in line.topic), "what is said now is not flagged"
-    kept = [line for line in kept if line.retained]  # the goodbyes of the task may still be under way
     everywhere = {
         "central/state",
         "central/tasks/seen/state",
@@ -108,11 +110,37 @@ async def test_an_ordinary_client_reads_the_whole_life_of_a_task(fleet: Federati
             for kind in ("state", "info", "tasks/seen/execution")
         ),
     }
+    # Long enough to be seen in training: progress comes once a second.
+    train = {"rounds": 2, "local_epochs": 150}
+    async with mosquitto_sub(fleet) as lines:
+        await fleet.submit("seen", train=train, evaluate={"on": ["server", "devices"]})
+        await fleet.ended("seen")
+        for device in fleet.specs:
+            await fleet.mqtt.field(fleet.execution(device, "seen"), "state", "SUCCEEDED")
+        for region, count in (("eu-1", 2), ("us-1", 1)):
+            await fleet.mqtt.field(f"{region}/tasks/seen/status", "executions", {"SUCCEEDED": count})
+        for topic in ("central/tasks/seen/round", "us-1/tasks/seen/round"):
+            await fleet.mqtt.until(
+                lambda topic=topic: done_in(fleet, topic) == 2, f"{topic}: round 2 is done"
+            )
+        await up_to_date(fleet, lines)
+        async with mosquitto_sub(fleet) as late:
+            await shown(late, *everywhere)
+    live, kept = [parsed(line) for line in lines], [parsed(line) for line in late]
+    live = [line for line in live if line.topic != BOOKMARK]
+    assert not any(line.retained for line in live if "seen" in line.topic), "what is said now is not flagged"
+    kept = [line for line in kept if line.retained]  # the goodbyes of the task may still be under way
     progress = {f"{device.path}/tasks/seen/progress" for device in DEVICES}
     assert everywhere <= {line.topic for line in kept}
     assert progress <= {line.topic for line in live}
     assert not progress & {line.topic for line in kept}, "progress is not retained"
     check_story(live)
+
+
+def done_in(fleet: Federation, topic: str) -> int | None:
+    """Return the round that a topic shows as done."""
+    stands = fleet.mqtt.latest.get(topic, {})
+    return stands["round"] if stands.get("phase") == "done" else None
 
 
 def check_story(live: list[Line]) -> None:

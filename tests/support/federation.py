@@ -13,13 +13,13 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gate import Gate
+from gate import Gate, Held
 from members import Finished, Ground, Machine, Member, listened, listening_ports
 from observer import Observer, retained
 from reserved_ports import ReservedPorts
@@ -29,6 +29,7 @@ from trellis.cli.fleet_keys import make_keys
 from trellis.cli.task import delivery
 from trellis.errors import TrellisError
 from trellis.http.client import ServiceClient
+from trellis.identifiers import CENTRAL
 
 START_S = 150.0
 """A machine with two cores that runs other tests as well takes a minute for twelve interpreters."""
@@ -62,14 +63,14 @@ class Federation:
         gateway_options: More options of every gateway.
         own_broker: The regions that have a broker of their own, beside the server's; those below use it, too.
         parents: The gateways that stand below another's: each region's parent.
-        gated: Put a `Gate` between the devices and the front.
+        gated: Put a `Gate` before each front, the server's and those of the regions.
         cold: Every process is an interpreter of its own from its start on; see `nursery`.
         line: What lies between devices and the rest: a bad link to the front, and another to the broker.
 
     Attributes:
         links: The two bad links, by what they lead to: `front` and `broker`; empty without `line`.
         region_brokers: The regions' own brokers.
-        fronts: The gateways' own Flower fronts, `host:port`.
+        fronts: Where devices reach the gateways' own Flower fronts, `host:port`.
     """
 
     def __init__(
@@ -92,21 +93,27 @@ class Federation:
         regions = (*(device.region for device in devices), *self._parents, *self._parents.values())
         self.regions = tuple(dict.fromkeys(regions))
         count = len(self.regions)
-        self._ports = ReservedPorts(5 + 2 * count + len(own_broker))
+        self._ports = ReservedPorts(5 + 3 * count + len(own_broker))
         broker, self.front_port, api, bad_front, bad_broker, *more = self._ports.numbers
         self.broker_url, self.server_url = _mqtt(broker), f"http://127.0.0.1:{api}"
         self.gateway_urls = {
             region: f"http://127.0.0.1:{port}"
             for region, port in zip(self.regions, more[:count], strict=True)
         }
-        fronts, more[count:] = more[count : 2 * count], more[2 * count :]
-        self.fronts = {region: f"127.0.0.1:{port}" for region, port in zip(self.regions, fronts, strict=True)}
+        fronts, doors = more[count : 2 * count], more[2 * count : 3 * count]
+        del more[count : 3 * count]
+        self._front_ports = dict(zip(self.regions, fronts, strict=True))
+        reached = zip(self.regions, doors if gated else fronts, strict=True)
+        self.fronts = {region: f"127.0.0.1:{port}" for region, port in reached}
         self.region_broker_urls = dict(zip(own_broker, map(_mqtt, more[count:]), strict=True))
         self.links: dict[str, SlowLink] = {}
         self.task_port, self._device_broker_url = self.front_port, self.broker_url
-        self._gate = Gate(bad_front, self.front_port) if gated else None
+        self._gates: dict[str, Gate] = {}
         if gated:
             self.task_port = bad_front
+            self._gates[CENTRAL] = Gate(bad_front, self.front_port)
+            for region, door in zip(self.regions, doors, strict=True):
+                self._gates[region] = Gate(door, self._front_ports[region])
         if line is not None:
             self.links = {
                 "front": SlowLink(bad_front, self.front_port, line),
@@ -151,7 +158,7 @@ class Federation:
         brokers = ("--broker", self.broker_of(region))
         parent_broker = self.broker_of(above) if above else self.broker_url
         parent = ("--parent", self.gateway_urls[above]) if above else ()
-        front = ("--front-port", self.fronts[region].rpartition(":")[2])
+        front = ("--front-port", str(self._front_ports[region]), "--front-address", self.fronts[region])
         return (
             "gateway",
             "--region",
@@ -188,9 +195,30 @@ class Federation:
 
     @property
     def gate(self) -> Gate:
-        """What stands between the devices and the front."""
-        assert self._gate is not None, "a federation has a gate if it is asked for one: gated=True"
-        return self._gate
+        """What stands between the devices and the server's front."""
+        return self.gate_of(CENTRAL)
+
+    def gate_of(self, tier: str) -> Gate:
+        """Return what stands before a tier's front."""
+        assert tier in self._gates, "a federation has gates if it is asked for them: gated=True"
+        return self._gates[tier]
+
+    def trained(self, device: str, task: str, number: int) -> int:
+        """Return how often a device has trained in a round of a task, by its log."""
+        said = self.devices[device].said().partition(f"task {task}:")[2]
+        return said.count(f"round {number}: trained on")
+
+    def hold_update(self, device: str, task: str, number: int, *, tier: str = CENTRAL) -> Held:
+        """Hold a device's update of a round before its tier's front: the round can't end without it.
+
+        Asked for before the task is submitted it is held however slow the test is.
+        """
+        # It logs that it has trained before it uploads what it has trained.
+        return self.gate_of(tier).hold(
+            self.devices[device],
+            "push-messages",
+            when=lambda: self.trained(device, task, number) > 0,
+        )
 
     @property
     def members(self) -> list[Member]:
@@ -231,8 +259,8 @@ class Federation:
         for url in self.region_broker_urls.values():  # gateways wait for theirs for five seconds
             async with Observer(url, self.check_alive) as region:
                 await region.connected(START_S)
-        if self._gate is not None:
-            await self._gate.__aenter__()
+        for gate in self._gates.values():
+            await gate.__aenter__()
         self.server.start()
         for gateway in self.gateways.values():
             gateway.start()
@@ -307,8 +335,8 @@ class Federation:
         await self.mqtt.__aexit__()
         for link in self.links.values():
             await link.__aexit__()
-        if self._gate is not None:
-            await self._gate.__aexit__()
+        for gate in self._gates.values():
+            await gate.__aexit__()
 
     def check_alive(self) -> None:
         """Fail if a process has ended by itself."""
@@ -375,6 +403,17 @@ class Federation:
         task = delivery.read_signed(self.folder / self.task(name, **options), self.keys)
         await delivery.deliver(task, self.server_url, {}, self.keys)
         return name
+
+    async def logs(self, task: str, *options: str, saying: Collection[str], within_s: float = 60.0) -> str:
+        """Return what `trellis logs` prints once it says all of `saying`: lines take a while to come."""
+        deadline = time.monotonic() + within_s
+        while True:
+            done = await self.operator("logs", task, *options)
+            assert done.code == 0, done
+            missing = [words for words in saying if words not in done.out]
+            if not missing:
+                return done.out
+            assert time.monotonic() < deadline, f"not within {within_s:g} s: {missing} in\n{done.out}"
 
     async def view(self, task: str) -> dict[str, Any]:
         """Return the server's account of a task."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import psutil
 from members import Member
@@ -29,9 +30,18 @@ _DROPPED = PlainTextResponse("dropped at the gate", status_code=503)
 class Held:
     """One request that is to be held, from the moment that it was asked for."""
 
-    def __init__(self, pid: int, call: str, count: int, *, after: str | None, answer: bool) -> None:
+    def __init__(
+        self,
+        pid: int,
+        call: str,
+        count: int,
+        *,
+        after: str | None,
+        when: Callable[[], bool] | None,
+        answer: bool,
+    ) -> None:
         self.pid, self.answer = pid, answer
-        self.call, self._count, self._after = call, count, after
+        self.call, self._count, self._after, self._when = call, count, after, when
         self._arrived, self._decided = asyncio.Event(), asyncio.Event()
         self._passes = False
 
@@ -42,8 +52,10 @@ class Held:
         if self._after is not None:
             self._after = None if call == self._after else self._after
             return False
-        self._count -= call == self.call
-        return call == self.call and self._count == 0
+        if call != self.call or (self._when is not None and not self._when()):
+            return False
+        self._count -= 1
+        return self._count == 0
 
     @property
     def is_over(self) -> bool:
@@ -93,7 +105,14 @@ class Gate:
         await self._front.aclose()
 
     def hold(
-        self, member: Member, call: str, *, after: str | None = None, count: int = 1, answer: bool = False
+        self,
+        member: Member,
+        call: str,
+        *,
+        after: str | None = None,
+        when: Callable[[], bool] | None = None,
+        count: int = 1,
+        answer: bool = False,
     ) -> Held:
         """Hold a process's next call of that name, or the one after `count - 1` others.
 
@@ -103,10 +122,11 @@ class Gate:
             member: Whose call; it must run.
             call: The last part of the path, such as `pull-messages`.
             after: Count only from when this other call has been made.
+            when: Count only calls at which this is true, asked as each comes: of what was certain before.
             count: Which of its calls from then on, the next being 1.
             answer: Let the call through and hold the answer.
         """
-        held = Held(member.pid, call, count, after=after, answer=answer)
+        held = Held(member.pid, call, count, after=after, when=when, answer=answer)
         self._held.append(held)
         return held
 

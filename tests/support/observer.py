@@ -111,8 +111,8 @@ async def retained(url: str) -> dict[str, dict[str, Any]]:
     """Return all that a broker retains, by topic below the base."""
     found: dict[str, dict[str, Any]] = {}
     async with MqttBus(BrokerSettings(url, "inventory")) as bus:
-        await bus.wait_connected(30)
-        async with bus.subscribe(f"{BASE}/#") as messages, asyncio.timeout(30):
+        await bus.wait_connected(60)
+        async with bus.subscribe(f"{BASE}/#") as messages, asyncio.timeout(60):
             # A broker sends what it retains when it is asked, and so before what comes later.
             await bus.publish(f"{BASE}/end-of-inventory", b"{}")
             async for message in messages:
