@@ -11,10 +11,11 @@ from machines import until
 from namespaces import Network, network
 from secure_federation import SecureFleet
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
-STEADY = {"rounds": 3, "local_epochs": 150}
-"""Rounds of a second or two: long enough to be in one when the cable is pulled."""
+ROUNDS = 5
+STEADY = {"rounds": ROUNDS, "local_epochs": 150}
+"""Rounds of a second or two: long enough to be in one when the cable is pulled, and enough of them."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def view(fleet: SecureFleet, task: str) -> dict[str, Any]:
 
 def in_training(fleet: SecureFleet, task: str) -> bool:
     found = view(fleet, task)
-    return len(found.get("history", ())) == 1 and "training" in {one["phase"] for one in found["devices"]}
+    return len(found.get("history", ())) >= 1 and "training" in {one["phase"] for one in found["devices"]}
 
 
 # Gateway and devices are at the edge: gone for less than the broker's patience of 30 s, and for longer.
@@ -47,16 +48,18 @@ def test_a_task_finishes_after_a_partition_has_healed(fleet: SecureFleet, away_s
     where = ("--server", fleet.server_url, "--broker", fleet.broker_url)
     posted = fleet.operator("task", "run", file, *where, "--no-watch")
     assert posted.code == 0, posted.err
-    until(lambda: in_training(fleet, task), "a device trains in round 2")
+    until(lambda: in_training(fleet, task), "a device trains in a later round")
     with fleet.network.cut():
         time.sleep(away_s)
         assert view(fleet, task)["state"] == "running"
     healed = time.monotonic()
-    done = until(lambda: (found := view(fleet, task))["state"] != "running" and found, "the end")
+    done = until(
+        lambda: (found := view(fleet, task))["state"] != "running" and found, "the end", within_s=150
+    )
     print(f"done {time.monotonic() - healed:.1f} s after a partition of {away_s:g} s")
     print([one["duration_s"] for one in done["history"]])
     until(lambda: view(fleet, task)["state"] == "succeeded", "the task has succeeded")
-    assert [one["replied"] for one in done["history"]] == [2, 2, 2]
+    assert [one["replied"] for one in done["history"]] == [2] * ROUNDS
     for device in ("d1", "d2"):
         until(
             lambda device=device: fleet.execution(task, device).get("state") == "SUCCEEDED",
