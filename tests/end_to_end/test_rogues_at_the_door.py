@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from certificates import reissue
-from machines import TRELLIS, Running
+from machines import LIMIT_S, TRELLIS, Running
 from namespaces import network
 from secure_federation import OTHER, REGION, SecureFleet
 from shipped_broker import configuration, program
 
 from trellis.loopback import free_ports
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 NOW = dt.datetime.now(dt.UTC)
 LAST_YEAR = (NOW - dt.timedelta(days=400), NOW - dt.timedelta(days=35))
@@ -55,7 +55,7 @@ def knock(fleet: SecureFleet, where: tuple[str, int], identity: Path | None) -> 
     if identity is not None:
         context.load_cert_chain(identity / "tls.crt", identity / "tls.key")
     with (
-        socket.create_connection(where, 20) as raw,
+        socket.create_connection(where, LIMIT_S) as raw,
         context.wrap_socket(raw, server_hostname=where[0]) as tls,
     ):
         tls.sendall(b"GET /healthz HTTP/1.1\r\nhost: fleet\r\nconnection: close\r\n\r\n")

@@ -19,7 +19,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from machines import until
+from machines import LIMIT_S, until
 from namespaces import network
 from paho.mqtt.enums import CallbackAPIVersion
 from secure_federation import OTHER, REGION, SecureFleet, tls_files
@@ -30,10 +30,9 @@ from trellis.keys.identity import load_signing_key
 from trellis.signing_key import SigningKey
 from trellis.tls import client_context
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 BASE = "trellis/v1"
-LIMIT_S = 30.0
 STRANGER = SigningKey.generate()
 
 
