@@ -18,6 +18,8 @@ import psutil
 import pytest
 import trained_files
 
+from trellis.processes import die_with_parent
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "FEDERATION_UNDER_MEASUREMENT"
 
@@ -31,6 +33,8 @@ def started(script: str, folder: Path, *arguments: str) -> subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A test run that dies must leave nothing behind.
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - made for this: it allocates nothing
     )
 
 
@@ -78,7 +82,7 @@ SCRIPTS = (
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_explains_itself(script: str, tmp_path: Path) -> None:
     process = started(f"{script}.py", tmp_path, "--help")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=110)
     assert process.returncode == 0, out
     assert "--json" in out
     assert f"python benchmarks/{script}.py" in out
@@ -92,7 +96,7 @@ def test_make_bench_runs_them_all_but_the_ones_that_take_long_or_take_apart() ->
 
 def test_an_unknown_federation_is_named(tmp_path: Path) -> None:
     process = started("round_overhead.py", tmp_path, "--only", "trellis,flowers")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=110)
     assert process.returncode == 2
     assert "there is no flowers; there is: flower-stock, trellis, flower-legacy" in out
 
@@ -103,7 +107,7 @@ def test_numbers_of_devices_that_are_none_are_a_usage_error(
     script: str, devices: str, tmp_path: Path
 ) -> None:
     process = started(f"{script}.py", tmp_path, "--devices", devices)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=110)
     assert process.returncode == 2, out
     due = (
         f"argument --devices: {devices!r} came, whole numbers from 1 with commas between are due, such as 2,8"
@@ -116,7 +120,7 @@ def test_a_file_for_the_rows_that_cannot_be_written_is_told_before_anything_is_m
     script: str, tmp_path: Path
 ) -> None:
     process = started(f"{script}.py", tmp_path, "--json", "none/rows.json")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=110)
     assert process.returncode == 2, out
     assert "argument --json: FILE 'none/rows.json': folder 'none' does not exist" in out
 
@@ -252,16 +256,17 @@ def test_fewer_bits_are_weighed(tmp_path: Path) -> None:
     assert all(row["ratio"] < 1 for row in found if row["quantization"] != "float32")
 
 
+@pytest.mark.timeout(300)
 def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path) -> None:
     process = started("recovery.py", tmp_path, "--devices", "1")
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(residue(tmp_path)) < 4:  # its folder, the broker, and two more
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             assert time.monotonic() < deadline, residue(tmp_path)
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             process.kill()  # its processes end with it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import time
@@ -30,26 +31,28 @@ def runtimes() -> None:
     subprocess.run(["make", "--silent", "runtimes"], cwd=ROOT, check=True, timeout=900)
 
 
-def trainers(ground: Ground) -> dict[str, list[psutil.Process]]:
-    """Return the devices that run, by the environment whose Python they are."""
-    found: dict[str, list[psutil.Process]] = {backend: [] for backend in BACKENDS}
+def look(ground: Ground, seen: dict[str, set[str]]) -> None:
+    """Note in `seen` the libraries of other runtimes that each backend's devices have in memory now.
+
+    A device is told by the environment whose Python it is.
+    """
     for process in ground.processes():
-        words = process.cmdline()
-        for backend in BACKENDS:
-            if words[:1] == [str(ROOT / ".runtimes" / backend / "bin" / "python")]:
-                found[backend].append(process)
-    return found
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended meanwhile
+            words = process.cmdline()
+            for backend in BACKENDS:
+                if words[:1] == [str(ROOT / ".runtimes" / backend / "bin" / "python")]:
+                    seen.setdefault(backend, set()).update(foreign(backend, process))
 
 
 def foreign(backend: str, process: psutil.Process) -> list[str]:
     """Return the libraries of other runtimes that a device has in memory."""
     maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
     files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if line.count("/")}
-    return sorted(file for file in files if any(f"/{name}/" in file for name in FOREIGN.get(backend, ())))
+    return [file for file in files if any(f"/{name}/" in file for name in FOREIGN.get(backend, ()))]
 
 
 async def play(folder: Path, *options: str, backends: tuple[str, ...]) -> dict[str, Any]:
-    """Run a demo to its end and return its summary; its devices are looked at while it trains."""
+    """Run a demo to its end and return its summary; its devices are looked at for as long as it runs."""
     ground = Ground(folder)
     out = ground.logs / "demo.log"
     with out.open("wb") as log:
@@ -57,14 +60,14 @@ async def play(folder: Path, *options: str, backends: tuple[str, ...]) -> dict[s
         process = ground.spawn(*arguments, out=log.fileno(), err=log.fileno())
     try:
         deadline = time.monotonic() + WITHIN_S
-        while "demo: round 1 of" not in out.read_text() and process.poll() is None:
-            assert time.monotonic() < deadline, "the demo does not begin its first round"
-            await asyncio.sleep(0.1)
-        running = trainers(ground)
-        assert {backend for backend, devices in running.items() if devices} == set(backends)
-        for backend, devices in running.items():
-            assert [foreign(backend, device) for device in devices] == [[]] * len(devices)
-        assert await asyncio.to_thread(process.wait, WITHIN_S) == 0
+        seen: dict[str, set[str]] = {}
+        while process.poll() is None:
+            assert time.monotonic() < deadline, f"the demo runs after {WITHIN_S:g} s"
+            look(ground, seen)
+            await asyncio.sleep(0.25)
+        assert process.returncode == 0
+        assert "demo: round 1 of" in out.read_text()
+        assert seen == {backend: set() for backend in backends}
         print(out.read_text()[-1200:])
     except BaseException as error:
         error.add_note(out.read_text()[-4000:])
