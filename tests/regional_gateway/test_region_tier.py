@@ -66,6 +66,9 @@ async def test_a_regions_task_from_its_posting_to_its_end(
         above = {"address": "127.0.0.1:8000", "ca": None, "cert": None, "key": None}
         assert (brief["region"], brief["above"] | above) == ("eu-1", brief["above"])
 
+        node = world.folder / "eu-1/tasks/digits/flower"
+        node.mkdir()  # where a real app keeps its node's key
+
         await seen.publish(CENTRAL_ROUND, say.round(1))
         await wait_until(lambda: is_in(seen, ExecutionState.IN_PROGRESS, Phase.UPLOADED))
         said = shown(seen)
@@ -83,7 +86,7 @@ async def test_a_regions_task_from_its_posting_to_its_end(
         await wait_until(lambda: is_in(seen, ExecutionState.SUCCEEDED))
         await wait_until(world.superlinks[0].died.is_set)
         assert len(world.superlinks[0].runs) == 1
-        await wait_until(lambda: not (world.folder / "eu-1/tasks/digits/flower").exists())
+        await wait_until(lambda: not node.exists())
 
 
 async def test_a_gateway_that_comes_back_goes_on_as_the_same_node(
