@@ -63,6 +63,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # What the gradients of the kernels take is then still in the cache: not all of them come last.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     # Between two steps the optimiser works in numpy: threads that spin would take the cores from it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A plan of all memory is made for every number of samples, and each takes a block of its own.

@@ -10,7 +10,7 @@ from onnxscript.rewriter import pattern
 
 def rewrite(model: onnx_ir.Model) -> None:
     """Say in the model what can be said at once."""
-    pattern.RewriteRuleSet([_HARD_SIGMOID, _SUM_OF_SQUARES]).apply_to_model(model)
+    pattern.RewriteRuleSet([_HARD_SIGMOID]).apply_to_model(model)
 
 
 def _clipped_sum(op: Any, x: Any) -> Any:
@@ -21,14 +21,4 @@ def _hard_sigmoid(op: Any, x: Any) -> Any:
     return op.HardSigmoid(x, alpha=1.0, beta=1.0)
 
 
-def _squares_summed(op: Any, x: Any, axes: Any) -> Any:
-    return op.ReduceSum(op.Mul(x, x), axes, _outputs=["total"])
-
-
-def _sum_of_squares(op: Any, x: Any, axes: Any, total: Any) -> Any:
-    keepdims = total.producer().attributes.get_int("keepdims", 1)
-    return op.ReduceSumSquare(x, axes, keepdims=keepdims)
-
-
 _HARD_SIGMOID = pattern.RewriteRule(_clipped_sum, _hard_sigmoid)
-_SUM_OF_SQUARES = pattern.RewriteRule(_squares_summed, _sum_of_squares)

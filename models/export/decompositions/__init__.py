@@ -33,7 +33,9 @@ def table(runtime: Runtime) -> Table:
     )
     if runtime == "onnx":
         chosen[_aten.threshold_backward.default] = activation.relu_backward
-    chosen[_aten.elu_backward.default] = activation.elu_backward
+        chosen[_aten.elu.default] = activation.elu
+        chosen[_aten.convolution.default] = convolution.forward
+    chosen[_aten.elu_backward.default] = partial(activation.elu_backward, runtime=runtime)
     chosen[_aten.embedding_dense_backward.default] = embedding.backward
     return chosen
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from models.export.decompositions.geometry import Pair
+from models.export.decompositions.geometry import Pair, pad_or_crop
 
 _convolution = torch.ops.aten.convolution.default
 
@@ -24,13 +24,18 @@ def by_kernel(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    missing: Pair,
 ) -> torch.Tensor:
-    """Return the gradient by the kernels: (out, in / groups, height, width)."""
+    """Return the gradient by the kernels: (out, in / groups, height, width).
+
+    Args:
+        missing: How many rows and columns at the end of x, padding included, no window reached.
+    """
     if kernel == (1, 1) and padding == (0, 0):
         return _by_single_pixels(gradient, x, stride, groups)
     if x.shape[1] == groups:
-        return _by_rows(gradient, x, kernel, stride, padding, dilation)
-    return _by_pixels_of_channels(gradient, x, kernel, stride, padding, dilation, groups)
+        return _by_rows(gradient, x, kernel, stride, padding, dilation, missing[0])
+    return _by_pixels_of_channels(gradient, x, kernel, stride, padding, dilation, groups, missing)
 
 
 def _by_single_pixels(gradient: torch.Tensor, x: torch.Tensor, stride: Pair, groups: int) -> torch.Tensor:
@@ -51,6 +56,7 @@ def _by_pixels_of_channels(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    missing: Pair,
 ) -> torch.Tensor:
     """Lay the channels of each pixel side by side: the result's rows are longer by them."""
     batch, channels, height, width = x.shape
@@ -58,25 +64,35 @@ def _by_pixels_of_channels(
     # Moved about in few axes: ONNX Runtime is slow at more.
     grouped = x.reshape(batch, groups, channels // groups * height * width).transpose(0, 1)
     laid = grouped.reshape(groups * batch, inputs, height * width).transpose(1, 2)
-    found: torch.Tensor = _convolution(
+    met, due = _reached(
         laid.reshape(1, groups * batch, height, width * inputs),
+        (padding[0], padding[1] * inputs),
+        (missing[0], missing[1] * inputs),
+    )
+    found: torch.Tensor = _convolution(
+        met,
         gradient.transpose(0, 1),
         None,
         [dilation[0], 1],
-        [padding[0], padding[1] * inputs],
+        due,
         [stride[0], stride[1] * inputs],
         False,
         [0, 0],
         groups,
     )
     reach = (kernel[1] - 1) * dilation[1] + 1
-    # Rows and columns that no window reached make the result larger than the kernel.
-    kept = found[0, :, : kernel[0], : reach * inputs].reshape(-1, kernel[0], reach, inputs)
+    kept = found[0].reshape(-1, kernel[0], reach, inputs)
     return kept[:, :, :: dilation[1]].permute(0, 3, 1, 2).contiguous()
 
 
 def _by_rows(
-    gradient: torch.Tensor, x: torch.Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    missing: int,
 ) -> torch.Tensor:
     """Where every channel has its own kernels: sum over the rows for all pairs of columns, and keep some.
 
@@ -86,18 +102,20 @@ def _by_rows(
     outputs, rows, columns = gradient.shape[1:]
     # In two steps: ONNX Runtime is slow at moving both axes at once.
     turned = gradient.transpose(0, 1).reshape(outputs, batch * rows, columns).transpose(1, 2)
+    whole = x.transpose(0, 1).reshape(1, channels * batch, height, width)
+    met, due = _reached(whole, (padding[0], 0), (missing, 0))
     found: torch.Tensor = _convolution(
-        x.transpose(0, 1).reshape(1, channels * batch, height, width),
+        met,
         turned.reshape(outputs * columns, batch, rows, 1),
         None,
         [dilation[0], 1],
-        [padding[0], 0],
+        due,
         [stride[0], 1],
         False,
         [0, 0],
         channels,
     )
-    pairs = found[0, :, : kernel[0]].reshape(outputs, columns, kernel[0], width).transpose(1, 2)
+    pairs = found[0].reshape(outputs, columns, kernel[0], width).transpose(1, 2)
     reach = (kernel[1] - 1) * dilation[1] + 1
     length = max(padding[1] + width, (columns - 1) * stride[1] + reach)
     pairs = torch.nn.functional.pad(pairs, (padding[1], length - padding[1] - width))
@@ -105,5 +123,16 @@ def _by_rows(
     flat = torch.nn.functional.pad(
         pairs.reshape(outputs, kernel[0], columns * length), (0, columns * stride[1])
     )
-    met = flat.reshape(outputs, kernel[0], columns, length + stride[1])[..., : reach : dilation[1]]
-    return met.sum(2).unsqueeze(1)
+    kept = flat.reshape(outputs, kernel[0], columns, length + stride[1])[..., : reach : dilation[1]]
+    return kept.sum(2).unsqueeze(1)
+
+
+def _reached(x: torch.Tensor, padding: Pair, missing: Pair) -> tuple[torch.Tensor, Pair]:
+    """Return x without what no window reached, and the padding that is then due.
+
+    Left in, it makes the result larger than the kernel: 4×4 for 3×3, where the stride is 2.
+    """
+    if missing == (0, 0):
+        return x, padding
+    right, bottom = padding[1] - missing[1], padding[0] - missing[0]
+    return pad_or_crop(x, left=padding[1], right=right, top=padding[0], bottom=bottom), (0, 0)

@@ -84,10 +84,12 @@ def _moved(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, runtime: R
     """
     if runtime == "tflite":
         return x * scale.unsqueeze(2) + shift.unsqueeze(2)
-    ones = torch.ones_like(scale).flatten()
-    row = x.reshape(1, scale.shape[0] * scale.shape[1], x.shape[2])
+    rows = scale.shape[0] * scale.shape[1]
+    # Of a size alone, so that all layers of as many channels share them.
+    zeros, ones = torch.zeros(rows, dtype=x.dtype), torch.ones(rows, dtype=x.dtype)
+    row = x.reshape(1, rows, x.shape[2])
     moved = torch.ops.aten._native_batch_norm_legit_no_training.default(
-        row, scale.flatten(), shift.flatten(), torch.zeros_like(ones), ones, 0.1, 0.0
+        row, scale.flatten(), shift.flatten(), zeros, ones, 0.1, 0.0
     )
     result: torch.Tensor = moved[0]
     return result.reshape(x.shape)
@@ -96,8 +98,10 @@ def _moved(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, runtime: R
 def _scale(rstd: torch.Tensor, weight: torch.Tensor | None, channels: int) -> torch.Tensor:
     """Return what every channel is multiplied by: (batch, channels)."""
     batch, groups = rstd.shape
-    spread = rstd.unsqueeze(2).expand(batch, groups, channels // groups)
-    if weight is not None:
+    spread = rstd.unsqueeze(2)
+    if weight is None:
+        spread = spread.expand(batch, groups, channels // groups)
+    else:
         spread = spread * weight.reshape(1, groups, -1)
     return spread.reshape(batch, channels)
 

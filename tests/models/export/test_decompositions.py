@@ -58,6 +58,10 @@ CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
         lambda: [nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding=(2, 1))],
     ),
     "dilation": ((2, 9, 9), lambda: [nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 3, padding=1, dilation=2)]),
+    "to fewer channels, dilated": (
+        (3, 8, 7),
+        lambda: [nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, (3, 2), padding=(1, 0), dilation=(2, 1))],
+    ),
     "groups": ((4, 6, 6), lambda: [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, groups=2, stride=2)]),
     "depthwise, after another": (
         (2, 7, 7),
