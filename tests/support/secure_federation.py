@@ -245,7 +245,7 @@ class SecureFleet:
     def operator_http(self) -> Iterator[httpx.Client]:
         """Plain HTTP with the operator's certificate, below what our own client would refuse to send."""
         with httpx.Client(
-            verify=client_context(tls_files(self.keys / "operator")), trust_env=False, timeout=20
+            verify=client_context(tls_files(self.keys / "operator")), trust_env=False, timeout=60
         ) as http:
             yield http
 
