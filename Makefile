@@ -10,6 +10,9 @@ WORKERS ?= -n 3 --dist loadfile
 # What devices run on: one environment each, that holds its extra of this checkout and nothing else.
 RUNTIMES := torch onnx tflite
 
+# What is compiled where it is imported is kept: tests start hundreds of interpreters.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install runtimes demo test test-long check format bench clean
 
 install: .venv/installed

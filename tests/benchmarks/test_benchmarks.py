@@ -133,6 +133,7 @@ def test_front_is_timed(tmp_path: Path) -> None:
     assert all(row["direct_ms_median"] > 0 and row["front_ms_median"] > 0 for row in found)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_rounds_of_trellis_and_of_the_legacy_server_are_timed(tmp_path: Path) -> None:
     found = rows(
