@@ -25,6 +25,7 @@ install: .venv/installed
 
 runtimes: $(RUNTIMES:%=.runtimes/%/installed)
 
+# Not compiled ahead either, as above.
 .runtimes/%/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .runtimes/$*
 	.runtimes/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
@@ -32,6 +33,9 @@ runtimes: $(RUNTIMES:%=.runtimes/%/installed)
 
 demo: install
 	$(BIN)/trellis demo $(DEMO)
+
+# Each worker calculates on one thread: together they have the processors, and threads that wait would spin.
+test test-long: export OMP_NUM_THREADS = 1
 
 test: install runtimes
 	$(BIN)/python -m pytest -m 'not long' $(WORKERS) $(TESTS)

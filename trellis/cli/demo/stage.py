@@ -25,7 +25,7 @@ from trellis.cli.task import delivery
 from trellis.cli.task.following import Ending, Source, ending_of
 from trellis.cli.watching.command import filters, open_bus
 from trellis.cli.watching.follower import Follower
-from trellis.cli.watching.picture import Picture
+from trellis.cli.watching.picture import DeviceView, Picture
 from trellis.cli.watching.screen import Screen
 from trellis.errors import TrellisError, Unavailable
 from trellis.loopback import free_ports
@@ -34,6 +34,7 @@ from trellis.topics import Topics
 
 START_S = 90.0
 GOODBYE_S = 30.0
+"""For what devices say of the end: on a busy machine each needs seconds. Who has died is not waited for."""
 EVALUATE_S = 120.0
 
 T = TypeVar("T")
@@ -169,19 +170,22 @@ class Stage:
         return all(state is not None and state.state is Presence.ONLINE for state in states)
 
     async def _devices_ended(self, follower: Follower) -> Picture:
-        # The end reaches devices through their gateway: the summary waits a little for what they make of it.
+        # The end reaches devices through their gateway: the summary waits for what they make of it.
         with contextlib.suppress(TimeoutError):
             return await follower.until(self._all_ended, timeout_s=GOODBYE_S)
         return follower.picture
 
     def _all_ended(self, picture: Picture) -> bool:
-        executions = [
-            picture.devices[key].executions.get(self._task.task)
-            for device in self._plan.devices
-            if (key := (device.region, device.name)) in picture.devices
-        ]
-        ended = [one for one in executions if one is not None and one.state.ended]
-        return len(ended) == len(self._plan.devices)
+        return all(
+            self._is_done(picture.devices.get((device.region, device.name))) for device in self._plan.devices
+        )
+
+    def _is_done(self, device: DeviceView | None) -> bool:
+        if device is None:
+            return False
+        is_gone = device.state is not None and device.state.state is Presence.OFFLINE
+        execution = device.executions.get(self._task.task)
+        return is_gone or (execution is not None and execution.state.ended)
 
     async def _fetch_model(self) -> Path:
         model = self._result / "model.safetensors"
