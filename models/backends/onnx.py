@@ -63,7 +63,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # What the gradients of the kernels take is then still in the cache: not all of them come last.
+    # In its default order all gradients by kernels come last, when their inputs have left the cache.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     # Between two steps the optimiser works in numpy: threads that spin would take the cores from it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -10,7 +10,6 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
-from models.export import faster
 from models.export.faults import unsupported_operator
 from models.export.graph import Graph, has_batch
 from models.manifest import METADATA_KEY, Manifest, Program, mask_role
@@ -50,7 +49,6 @@ def convert(model: str, graph: Graph) -> bytes:
     fold_constants(program.model)
     RemoveUnusedNodesPass()(program.model)
     program.optimize()
-    faster.rewrite(program.model)
     content: bytes = program.model_proto.SerializeToString()
     return content
 

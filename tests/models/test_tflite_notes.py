@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,27 @@ def first_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tflite.TfliteR
 
 
 def open_files() -> set[tuple[str, str]]:
-    """Return what stands behind each descriptor; others' may be closed at any time, by a collection."""
+    """Return what stands behind each descriptor."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             found.add((name, str(Path("/proc/self/fd", name).readlink())))
     return found
+
+
+@contextlib.contextmanager
+def no_file_opened_or_closed() -> Iterator[None]:
+    """Assert that the same files are open afterwards; no collection closes others' meanwhile."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        before = open_files()
+        yield
+        assert open_files() == before
+    finally:
+        if collects:
+            gc.enable()
 
 
 def test_without_a_place_for_temporary_files_no_run_leaves_a_file_open_and_one_tries(
@@ -52,19 +69,17 @@ def test_without_a_place_for_temporary_files_no_run_leaves_a_file_open_and_one_t
 
     monkeypatch.setattr(tempfile, "TemporaryFile", tried)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    before = open_files()
-    for _ in range(5):
-        first_run.run("eval", {})
-    assert open_files() <= before
+    with no_file_opened_or_closed():
+        for _ in range(5):
+            first_run.run("eval", {})
     assert len(tries) == 1
 
 
 def test_after_the_first_run_stderr_is_what_it_was_and_has_what_is_no_note(
     first_run: tflite.TfliteRuntime, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = open_files()
-    first_run.run("eval", {})
-    assert capfd.readouterr().err == "ERROR: something\n"
-    first_run.run("eval", {})
-    assert capfd.readouterr().err.startswith("INFO: ")  # nobody holds it up any more
-    assert open_files() <= before
+    with no_file_opened_or_closed():
+        first_run.run("eval", {})
+        assert capfd.readouterr().err == "ERROR: something\n"
+        first_run.run("eval", {})
+        assert capfd.readouterr().err.startswith("INFO: ")  # nobody holds it up any more

@@ -12,9 +12,9 @@ from models.manifest import Runtime
 def elu(x: torch.Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any:
     """Return ELU: the input above zero, its exponential less 1 below.
 
-    Four passes that take half of the time of ONNX Runtime's one, whose exponential is no vector's; and the
-    exponential is the gradient, which is then there for one product. SELU, and other steepness than 1, are
-    left to PyTorch.
+    Four passes that take half of the time of ONNX Runtime's one, which computes its exponential one element
+    at a time; and the exponential is the gradient, which is then there for one product. SELU, and other
+    steepness than 1, are left to PyTorch.
     """
     if (alpha, scale, input_scale) != (1, 1, 1):
         return NotImplemented

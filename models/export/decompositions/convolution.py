@@ -65,7 +65,7 @@ def forward(
     ONNX Runtime multiplies first, and moves then about as many numbers as come out, not as go in, which it
     does in three quarters of the time. All others stay as they are.
     """
-    # What a gradient by the kernels is convolved with has the samples, of any number, for channels.
+    # A gradient by the kernels comes here too, with the samples, any number of them, as channels.
     sizes = [size for size in weight.shape if isinstance(size, int)]
     if transposed or groups != 1 or set(stride) != {1} or len(sizes) != 4 or x.dim() != 4:
         return NotImplemented

@@ -85,7 +85,7 @@ def _moved(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, runtime: R
     if runtime == "tflite":
         return x * scale.unsqueeze(2) + shift.unsqueeze(2)
     rows = scale.shape[0] * scale.shape[1]
-    # Of a size alone, so that all layers of as many channels share them.
+    # They depend on the number of rows only, so that all layers of as many channels share them.
     zeros, ones = torch.zeros(rows, dtype=x.dtype), torch.ones(rows, dtype=x.dtype)
     row = x.reshape(1, rows, x.shape[2])
     moved = torch.ops.aten._native_batch_norm_legit_no_training.default(

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
     ),
     "groups": ((4, 6, 6), lambda: [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, groups=2, stride=2)]),
     "depthwise, after another": (
-        (2, 7, 7),
+        (2, 8, 8),
         lambda: [nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4, stride=2, padding=1)],
     ),
     "two for each channel, dilated": (
@@ -92,6 +92,7 @@ CASES: dict[str, tuple[tuple[int, ...], Layers]] = {
         (2, 5, 5),
         lambda: [nn.Conv2d(2, 3, 3), nn.ELU(), nn.Linear(3, 4), nn.SELU(), nn.Linear(4, 4), nn.ELU(0.5)],
     ),
+    "elu in place": ((2, 5, 5), lambda: [nn.Conv2d(2, 3, 3), nn.ELU(inplace=True)]),
     "dropout": ((2, 6, 6), lambda: [nn.Conv2d(2, 3, 3), nn.Dropout2d(0.4), nn.Flatten(), nn.Dropout(0.2)]),
     "gelu and tanh": ((6,), lambda: [nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4), nn.Tanh()]),
     "lstm": ((1, 4, 3), lambda: [LastState(nn.LSTM(3, 5, batch_first=True))]),
