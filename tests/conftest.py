@@ -41,7 +41,10 @@ class OneWorkerWithoutFederations(LoadFileScheduling):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker ports of its own: two that look for free ones at one time may find the same."""
+    """Give each worker ports of its own: two that look for free ones at one time may find the same.
+
+    The processes that a worker starts look among all: what a test must find free again is a `ReservedPorts`.
+    """
     worker: dict[str, Any] | None = getattr(config, "workerinput", None)
     if worker is not None:
         number = int(worker["workerid"].removeprefix("gw"))

@@ -30,10 +30,11 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         Unavailable: There are not so many.
     """
     found: list[int] = []
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(found) == count:
             break
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             found.append(port)
     if len(found) < count:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
+from reserved_ports import ReservedPorts
 
 from trellis.errors import Unavailable
-from trellis.loopback import free_ports
 from trellis.mqtt import BrokerSettings, Bus, BusMessage, MemoryBroker, MqttBus
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import Listener, amqtt_command, find_mosquitto
@@ -161,7 +161,8 @@ class BrokerRig:
         self.kind = kind
         self._folder = folder
         self._wires: dict[str, Wire] = {}
-        (self._port,) = free_ports(1)  # of those that nobody is given while it is down
+        self._reserved = ReservedPorts(1)  # nobody is given it while the broker is down
+        (self._port,) = self._reserved.numbers
         self.broker = EmbeddedBroker(port=self._port, state_dir=folder, prefer=kind)
 
     async def __aenter__(self) -> BrokerRig:
@@ -172,6 +173,7 @@ class BrokerRig:
         for wire in self._wires.values():
             await wire.__aexit__()
         await self.broker.__aexit__()
+        self._reserved.release()
 
     async def wire(self, client_id: str) -> Wire:
         if client_id not in self._wires:

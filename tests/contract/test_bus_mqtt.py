@@ -21,7 +21,6 @@ from cryptography.x509.oid import NameOID
 
 from tests.contract.bus_fixtures import WAIT_S, BrokerRig, missing, take, take_until, until
 from trellis.errors import ConfigError, Refused, Unavailable
-from trellis.loopback import free_ports
 from trellis.mqtt import BrokerSettings, BusMessage, MqttBus, Publication, TlsFiles
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
@@ -271,9 +270,7 @@ async def test_with_the_right_ca_each_client_is_who_its_certificate_says(
         missing("mosquitto is not installed")
     acl = tmp_path / "acl"
     acl.write_text("pattern write t/%u\nuser watcher\ntopic read t/#\n", encoding="utf-8")
-    broker = EmbeddedBroker(
-        port=free_ports(1)[0], state_dir=tmp_path / "b", tls=authority.issue("broker"), acl=acl
-    )
+    broker = EmbeddedBroker(port=0, state_dir=tmp_path / "b", tls=authority.issue("broker"), acl=acl)
     async with broker, tls_bus(broker, authority.issue("watcher"), "watcher") as watcher:
         assert broker.url.startswith("mqtts://")
         async with tls_bus(broker, authority.issue("cam")) as cam, watcher.subscribe("t/#") as got:
@@ -291,9 +288,7 @@ async def test_a_broker_of_another_ca_is_a_permanent_error_within_seconds(
         missing("mosquitto is not installed")
     stranger = Authority(tmp_path / "stranger")
     async with (
-        EmbeddedBroker(
-            port=free_ports(1)[0], state_dir=tmp_path / "b", tls=authority.issue("broker")
-        ) as broker,
+        EmbeddedBroker(port=0, state_dir=tmp_path / "b", tls=authority.issue("broker")) as broker,
         tls_bus(broker, stranger.issue("cam")) as bus,
     ):
         with pytest.raises(ConfigError, match=r"tls.ca.*does not pass"):
@@ -309,9 +304,7 @@ async def test_a_certificate_that_the_broker_does_not_know_is_refused(
     own = Authority(tmp_path / "stranger").issue("cam")
     files = TlsFiles(authority.ca, own.cert, own.key)
     async with (
-        EmbeddedBroker(
-            port=free_ports(1)[0], state_dir=tmp_path / "b", tls=authority.issue("broker")
-        ) as broker,
+        EmbeddedBroker(port=0, state_dir=tmp_path / "b", tls=authority.issue("broker")) as broker,
         tls_bus(broker, files) as bus,
     ):
         with pytest.raises(Refused, match="does not accept our certificate"):
@@ -326,7 +319,7 @@ async def test_a_certificate_for_another_host_is_a_permanent_error(
         missing("mosquitto is not installed")
     tls = authority.issue("broker", address="127.0.0.2")
     async with (
-        EmbeddedBroker(port=free_ports(1)[0], state_dir=tmp_path / "b", tls=tls) as broker,
+        EmbeddedBroker(port=0, state_dir=tmp_path / "b", tls=tls) as broker,
         tls_bus(broker, authority.issue("cam")) as bus,
     ):
         with pytest.raises(ConfigError, match="IP address mismatch"):

@@ -22,13 +22,13 @@ import pytest_asyncio
 from flower_parts import ScriptedApp, scripted_app
 from flwr.app import Error, Message
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from reserved_ports import ReservedPorts
 
 from trellis.errors import Refused, Unavailable
 from trellis.flower.front import FleetFront
 from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
-from trellis.loopback import free_ports
 from trellis.tensors import unpack_arrays
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -309,8 +309,12 @@ async def test_the_node_key_is_readable_by_its_owner_only(federation: Federation
     await asyncio.to_thread(link.close, deactivate=True)
 
 
-async def test_a_superlink_started_anew_takes_the_device_as_a_new_node(tmp_path: Path) -> None:
-    (port,) = free_ports(1)  # nobody is given it while the SuperLink is away
+async def test_a_superlink_started_anew_takes_the_device_as_a_new_node(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    reserved = ReservedPorts(1)  # nobody is given it while the SuperLink is away
+    request.addfinalizer(reserved.release)
+    (port,) = reserved.numbers
     link: FlowerLink | None = None
     nodes = []
     for _ in range(2):

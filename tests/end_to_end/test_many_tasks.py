@@ -31,7 +31,7 @@ FOR_THREE: dict[str, Any] = {"participants": {"minimum": 3}, "data": {"min_sampl
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    made = Federation(tmp_path_factory.mktemp("many") / "fleet", devices=DEVICES)
+    made = Federation(tmp_path_factory.mktemp("many") / "fleet", devices=DEVICES, gated=True)
     rng = np.random.default_rng(7)
     np.savez(
         made.folder / "wide.npz",
@@ -67,12 +67,14 @@ async def test_a_device_whose_data_does_not_fit_says_why_and_the_others_go_on(fl
 
 
 async def test_tasks_that_want_the_same_devices_queue_and_all_succeed(fleet: Federation) -> None:
-    busy = {"rounds": 2, "local_epochs": 100}
-    await fleet.submit("first", train=busy, **FOR_THREE)
-    await fleet.mqtt.once(fleet.execution("d1", "first"), "state", "IN_PROGRESS")
+    held = fleet.hold_update("d1", "first", 1)
+    await fleet.submit("first", **FOR_THREE)
+    for device in FIT:
+        await fleet.mqtt.once(fleet.execution(device, "first"), "state", "IN_PROGRESS")
     await fleet.submit("second", train={"rounds": 1}, **FOR_THREE)
     for device in FIT:
         await fleet.mqtt.once(fleet.execution(device, "second"), "state", "QUEUED")
+    held.release()
     await fleet.ended("first")
     await fleet.ended("second")
     for device in FIT:

@@ -18,12 +18,18 @@ def test_free_ports_are_different_and_none_that_an_outgoing_connection_may_get()
     assert max(found) < first
 
 
-def test_a_port_that_somebody_has_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    (port,) = free_ports(1)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_somebody_has_is_not_free(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no {host}: {error}")
+    (port,) = free_ports(1, host)
     monkeypatch.setattr("trellis.loopback._PORTS", range(port, port + 1))
-    assert free_ports(1) == [port]
+    assert free_ports(1, host) == [port]
     with (
-        socket.create_server(("127.0.0.1", port)),
+        socket.create_server((host, port), family=family),
         pytest.raises(Unavailable, match=f"no 1 free ports from {port}"),
     ):
-        free_ports(1)
+        free_ports(1, host)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from trellis.errors import ConfigError, Fault, Unavailable
+from trellis.loopback import free_ports
 from trellis.mqtt.broker_programs import (
     INSTALL_HINT,
     Listener,
@@ -155,7 +156,8 @@ class EmbeddedBroker:
                 )
                 remedy = "stop that, or choose another port"
                 raise ConfigError("embedded broker", [Fault("port", problem, remedy)]) from error
-            self._listener = replace(self._listener, port=probe.getsockname()[1])
+        if port == 0:  # the kernel's choice would be of those that an outgoing connection may take
+            self._listener = replace(self._listener, port=free_ports(1, host)[0])
 
     async def _start(self, command: list[str]) -> None:
         with self.log.open("ab") as log:

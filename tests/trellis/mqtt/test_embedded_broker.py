@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -64,6 +65,17 @@ async def test_it_answers_once_entered_and_is_gone_once_left(tmp_path: Path) -> 
     await gone(pid)
     assert "trellis-probe" in (tmp_path / "broker.log").read_text(encoding="utf-8")
     assert not (tmp_path / "broker.pid").exists()
+
+
+async def test_the_port_it_takes_for_0_is_none_that_an_outgoing_connection_may_get(tmp_path: Path) -> None:
+    async with EmbeddedBroker(port=0, state_dir=tmp_path) as broker:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        assert (urlsplit(broker.url).port or first) < first
+
+
+async def test_an_address_that_is_not_of_this_machine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:0: Cannot assign"):
+        await EmbeddedBroker("192.0.2.1", 0, state_dir=tmp_path, tls=FILES).__aenter__()
 
 
 async def test_a_taken_port_is_named_with_its_owner(tmp_path: Path) -> None:
