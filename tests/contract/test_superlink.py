@@ -117,7 +117,7 @@ async def test_the_superlink_ends_with_its_service(tmp_path: Path) -> None:
 async def test_the_death_of_the_superlink_is_noticed(tmp_path: Path) -> None:
     async with SuperLink(folder=tmp_path) as superlink:
         os.kill(superlink.pid, signal.SIGKILL)
-        assert await asyncio.wait_for(superlink.wait_ended(), 60) == -signal.SIGKILL
+        assert await asyncio.wait_for(superlink.wait_ended(), 20) == -signal.SIGKILL
         assert not superlink.alive
 
 

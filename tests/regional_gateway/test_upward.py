@@ -37,8 +37,9 @@ async def test_after_each_connect_devices_have_the_whole_time_to_come_back(monke
     upward.forget_presence()
     clearing = asyncio.create_task(upward.clear_lost(cast(Outlet, above), connected))
     connected.set()
-    while connected.is_set():  # noqa: ASYNC110 - it has seen that, and counts from then
-        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        while connected.is_set():  # noqa: ASYNC110 - it has seen that, and counts from then
+            await asyncio.sleep(0)
     monkeypatch.setattr("regional_gateway.upward.RETURN_S", 0.5)
     connected.set()
     second = time.monotonic()

@@ -134,24 +134,30 @@ async def test_what_could_not_be_said_is_raised_before_anything_else_is(
         await asyncio.to_thread(channel.report, StateReport(state=TaskState.RUNNING))
 
 
-async def test_waiting_ends_as_soon_as_the_fleet_changes(service: Service) -> None:
+async def test_waiting_ends_as_soon_as_the_fleet_changes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "_POLL_S", 600.0)
     device = FleetDevice(region="eu-1", device="cam-7", online=True)
     with ServiceChannel("mnist", service.environment) as channel:
         await asyncio.to_thread(channel.hello, 1)
         assert (await asyncio.to_thread(channel.wait, 0, 60.0)).version == 1
         waiting = asyncio.create_task(asyncio.to_thread(channel.wait, 1, 60.0))
         service.show(FleetView(version=2, devices=(device,)))
-        view = await asyncio.wait_for(waiting, 30)
+        view = await asyncio.wait_for(waiting, 15)  # its client gives a poll up after 20 s
         assert (view.version, view.devices) == (2, (device,))
 
 
-async def test_waiting_ends_at_its_deadline_with_the_present_view(service: Service) -> None:
+async def test_waiting_ends_at_its_deadline_with_the_present_view(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "_POLL_S", 600.0)
     with ServiceChannel("mnist", service.environment) as channel:
         await asyncio.to_thread(channel.hello, 1)
         await asyncio.to_thread(channel.wait, 0, 60.0)
         started = time.monotonic()
         assert (await asyncio.to_thread(channel.wait, 5, 0.2)).version == 1
-        assert 0.15 < time.monotonic() - started < 30
+        assert 0.15 < time.monotonic() - started < 15
 
 
 async def test_a_service_that_is_gone_ends_the_waiting(

@@ -41,7 +41,7 @@ class AwayLink:
             return self.news.wait_for(lambda: len(self.tried) >= times, within_s)
 
 
-class Held(Halt):
+class HeldHalt(Halt):
     """Its fourth wait for news ends by news alone."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Unheard:
 
 
 def test_an_announcement_ends_the_wait_for_a_server_that_was_away() -> None:
-    link, halt = AwayLink(), Held()
+    link, halt = AwayLink(), HeldHalt()
     pace = Pace(retry_s=0.2, retry_most_s=600.0)
     loop = LinkLoop(link, lambda message, _: message, events=Unheard(), halt=halt, pace=pace)
     thread = threading.Thread(target=loop.run)
@@ -78,7 +78,9 @@ def test_an_announcement_ends_the_wait_for_a_server_that_was_away() -> None:
         assert link.until_tried(5, 60)
         assert 0.7 <= halt.waits[3] <= 1.4
         # And never sooner than after half of the first wait, however often something is announced.
+        deadline = time.monotonic() + 60
         while not link.until_tried(6, 0.01):
+            assert time.monotonic() < deadline, "it has not tried again"
             halt.wake()
         assert link.tried[5] - link.tried[4] >= 0.1
     finally:

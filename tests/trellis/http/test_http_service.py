@@ -217,7 +217,7 @@ async def test_a_hanging_request_does_not_keep_the_server(app: FastAPI) -> None:
             request = asyncio.create_task(http.get(f"{server.url}/hang", timeout=120))
             await asyncio.wait_for(app.state.hanging.wait(), 30)
             started = time.monotonic()
-        assert time.monotonic() - started < 40
+        assert time.monotonic() - started < 14
         with socket.socket() as again:
             assert again.connect_ex(("127.0.0.1", port)) != 0
         request.cancel()
