@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from held_clock import HeldClock
 
 from central_server import export_child, exporting
 from central_server.exporting import Exporter
 from models.registry import ModelSpec
 from tests.central_server.export_parts import WANTED, Child, child, made, not_yet
-from trellis.artefacts.offer import NotYet
 from trellis.errors import Refused, Unavailable
 
 __all__ = ["child"]  # a fixture
 
 
-def test_what_failed_rests_twice_as_long_each_time_and_ten_minutes_at_most() -> None:
-    now = time.monotonic()
-    rests_s = [exporting._Failure("", "", False, tries, now).rests_s for tries in (1, 2, 3, 5, 6, 5000)]
-    assert rests_s == pytest.approx([30, 60, 120, 480, 600, 600], abs=15)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
+    return HeldClock.of(exporting, monkeypatch)
+
+
+def test_what_failed_rests_twice_as_long_each_time_and_ten_minutes_at_most(clock: HeldClock) -> None:
+    rests_s = [exporting._Failure("", "", False, tries, clock.now).rests_s for tries in (1, 2, 3, 5, 6, 5000)]
+    assert rests_s == [30, 60, 120, 480, 600, 600]
 
 
 async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
@@ -50,18 +51,20 @@ async def test_a_failure_is_kept_with_its_reason_until_a_task_begins_anew(
     [("kill", "ended with status -9"), ("nothing", "wrote no file"), ("slow", "longer than 1 s")],
 )
 async def test_what_may_pass_is_tried_again_after_a_while(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, how: str, problem: str
+    tmp_path: Path, child: Child, clock: HeldClock, monkeypatch: pytest.MonkeyPatch, *, how: str, problem: str
 ) -> None:
     if how == "slow":
         monkeypatch.setattr(exporting, "EXPORT_S", 1.0)
     child.how = how
     async with Exporter(tmp_path / "artefacts", child) as exporter:
         told = await not_yet(exporter, problem)
-        assert told.again_s == pytest.approx(30, abs=20)
-        await not_yet(exporter, "tries again in")
+        assert told.again_s == 30
+        clock.now += 28
+        told = await not_yet(exporter, "tries again in 2 s")
+        assert told.again_s == 2
         assert len(child.runs) == 1
         assert not child.processes
-        monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
+        clock.now += 2
         monkeypatch.setattr(exporting, "EXPORT_S", 600.0)
         child.how = "good"
         await made(exporter)
@@ -69,19 +72,15 @@ async def test_what_may_pass_is_tried_again_after_a_while(
 
 
 async def test_what_fails_again_and_again_rests_longer_each_time(
-    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, child: Child, clock: HeldClock
 ) -> None:
-    monkeypatch.setattr(exporting, "_AGAIN_S", 0.0)
     child.how = "nothing"
     async with Exporter(tmp_path / "artefacts", child) as exporter:
-        async with asyncio.timeout(60):
-            while len(child.runs) < 3:
-                with pytest.raises(NotYet):
-                    await exporter.offer(WANTED)
-                await asyncio.sleep(0.02)
-        monkeypatch.setattr(exporting, "_AGAIN_S", 100.0)
-        told = await not_yet(exporter, "tries again in")
-    assert re.search(r"tries again in (3\d\d|400) s$", str(told)), told
+        for rests_s in (30, 60, 120):
+            told = await not_yet(exporter, "tries again in")
+            assert str(told).endswith(f"tries again in {rests_s} s")
+            clock.now += rests_s
+    assert len(child.runs) == 3
 
 
 async def test_what_could_not_be_exported_is_tried_anew_once_its_source_has_changed(

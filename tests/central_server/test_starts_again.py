@@ -19,7 +19,7 @@ async def test_after_its_task_was_called_off(launch: Launcher, caplog: pytest.Lo
     launch.script = ["obeys"]
     file = signed(descriptor())
     async with launch(task=file) as running:
-        await running.reach("gathering")  # or else its app might be the other's
+        await running.reach("gathering")  # so that the script's first part is this task's
         await running.http.post(CANCEL, content=signed(descriptor().canceled()))
         await running.reach("canceled")
         await running.post(descriptor(task="other"))

@@ -707,8 +707,7 @@ async def test_the_revision_is_in_the_journal_before_anything_is_said(
 async def test_log_lines_carry_tracebacks_and_keep_to_ten_a_second(
     device, fleet, flower, make_task, signed, monkeypatch
 ):
-    clock = HeldClock()
-    monkeypatch.setattr(task_log, "time", clock)
+    clock = HeldClock.of(task_log, monkeypatch)
     logger = logging.getLogger("device_agent.test")
     logger.setLevel(logging.INFO)
     async with running(device, fleet.broker):

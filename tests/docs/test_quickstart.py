@@ -58,8 +58,9 @@ class Namespace:
         }
         ours = [] if os.geteuid() == 0 else ["--map-root-user"]
         ip = shutil.which("ip", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin") or "ip"
-        # It holds the namespace, and says when loopback is up. Its input ends with this process, however that
-        # ends; then it kills whatever has the mark but itself, which ends then. Nobody reads what it says.
+        # A shell holds the namespace, and says when loopback is up. Its input ends with this process, however
+        # that ends; the shell then kills whatever has the mark but itself, and ends. What it still says then,
+        # nobody reads.
         marked = f"grep -lsz '^{MARK}={mark}$' /proc/[0-9]*/environ | cut -d/ -f3 | grep -vx $$"
         held = f"{ip} link set lo up && echo up && read _; kill -9 $({marked}) 2>/dev/null"
         self._holder = subprocess.Popen(

@@ -27,8 +27,8 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Feder
 async def test_rounds_go_on_while_the_servers_broker_is_away_and_its_topics_are_right_afterwards(
     fleet: Federation,
 ) -> None:
-    # Of its check-in, and of the first round's training and evaluation, come first: the second round goes on
-    # only after the broker has gone.
+    # The replies to its check-in, and of the first round's training and evaluation, pass: the second round
+    # ends only once the broker has gone.
     held = fleet.gate.hold(fleet.devices["d2"], "push-messages", count=4)
     await fleet.submit("apart", train=STEADY, evaluate={"on": ["server", "devices"]})
     await held.arrived()

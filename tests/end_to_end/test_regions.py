@@ -88,9 +88,7 @@ async def test_a_gateway_killed_while_its_devices_train_goes_on_where_it_was(fle
     task = await fleet.submit("killed", train={"rounds": 3, "local_epochs": 30}, **REGIONAL)
     gateway = fleet.gateways["eu-1"]
     execution = f"eu-1/gateway/tasks/{task}/execution"
-    await fleet.mqtt.until(
-        lambda: "training" in fleet.mqtt.said(execution, "phase"), "the region trains", within_s=90
-    )
+    await fleet.mqtt.once(execution, "phase", "training", within_s=90)
     gateway.kill()
     held.release()
     gateway.start()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from held_clock import HeldClock
 
 from regional_gateway import log_carrying
 from regional_gateway.log_carrying import LogCarrier
@@ -40,11 +40,9 @@ def world(world: Any) -> Any:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The carrier's, which stands still until it is set."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(log_carrying, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
+    """The carrier's."""
+    return HeldClock.of(log_carrying, monkeypatch, now=0.0)
 
 
 @pytest.fixture
@@ -77,7 +75,7 @@ def line_of(watcher: Any, topic: str) -> bytes:
 
 
 async def test_lines_said_while_the_parents_broker_is_away_wait_until_whoever_listens_is_back_as_well(
-    world: Any, watching: Any, wait_until: Any, operator: Any, clock: SimpleNamespace
+    world: Any, watching: Any, wait_until: Any, operator: Any, clock: HeldClock
 ) -> None:
     async with world.gateway() as running, watching(world.region) as low:
         await running.post(operator.envelope())
@@ -95,7 +93,7 @@ async def test_lines_said_while_the_parents_broker_is_away_wait_until_whoever_li
 
 @pytest.mark.usefixtures("small_queue")
 async def test_a_flood_holds_up_no_execution_and_what_it_costs_is_said(  # noqa: PLR0917 - fixtures
-    world: Any, watching: Any, wait_until: Any, operator: Any, say: Any, caplog: Any, clock: SimpleNamespace
+    world: Any, watching: Any, wait_until: Any, operator: Any, say: Any, caplog: Any, clock: HeldClock
 ) -> None:
     async with world.gateway() as running, watching(world.region) as low, watching(world.parent) as high:
         await wait_until(lambda: running.gateway.connections[1])
@@ -175,7 +173,7 @@ async def test_what_is_no_line_or_longer_than_one_is_dropped_with_one_warning(
 
 
 async def test_after_a_blip_lines_wait_for_those_who_had_it_too_and_no_longer_however_quiet_it_was(
-    clock: SimpleNamespace,
+    clock: HeldClock,
 ) -> None:
     broker, births = MemoryBroker(), asyncio.Queue[None]()
     carrier, topic = LogCarrier(TOPICS, "eu-1", NOTHING, NOTHING), GATEWAY_LOG

@@ -1,7 +1,7 @@
-"""A gate between members and the front: it holds one request, or its answer, of one process or its children.
+"""A gate between members and the front: it holds one call, or its answer, of one process or its children.
 
-What a process does next is then known to the request, so that it can be killed or stopped at that very
-moment, with no word of it in the product.
+A call that is repeated meanwhile is held again, until the test decides. What the process does next is then
+known, so that it can be killed or stopped at that very moment, with no word of it in the product.
 
     held = gate.hold(fleet.devices["d2"], "push-messages", count=2)
     await held.arrived()
@@ -23,7 +23,7 @@ from trellis.flower.front import FleetFront
 from trellis.http.server import HttpServer
 
 _HELD_S = 120.0
-"""A test that forgets what it holds must not hang."""
+"""So long each repetition is held at most: it is then dropped, and an answer passed on."""
 _DROPPED = PlainTextResponse("dropped at the gate", status_code=503)
 
 
@@ -122,7 +122,8 @@ class Gate:
             member: Whose call; it must run.
             call: The last part of the path, such as `pull-messages`.
             after: Count only from when this other call has been made.
-            when: Count only calls at which this is true, asked as each comes: of what was certain before.
+            when: Count only calls at which this is true. It is asked as each call comes, and must depend only
+                on what has happened by then.
             count: Which of its calls from then on, the next being 1.
             answer: Let the call through and hold the answer.
         """

@@ -21,9 +21,7 @@ def line(message: str) -> Log:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
-    made = HeldClock()
-    monkeypatch.setattr(task_log, "time", made)
-    return made
+    return HeldClock.of(task_log, monkeypatch)
 
 
 class Heard:

@@ -18,9 +18,7 @@ from trellis.payloads import ExecutionState, Phase
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
-    made = HeldClock()
-    monkeypatch.setattr(delivery, "time", made)
-    return made
+    return HeldClock.of(delivery, monkeypatch)
 
 
 def device(connects: int, phase: Phase | None = Phase.WAITING, **change: Any) -> FleetDevice:
