@@ -46,14 +46,12 @@ def with_batch_normalisation(_shape: tuple[int, ...], classes: int) -> nn.Module
 
 def with_depthwise_convolution(_shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1, bias=False),
-        nn.GroupNorm(2, 4),
+        nn.Conv2d(1, 4, 3, padding=1),
         nn.ELU(),
         nn.Conv2d(4, 4, 3, padding=1),  # to as many channels: ONNX Runtime has it transposed
         nn.GroupNorm(2, 4),
         nn.ELU(inplace=True),
         nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),  # leaves out the last row and column of padding
-        nn.ELU(),
         nn.Flatten(),
         nn.Linear(4 * 4 * 4, classes),
     )
