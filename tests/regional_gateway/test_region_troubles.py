@@ -35,6 +35,11 @@ def waits(watcher: Any, task: str = "digits") -> bool:
     return said is not None and (said.state, said.phase) == (ExecutionState.IN_PROGRESS, Phase.WAITING)
 
 
+def checked_in(watcher: Any, task: str) -> bool:
+    said = shown(watcher, task)
+    return said is not None and said.flower is not None and said.flower.nonce is not None
+
+
 def reason(watcher: Any) -> tuple[str, str]:
     said = shown(watcher)
     return (said.reason.code, said.reason.message) if said is not None and said.reason else ("", "")
@@ -121,7 +126,8 @@ async def test_a_superlinks_trouble_is_told_of_a_task_that_is_just_removed_witho
         tier = running.gateway.tier
         await running.post(operator.envelope(**REGIONAL))
         await running.post(operator.envelope(task="other", **REGIONAL))
-        await wait_until(lambda: waits(seen) and waits(seen, "other"))
+        # Its app's check-in is the last that is said of it; one after the trouble would take the reason away.
+        await wait_until(lambda: waits(seen) and checked_in(seen, "other"))
         task = tier._tasks.pop("digits")  # as while it is retired
         await tier._tell("no room")
         tier._tasks["digits"] = task
