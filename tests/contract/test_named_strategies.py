@@ -66,6 +66,7 @@ class Rounds:
             return {name: file[name] for name in file.files}, told
 
 
+@pytest.mark.long
 async def test_each_runs_two_rounds_over_seven_devices(superlink: SuperLink, tmp_path: Path) -> None:
     # Six agree on a step, by and large; the seventh is far off, and has as many samples as all others.
     steps = [1.0, 1.1, 1.2, 0.9, 0.8, 1.0, 1000.0]

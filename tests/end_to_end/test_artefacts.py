@@ -166,6 +166,7 @@ async def test_a_device_with_a_light_runtime_has_loaded_no_other(fleet: Federati
         assert not {"flwr.server", "flwr.serverapp", "flwr.superlink"} & modules
 
 
+@pytest.mark.long
 async def test_a_model_of_ones_own_with_batch_statistics_ends_where_pytorch_alone_does(
     fleet: Federation, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

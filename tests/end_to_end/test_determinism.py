@@ -52,6 +52,7 @@ async def restarted(fleet: Federation) -> None:
     await fleet.all_online()
 
 
+@pytest.mark.long
 async def test_the_same_task_gives_the_same_model_although_updates_arrive_in_another_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

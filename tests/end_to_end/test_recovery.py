@@ -112,6 +112,7 @@ async def until_runs(fleet: Federation, task: str, count: int, within_s: float) 
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 async def test_a_killed_server_app_is_followed_by_a_new_run(fleet: Federation) -> None:
     held = await started(fleet, "app")
     (line,) = runs_of(fleet, "app")

@@ -192,6 +192,7 @@ async def test_a_gateway_killed_in_each_phase_of_a_round_costs_nothing_but_time(
     assert from_journal(fleet, "d2", task, 2)
 
 
+@pytest.mark.long
 async def test_a_regions_superlink_killed_alone_is_followed_by_another(fleet: Federation, calm: Path) -> None:
     task, gateway, d2 = "superlink", fleet.gateways["eu-1"], fleet.devices["d2"]
     second = held(fleet, "d2", task, 2)
@@ -217,6 +218,7 @@ def is_back(view: dict[str, Any]) -> bool:
     return regions["eu-1"]["online"] and regions["eu-1"]["phase"] == "uploaded"
 
 
+@pytest.mark.long
 async def test_without_a_region_rounds_close_at_the_quorum_and_its_late_update_counts_nowhere(
     fleet: Federation,
 ) -> None:

@@ -25,6 +25,7 @@ def programs(member: Member) -> set[str]:
     return {Path(words[1]).name for words in lines if len(words) > 1}
 
 
+@pytest.mark.long
 async def test_a_stock_supernode_and_a_warm_link_train_one_model(tmp_path: Path) -> None:
     async with Federation(tmp_path / "fleet", devices=DEVICES, gated=True) as fleet:
         assert fleet.devices["stock"].descendants() == [], "no task, no Flower client"

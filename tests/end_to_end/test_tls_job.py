@@ -84,6 +84,7 @@ def test_a_region_with_a_broker_of_its_own_and_one_below_it_take_part(ends: Netw
         assert " u'us-1/" not in fleet.running["broker"].said()
 
 
+@pytest.mark.long
 def test_two_regions_average_behind_fronts_of_their_own(ends: Network, tmp_path: Path) -> None:
     with SecureFleet(tmp_path, ends, fronts=True, light=True) as fleet:
         alone = {"tier": "regional", "participants": {"minimum": 1}}
