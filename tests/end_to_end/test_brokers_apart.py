@@ -24,6 +24,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Feder
         yield started
 
 
+@pytest.mark.long
 async def test_rounds_go_on_while_the_servers_broker_is_away_and_its_topics_are_right_afterwards(
     fleet: Federation,
 ) -> None:

@@ -41,7 +41,8 @@ def in_training(fleet: SecureFleet, task: str) -> bool:
 
 
 # Gateway and devices are at the edge: gone for less than the broker's patience of 30 s, and for longer.
-@pytest.mark.parametrize("away_s", [12.0, pytest.param(45.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("away_s", [12.0, 45.0])
 def test_a_task_finishes_after_a_partition_has_healed(fleet: SecureFleet, away_s: float) -> None:
     task = f"parted-{away_s:g}"
     file = fleet.task_file(fleet.task(task, train=STEADY))
