@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flwr.serverapp import strategy as flower
+from small_descriptor import SMALL
 
 from trellis.descriptor import TaskDescriptor, parse_mapping
 from trellis.errors import DescriptorError
@@ -15,17 +16,7 @@ from trellis.tier.strategy_table import STRATEGIES, strategy_names
 
 
 def task(name: str, **params: Any) -> TaskDescriptor:
-    return parse_mapping(
-        {
-            "task": "t",
-            "regions": ["eu-1"],
-            "server": {"address": "127.0.0.1:8000"},
-            "model": {"name": "lenet5"},
-            "data": {"name": "digits", "shape": [1, 8, 8], "classes": 10},
-            "train": {"rounds": 3, "learning_rate": 0.1},
-            "strategy": {"name": name, "params": params},
-        }
-    )
+    return parse_mapping({**SMALL, "strategy": {"name": name, "params": params}})
 
 
 def tiers(
