@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from models.demo_command import describe
 from trellis.cli.demo.children import Children
 from trellis.cli.demo.plan import DemoPlan, plan_demo
 from trellis.cli.demo.runtimes import parse_backends, python_of
+from trellis.cli.demo.stage import Stage
+from trellis.cli.watching.picture import DeviceView, Picture
 from trellis.descriptor_tiers import Tier
 from trellis.errors import ConfigError, DataError, DescriptorError, TrellisError, Unavailable
+from trellis.payloads import Execution, ExecutionState, Presence, State
 
 ROOT = Path(trellis.__file__).parent.parent
 
@@ -182,6 +186,29 @@ def test_data_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | Non
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.npz"):
         describe(str(path))
+
+
+def test_the_end_waits_for_the_word_of_each_device_that_lives(tmp_path: Path) -> None:
+    demo = plan(regions=1, devices=2)
+    stage = Stage(demo, tmp_path, tmp_path)
+    one, other = ((device.region, device.name) for device in demo.devices)
+    online, offline = (DeviceView(State(state=at, boot_id="b", since=1)) for at in Presence)
+
+    def says(view: DeviceView, state: ExecutionState) -> DeviceView:
+        return replace(view, executions={stage._task.task: Execution(state=state)})
+
+    trains, ended = (says(online, at) for at in (ExecutionState.IN_PROGRESS, ExecutionState.SUCCEEDED))
+    died = says(offline, ExecutionState.IN_PROGRESS)
+
+    def is_over(**views: DeviceView) -> bool:
+        at = {"one": one, "other": other}
+        return stage._all_ended(Picture(devices={at[name]: view for name, view in views.items()}))
+
+    assert is_over(one=ended, other=ended)
+    assert is_over(one=ended, other=died)
+    assert not is_over(one=ended, other=trains)
+    assert not is_over(one=ended, other=online)
+    assert not is_over(one=ended)
 
 
 async def test_a_child_that_ends_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
