@@ -513,10 +513,11 @@ async def test_announcements_cause_pulls_and_empty_pulls_keep_their_distance(
         async with asyncio.timeout(60):
             while count < 39 or len(flower.pulls) < 4:
                 count += 1
+                said = time.monotonic()
                 participation.round_changed(announced(count))
                 await asyncio.sleep(0.02)
         ended = time.monotonic()
-        await asyncio.to_thread(_until, lambda: flower.pulls[-1][0] > ended)
+        await asyncio.to_thread(_until, lambda: flower.pulls[-1][0] > said)
         quiet = len(flower.pulls)
         participation.round_changed(announced(count))  # nothing new: no pull
         participation.round_changed(announced(count, RoundPhase.AGGREGATE))
