@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator
 
 from models.arrays import Arrays
 from models.datasets import Normalize
+from models.manifest import MAX_AXES, MAX_SIZE, Scaling, Size
+from trellis.descriptor_fields import MAX_CLASSES
 from trellis.errors import DataError, Fault
+from trellis.faults import faults_of
 from trellis.files import write_atomically
 
 
@@ -53,27 +58,41 @@ class ModelCard:
         """Return the card that `metadata()` wrote.
 
         Raises:
-            DataError: A field is missing or malformed; `where` names the file.
+            DataError: Every field that is missing or out of bounds; `where` names the file.
         """
-        due = ("model", "shape", "classes", "task", "round", "normalize")
-        missing = [
-            Fault(field, "is missing from the file's metadata") for field in due if field not in metadata
-        ]
-        if missing:
-            raise DataError(f"model file {where!r}", missing)
         try:
-            scaling = json.loads(metadata["normalize"])
-            return cls(
-                model=metadata["model"],
-                shape=tuple(int(size) for size in json.loads(metadata["shape"])),
-                classes=int(metadata["classes"]),
-                task=metadata["task"],
-                round=int(metadata["round"]),
-                normalize=Normalize(float(scaling["mean"]), float(scaling["std"])) if scaling else None,
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            problem = f"its metadata are malformed: {type(error).__name__}: {error}"
-            raise DataError(f"model file {where!r}", problem) from error
+            fields = _Metadata.model_validate(dict(metadata))
+        except ValidationError as error:
+            raise DataError(f"model file {where!r}: its metadata", faults_of(error)) from None
+        scaling = fields.normalize
+        return cls(
+            model=fields.model,
+            shape=fields.shape,
+            classes=fields.classes,
+            task=fields.task,
+            round=fields.round,
+            normalize=Normalize(scaling.mean, scaling.std) if scaling else None,
+        )
+
+
+class _Metadata(BaseModel):
+    """A card as a file holds it, every value a text; others may keep fields of their own beside it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    shape: Json[Annotated[tuple[Size, ...], Field(min_length=1, max_length=MAX_AXES)]]
+    classes: Annotated[int, Field(ge=2, le=MAX_CLASSES)]
+    task: str
+    round: Annotated[int, Field(ge=0)]
+    normalize: Json[Scaling | None]
+
+    @field_validator("shape")
+    @classmethod
+    def _is_a_sample(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(shape) > MAX_SIZE:
+            raise ValueError(f"{math.prod(shape)} numbers are no sample, at most {MAX_SIZE} are due")
+        return shape
 
 
 def save_model(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str]) -> None:
@@ -94,7 +113,7 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
     """Return the arrays and metadata of a model file.
 
     Raises:
-        DataError: No such file, or it is no safetensors file.
+        DataError: No such file, it is no safetensors file, or has numbers of a kind that numpy has not.
     """
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # as in save_model
 
@@ -102,7 +121,18 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
         raise DataError(f"model file {str(path)!r}", "no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
+            arrays = {name: _array(file, name, path) for name in file.keys()}  # noqa: SIM118  # no mapping
             return arrays, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"model file {str(path)!r}", f"is no safetensors file: {error}") from error
+
+
+# Any: safetensors does not type what it opens.
+def _array(file: Any, name: str, path: Path) -> np.ndarray[Any, Any]:
+    try:
+        return np.array(file.get_tensor(name))
+    except (TypeError, AttributeError):
+        # What safetensors makes of BF16 and the F8 kinds, whose names numpy does not know.
+        problem = f"is {file.get_slice(name).get_dtype()}, which numpy has not"
+        fault = Fault(f"tensor {name[:80]!r}", problem, "save it as float32")
+        raise DataError(f"model file {str(path)!r}", [fault]) from None

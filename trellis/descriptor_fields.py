@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 DEFAULT_LIFETIME = timedelta(days=7)
+MAX_CLASSES = 1_000_000
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
 Positive = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]

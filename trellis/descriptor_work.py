@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from trellis.descriptor_fields import Finite, Name, Positive
+from trellis.descriptor_fields import MAX_CLASSES, Finite, Name, Positive
 from trellis.descriptor_rules import Rule, Section
 from trellis.errors import Fault
 
@@ -24,7 +24,7 @@ class DataDemands(Section):
 
     name: Name
     shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
-    classes: Annotated[int, Field(strict=True, ge=2, le=1_000_000)]
+    classes: Annotated[int, Field(strict=True, ge=2, le=MAX_CLASSES)]
     min_samples: Positive = 1
     normalize: Normalize | None = None
     instructions: str = Field(default="", max_length=2000)

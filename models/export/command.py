@@ -19,6 +19,7 @@ from models.manifest import Manifest, Purpose, QuantizationMethod, Runtime
 from models.quantization import quantize as write_quantized
 from models.quantization import require_calibration
 from models.registry import find_model
+from trellis.descriptor_fields import MAX_CLASSES
 from trellis.errors import ConfigError, Fault
 from trellis.files import writable_file
 
@@ -68,7 +69,9 @@ def export(
     ] = None,
     classes: Annotated[
         int | None,
-        typer.Option("--classes", min=2, max=1_000_000, help="How many classes to tell apart, as in a task."),
+        typer.Option(
+            "--classes", min=2, max=MAX_CLASSES, help="How many classes to tell apart, as in a task."
+        ),
     ] = None,
     batch: Annotated[
         int | None,

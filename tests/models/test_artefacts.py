@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from models.artefacts import ModelCard, load_model, save_model
 from models.backends import open_backend
@@ -18,11 +20,11 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 CARDS = st.builds(
     ModelCard,
     model=st.text(),
-    shape=st.lists(st.integers(1, 10**6), min_size=1, max_size=4).map(tuple),
-    classes=st.integers(1, 10**6),
+    shape=st.lists(st.integers(1, 14), min_size=1, max_size=8).map(tuple),  # 14**8 is below 2**31
+    classes=st.integers(2, 10**6),
     task=st.text(),
     round=st.integers(0, 10**6),
-    normalize=st.none() | st.builds(Normalize, FINITE, FINITE),
+    normalize=st.none() | st.builds(Normalize, FINITE, FINITE.filter(lambda std: std > 0)),
 )
 
 
@@ -79,21 +81,48 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
             load_model(path)
 
 
-def test_metadata_that_are_missing_or_malformed_are_said() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.bfloat16, "BF16"), (torch.float8_e4m3fn, "F8_E4M3")], ids=["bf16", "f8"]
+)
+def test_numbers_of_a_kind_that_numpy_has_not_are_refused(
+    tmp_path: Path, dtype: torch.dtype, kind: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"fc.bias": torch.zeros(3), "fc.weight": torch.zeros(2, 3).to(dtype)}, path)
+    with pytest.raises(DataError) as caught:
+        load_model(path)
+    assert str(caught.value) == (
+        f"model file '{path}': tensor 'fc.weight': is {kind}, which numpy has not (save it as float32)"
+    )
+
+
+def test_metadata_that_are_missing_are_all_named() -> None:
     with pytest.raises(DataError) as caught:
         ModelCard.from_metadata({"model": "mlp", "shape": "[4]", "classes": "3", "task": "t"}, where="m.st")
     assert str(caught.value) == (
-        "model file 'm.st': 2 faults\n"
-        "  - round: is missing from the file's metadata\n"
-        "  - normalize: is missing from the file's metadata"
+        "model file 'm.st': its metadata: 2 faults\n  - round: is missing\n  - normalize: is missing"
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "problem"),
+    [
+        ("shape", "4", "shape: input should be a valid tuple, got 4"),
+        ("shape", "x", "shape: Invalid JSON: expected value"),
+        ("shape", "[" * 10_000, "shape: Invalid JSON: recursion limit exceeded"),
+        ("shape", "[]", "shape: tuple should have at least 1 item"),
+        ("shape", str([1] * 9), "shape: tuple should have at most 8 items"),
+        ("shape", "[1, -8, 8]", r"shape\.1: input should be greater than or equal to 1, got -8"),
+        ("shape", "[1, 100000, 100000]", "shape: 10000000000 numbers are no sample, at most 2147483647 are"),
+        ("classes", "", "classes: input should be a valid integer"),
+        ("classes", "-1", "classes: input should be greater than or equal to 2"),
+        ("classes", "1000001", "classes: input should be less than or equal to 1000000"),
+        ("normalize", '{"mean": 1}', r"normalize\.std: is missing"),
+        ("normalize", '{"mean": 1, "std": 0}', r"normalize\.std: input should be greater than 0, got 0"),
+        ("normalize", "[", "normalize: Invalid JSON: EOF"),
+    ],
+)
+def test_metadata_that_are_malformed_or_out_of_bounds_are_said(field: str, text: str, problem: str) -> None:
     sound = ModelCard("mlp", (4,), 3, "t", 1, Normalize(0.1, 0.3)).metadata()
-    for field, text in (
-        ("shape", "4"),
-        ("shape", "x"),
-        ("classes", ""),
-        ("normalize", '{"mean": 1}'),
-        ("normalize", "["),
-    ):
-        with pytest.raises(DataError, match=r"model file 'm\.st': its metadata are malformed: "):
-            ModelCard.from_metadata({**sound, field: text}, where="m.st")
+    with pytest.raises(DataError, match=rf"^model file 'm\.st': its metadata: {problem}"):
+        ModelCard.from_metadata({**sound, field: text}, where="m.st")
