@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from models.data_option import DataOption
 from models.datasets import Split, check, load, parse_source
 from trellis.cli.demo import running
 from trellis.cli.demo.plan import DemoData, plan_demo
 from trellis.cli.demo.runtimes import parse_backends, python_of
+from trellis.descriptor_fields import Name
 from trellis.errors import DataError, Fault
 from trellis.files import writable_file
 
 app = typer.Typer(name="demo")
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 @app.command()
@@ -98,10 +102,17 @@ def describe(source: str) -> DemoData:
         DataError: It cannot be read, or a device or the server could not use it.
         MissingExtra: Images need Pillow.
     """
+    what = f"data {source!r}"
     named = parse_source(source)
+    try:
+        _NAME.validate_python(named.name)
+    except ValidationError:
+        problem = (
+            f"is called {named.name!r}; up to 63 of a-z, 0-9, '_', '.' and '-' are a task's name for data"
+        )
+        raise DataError(what, [Fault("data.name", problem, "name it: --data NAME=PATH")]) from None
     if named.path is not None:
         named = replace(named, path=named.path.resolve())  # the processes run elsewhere
-    what = f"data {source!r}"
     splits: tuple[Split, ...] = ("train", "test")
     held = {split: load(str(named), split=split) for split in splits}
     train = held["train"]

@@ -57,17 +57,25 @@ class Source:
 def parse_source(text: str) -> Source:
     """Return what `digits`, `PATH`, `NAME=PATH` or, for CSV, `[NAME=]PATH#COLUMN` says.
 
+    What there is under the whole text is meant, though its own name has a `=` or a `#`.
+
     Raises:
         DataError: The path may not be looked at.
     """
     if text == "digits":
         return Source(text, None)
-    named = _NAMED.fullmatch(text)
-    rest = named[2] if named else text
-    with _readable(rest):
-        labeled = None if Path(rest).exists() else _LABELED.fullmatch(rest)
-        path = Path(labeled[1] if labeled else rest)
-        return Source(named[1] if named else _stem(path), path, labeled[2] if labeled else None)
+    with _readable(text):
+        named = _NAMED.fullmatch(text)
+        whole, column = _path(text)
+        if named is None or whole.exists():
+            return Source(_stem(whole), whole, column)
+        return Source(named[1], *_path(named[2]))
+
+
+def _path(text: str) -> tuple[Path, str | None]:
+    """Return the path and the column of labels, where the text names one."""
+    labeled = None if Path(text).exists() else _LABELED.fullmatch(text)
+    return (Path(labeled[1]), labeled[2]) if labeled else (Path(text), None)
 
 
 def load(source: str, *, split: Split) -> Dataset:

@@ -46,6 +46,22 @@ def test_a_sample_has_the_shape_in_which_devices_read_it(
     assert plan(str(path)).model == model
 
 
+@pytest.mark.parametrize("file", ["My Data.npz", "lr=0.1.npz", "Upper.npz", f"{'n' * 64}.npz"])
+def test_data_whose_name_a_task_does_not_take_are_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, x=np.zeros((15, 5), np.float32), y=LABELS).rename(file)
+    with pytest.raises(DataError) as caught:
+        describe(file)
+    assert str(caught.value) == (
+        f"data {file!r}: data.name: is called {file[:-4]!r}; up to 63 of a-z, 0-9, '_', '.' and '-' are a "
+        "task's name for data (name it: --data NAME=PATH)"
+    )
+    named = describe(f"mine={file}")
+    assert (named.source, named.name) == (f"mine={tmp_path / file}", "mine")
+
+
 def test_of_two_splits_the_training_one_is_described(tmp_path: Path) -> None:
     x = np.zeros((15, 5), np.float32)
     path = saved(tmp_path, x_train=x, y_train=LABELS, x_test=x[:1], y_test=LABELS[:1])

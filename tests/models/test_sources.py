@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from models.datasets import load, stored
+from models.datasets import Source, load, parse_source, stored
 from trellis.errors import DataError
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist.npz"
@@ -73,6 +73,16 @@ def test_a_source_may_carry_the_name_that_the_task_wants(tmp_path: Path) -> None
     path = _npz(tmp_path / "a=b.npz", x_train=X_TRAIN, y_train=Y_TRAIN)
     assert load(f"mnist={path}", split="train").name == "mnist"
     assert load(str(path), split="train").name == "a=b"
+
+
+def test_what_there_is_under_the_whole_text_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _npz(Path("lr=0.1.npz"), x_train=X_TRAIN, y_train=Y_TRAIN)
+    Path("lr=0.1.csv").touch()
+    assert load("lr=0.1.npz", split="train").name == "lr=0.1"
+    assert load("rates=lr=0.1.npz", split="train").name == "rates"
+    assert parse_source("lr=0.1.csv#rate") == Source("lr=0.1", Path("lr=0.1.csv"), "rate")
+    assert parse_source("lr=0.2.npz") == Source("lr", Path("0.2.npz"))
 
 
 @pytest.mark.parametrize("zipped", [False, True])
