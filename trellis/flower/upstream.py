@@ -16,10 +16,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from trellis.silence import SILENCE_S, end_when_silent
+
 Header = tuple[bytes, bytes]
 
 _CONNECT_S = 5.0
 _ANSWER_S = 60.0
+_ROOM_S = 600.0
+"""A server that reads nothing is ended by the kernel, and sooner; one that reads very slowly is not."""
 _IDLE_S = 3.0
 """uvicorn closes what is idle for 5 s: a request on its way then is lost."""
 _MOST_KEPT = 64
@@ -79,11 +83,11 @@ class Upstream:
             await self._write(connection.writer, path, headers, body, length)
             async with asyncio.timeout(_ANSWER_S):
                 status, answered = await _head(connection.reader)
-        except asyncio.LimitOverrunError as error:
-            connection.writer.close()
-            raise BrokenOff(str(error)) from error
-        except BaseException:
-            connection.writer.close()
+        except BaseException as error:
+            # A mere close waits until what is written has been read: a server would sit on half a body.
+            connection.writer.transport.abort()
+            if isinstance(error, asyncio.LimitOverrunError):
+                raise BrokenOff(str(error)) from error
             raise
         framing = {name: value for name, value in answered if name in _FRAMING}
         passed = [(name, value) for name, value in answered if name not in _PER_CONNECTION]
@@ -105,7 +109,9 @@ class Upstream:
     async def _connect(self) -> _Connection:
         async with asyncio.timeout(_CONNECT_S):
             opened = asyncio.open_connection(self._host, self._port, ssl=self._context, limit=_HEAD_BYTES)
-            return _Connection(*await opened)
+            connection = _Connection(*await opened)
+        end_when_silent(connection.writer.transport, SILENCE_S)
+        return connection
 
     async def _write(
         self,
@@ -128,7 +134,8 @@ class Upstream:
                 )
             if piece:
                 writer.write(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
-                await writer.drain()
+                async with asyncio.timeout(_ROOM_S):
+                    await writer.drain()
         if length is None:
             writer.write(b"0\r\n\r\n")
         elif came < length:

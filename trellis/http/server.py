@@ -22,12 +22,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from trellis.errors import ConfigError, Fault, InvalidInput, Refused, TrellisError
+from trellis.errors import ConfigError, Fault, InvalidInput, Refused, TrellisError, Unavailable
 from trellis.faults import shown
+from trellis.http.connections import PeerProtocol
 from trellis.http.errors import status_of, to_json
-from trellis.http.readers import PeerProtocol
 from trellis.loopback import is_loopback
 from trellis.processes import port_owner
 from trellis.tls import TlsFiles
@@ -72,12 +73,16 @@ async def read_body(request: Request, *, limit_bytes: int) -> bytes:
 
     Raises:
         InvalidInput: It is larger than `limit_bytes`; no more than that is read.
+        Unavailable: Whoever sends it broke off, or was cut off.
     """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise InvalidInput("request body", f"has more than {limit_bytes} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise InvalidInput("request body", f"has more than {limit_bytes} bytes")
+    except ClientDisconnect:
+        raise Unavailable(f"the request broke off {len(body)} bytes into its body: send it again") from None
     return bytes(body)
 
 
