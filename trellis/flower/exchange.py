@@ -54,6 +54,10 @@ class Slot:
         """The messages that may still be answered."""
         return {key: flight for key, flight in self.flights.items() if flight.outcome == "open"}
 
+    def worked_on(self, present: set[int]) -> bool:
+        """Whether one of these nodes may still answer."""
+        return any(flight.node_id in present for flight in self.open_flights.values())
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -75,11 +79,18 @@ class Exchange:
         self._quorum = quorum
         self._waits_for_lost = waits_for_lost
         self.slots: list[Slot] = []
+        self._slot_of: dict[str, Slot] = {}
         self._updates: dict[str, tuple[int, float | None, Tally | None]] = {}
 
     def add(self, slot: Slot) -> None:
-        """Take in a slot whose first message has been sent."""
+        """Take in a slot, with the messages that were sent for it."""
         self.slots.append(slot)
+        self._slot_of |= dict.fromkeys(slot.flights, slot)
+
+    def sent(self, slot: Slot, message_id: str, flight: Flight) -> None:
+        """Note one more message for a slot."""
+        slot.flights[message_id] = flight
+        self._slot_of[message_id] = slot
 
     def awaited(self) -> dict[str, Slot]:
         """Return the slots by the IDs of messages that may still be answered."""
@@ -96,7 +107,7 @@ class Exchange:
 
     def fill(self, message_id: str, update: Update) -> bool:
         """Note a good reply; returns False if the slot was filled already, and the reply must be dropped."""
-        slot = self._slot_of(message_id)
+        slot = self._slot_of.get(message_id)
         if slot is None or slot.filled_by is not None:
             return False
         slot.filled_by = message_id
@@ -106,7 +117,7 @@ class Exchange:
 
     def fail(self, message_id: str, reason: str) -> None:
         """Note that a message will not be answered with anything usable."""
-        slot = self._slot_of(message_id)
+        slot = self._slot_of.get(message_id)
         if slot is not None and slot.flights[message_id].outcome == "open":
             slot.flights[message_id].outcome = "failed"
             slot.flights[message_id].reason = reason
@@ -122,7 +133,8 @@ class Exchange:
 
     def vacant(self, view: FleetView) -> list[Slot]:
         """Return the slots that nobody present works on: their message may go to one that stands by."""
-        return [slot for slot in self.slots if slot.filled_by is None and not self._worked_on(slot, view)]
+        present = _present(view)
+        return [slot for slot in self._open_slots if not slot.worked_on(present)]
 
     def undelivered(self, view: FleetView) -> list[tuple[Slot, Flight]]:
         """Return the messages that were lost on their way to devices that are back, noted as sent again."""
@@ -146,15 +158,15 @@ class Exchange:
 
     def is_complete(self, view: FleetView) -> bool:
         """Whether there is nothing to wait for, given that nobody stands by."""
-        open_slots = [slot for slot in self.slots if slot.filled_by is None]
-        if any(self._worked_on(slot, view) for slot in open_slots):
+        present = _present(view)
+        if any(slot.worked_on(present) for slot in self._open_slots):
             return False
         # All that are open are lost or have failed. A lost device may come back until the deadline: training
         # waits for it only as long as the quorum needs it, evaluation does not.
         return (
             self.quorum_reached
             or not self._waits_for_lost
-            or not any(slot.open_flights for slot in open_slots)
+            or not any(slot.open_flights for slot in self._open_slots)
         )
 
     @property
@@ -175,8 +187,9 @@ class Exchange:
 
     def is_deserted(self, view: FleetView) -> bool:
         """Whether replies are wanted, and whoever could give one is away."""
-        open_slots = [slot for slot in self.slots if slot.filled_by is None and slot.open_flights]
-        return bool(open_slots) and not any(self._worked_on(slot, view) for slot in open_slots)
+        present = _present(view)
+        open_slots = [slot for slot in self._open_slots if slot.open_flights]
+        return bool(open_slots) and not any(slot.worked_on(present) for slot in open_slots)
 
     def close(self, view: FleetView) -> Standing:
         """Return how the phase stands.
@@ -218,12 +231,9 @@ class Exchange:
             outcomes=tuple(outcomes),
         )
 
-    def _worked_on(self, slot: Slot, view: FleetView) -> bool:
-        present = _present(view)
-        return any(flight.node_id in present for flight in slot.open_flights.values())
-
-    def _slot_of(self, message_id: str) -> Slot | None:
-        return next((slot for slot in self.slots if message_id in slot.flights), None)
+    @property
+    def _open_slots(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.filled_by is None]
 
 
 def _present(view: FleetView) -> set[int]:

@@ -197,7 +197,7 @@ class Phase:
                 self._exchange.add(slot)
             if not message_id:
                 flight.outcome, flight.reason = "failed", "the SuperLink did not take the message"
-            slot.flights[message_id or f"unsent-{node_id}"] = flight
+            self._exchange.sent(slot, message_id or f"unsent-{node_id}", flight)
             if id(slot.content) not in self._sent:
                 self._sent[id(slot.content)] = sent_tensors(slot.content)
             self._announcer.bytes_down += sum(packed_bytes(r) for r in slot.content.array_records.values())

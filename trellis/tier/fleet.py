@@ -59,14 +59,21 @@ class TaskFleet:
         self.regions, self.regional = frozenset(regions), frozenset(regional)
         self._parents: dict[str, str] = {}
         self._seen: dict[Key, _Seen] = {}
+        self._members: dict[Key, FleetDevice] = {}
         # From 1, so that whoever has seen nothing (after=0) is answered at once.
         self._view = FleetView(version=1)
+        self._is_listed = True
         self._changed = asyncio.Event()
         self._closed = False
 
     @property
     def view(self) -> FleetView:
         """The present view."""
+        # Listed when somebody looks: hundreds of members may say something in between.
+        if not self._is_listed:
+            devices = tuple(self._members[key] for key in sorted(self._members))
+            self._view = self._view.model_copy(update={"devices": devices})
+            self._is_listed = True
         return self._view
 
     def device_state(self, region: str, device: str, state: State | None) -> None:
@@ -77,11 +84,9 @@ class TaskFleet:
     def gateway_state(self, region: str, state: State | None) -> None:
         """Take in a gateway's state, with the tier that it stands below; None as above."""
         if state is not None and region in self.regions:
-            self._parents[region] = state.parent or CENTRAL
+            self._place(region, state.parent or CENTRAL)
         if region in self.regional and region != self.here:
             self._state((region, GATEWAY), state)
-        else:
-            self._fold()
 
     def execution(self, region: str, device: str, execution: Execution | None) -> None:
         """Take in a device's execution of the task; None means that its topic was cleared."""
@@ -121,12 +126,17 @@ class TaskFleet:
                     await self._changed.wait()
         except TimeoutError:
             pass
-        return self._view
+        return self.view
 
     def close(self) -> None:
         """Answer all who wait, now and later: the service is ending."""
         self._closed = True
         self._changed.set()
+
+    def _place(self, region: str, parent: str) -> None:
+        if parent != self._parents.get(region, CENTRAL):
+            self._parents[region] = parent
+            self._fold(*self._seen)  # whoever is below it may have another tier now
 
     def _state(self, key: Key, state: State | None) -> None:
         seen = self._seen.setdefault(key, _Seen())
@@ -136,7 +146,7 @@ class TaskFleet:
             # A new process whose journal was lost counts its versions from the beginning.
             seen.floor = 0
         seen.state = state
-        self._fold()
+        self._fold(key)
 
     def _execution(self, key: Key, execution: Execution | None) -> None:
         seen = self._seen.setdefault(key, _Seen())
@@ -145,7 +155,7 @@ class TaskFleet:
             return
         seen.execution = execution
         seen.floor = 0 if execution is None else execution.version
-        self._fold()
+        self._fold(key)
 
     def _is_member(self, key: Key) -> bool:
         region, name = key
@@ -161,14 +171,23 @@ class TaskFleet:
             tier = self._parents.get(tier, CENTRAL)
         return tier if tier in self.regional else CENTRAL
 
-    def _fold(self) -> None:
-        devices = tuple(
-            _device(key, seen)
-            for key, seen in sorted(self._seen.items())
-            if seen.execution is not None and self._is_member(key)
-        )
-        if devices != self._view.devices:
-            self._replace(devices=devices)
+    def _fold(self, *keys: Key) -> None:
+        """Take what these have said last into the view; what is as it was makes no new version of it."""
+        changed = False
+        for key in keys:
+            seen = self._seen[key]
+            has_part = seen.execution is not None and self._is_member(key)
+            member = _device(key, seen) if has_part else None
+            if member == self._members.get(key):
+                continue
+            changed = True
+            if member is None:
+                del self._members[key]
+            else:
+                self._members[key] = member
+        if changed:
+            self._is_listed = False
+            self._replace()
 
     def _replace(self, **changes: Any) -> None:
         self._view = self._view.model_copy(update={"version": self._view.version + 1, **changes})

@@ -63,7 +63,7 @@ def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_
     ((found, flight),) = phase.undelivered(back)
     assert (found, flight.name) == (slot, "eu-1/d1")
     assert phase.undelivered(back) == []
-    slot.flights["m2"] = Flight("eu-1/d1", 1, delivery=Delivery(1))
+    phase.sent(slot, "m2", Flight("eu-1/d1", 1, delivery=Delivery(1)))
     assert set(phase.awaited()) == {"m1", "m2"}
     assert phase.fill("m2", Update({}, {}, {}, 10, 0))
     assert phase.is_complete(back)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from flwr.app import RecordDict
 
 from trellis.flower.backchannel import FleetDevice, FleetView
@@ -85,7 +87,7 @@ def test_a_lost_devices_slot_is_vacant_until_its_message_is_given_to_another() -
     phase, gone = exchange(2, quorum=1.0), view(1, 9, away=(2,))
     (vacant,) = phase.vacant(gone)
     assert list(vacant.flights) == ["m2"]
-    vacant.flights["m9"] = Flight("eu-1/d9", 9)
+    phase.sent(vacant, "m9", Flight("eu-1/d9", 9))
     assert phase.vacant(gone) == []
     assert phase.busy_nodes() == {1, 2, 9}
     phase.fill("m1", update())
@@ -98,7 +100,7 @@ def test_a_lost_devices_slot_is_vacant_until_its_message_is_given_to_another() -
 
 def test_original_and_replacement_fill_one_slot_once() -> None:
     phase, gone = exchange(1), view(9, away=(1,))
-    phase.vacant(gone)[0].flights["m9"] = Flight("eu-1/d9", 9)
+    phase.sent(phase.vacant(gone)[0], "m9", Flight("eu-1/d9", 9))
     assert set(phase.awaited()) == {"m1", "m9"}
     assert phase.fill("m1", update(10))
     assert not phase.fill("m9", update(20))
@@ -126,7 +128,7 @@ def test_a_failed_slot_is_vacant_and_ends_the_phase_if_nobody_stands_by() -> Non
 def test_a_failed_device_that_is_replaced_counts_as_failed_beside_the_reply() -> None:
     phase, fleet = exchange(1), view(1, 9)
     phase.fail("m1", "disk full")
-    phase.vacant(fleet)[0].flights["m9"] = Flight("eu-1/d9", 9)
+    phase.sent(phase.vacant(fleet)[0], "m9", Flight("eu-1/d9", 9))
     assert phase.fill("m9", update())
     assert outcomes(phase, fleet) == {"d1": "failed", "d9": "replied"}
     phase.fail("m9", "too late to fail")
@@ -198,3 +200,35 @@ def test_a_phase_is_deserted_while_all_that_could_reply_are_away() -> None:
     phase.fail("m2", "broke")
     phase.fail("m3", "broke")
     assert not phase.is_deserted(view(1, away=(2, 3))), "nothing is waited for"
+
+
+class Counted(tuple[FleetDevice, ...]):
+    """Devices that count how often they are gone through."""
+
+    def __new__(cls, devices: Iterable[FleetDevice]) -> Counted:
+        return super().__new__(cls, devices)
+
+    def __init__(self, devices: Iterable[FleetDevice]) -> None:
+        self.looks = 0
+
+    def __iter__(self) -> Iterator[FleetDevice]:
+        self.looks += 1
+        return super().__iter__()
+
+
+def test_a_question_goes_through_the_fleet_once_however_many_slots_there_are() -> None:
+    phase, seen = exchange(50), view(*range(1, 50), away=(50,))
+    questions: tuple[Callable[[FleetView], object], ...] = (
+        phase.uploaded,
+        phase.give_up,
+        phase.vacant,
+        phase.undelivered,
+        phase.is_complete,
+        phase.lost,
+        phase.is_deserted,
+        phase.close,
+    )
+    for question in questions:
+        devices = Counted(seen.devices)
+        question(FleetView.model_construct(version=1, devices=devices))
+        assert devices.looks <= 1, question

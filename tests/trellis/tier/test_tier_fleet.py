@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from trellis.flower.backchannel import FleetDevice
 from trellis.payloads import Execution, ExecutionState, FlowerLinkage, Phase, Presence, State
 from trellis.tier.fleet import TaskFleet
@@ -207,3 +210,96 @@ def test_above_a_region_that_the_task_does_not_name_is_the_centre() -> None:
             seen.gateway_state(region, online().model_copy(update={"parent": parent}))
         seen.execution("site", "cam", execution(1))
         assert [device.name for device in seen.view.devices] == due
+
+
+def test_what_one_member_says_makes_no_other_anew() -> None:
+    seen = fleet()
+    for device in ("cam-0", "cam-1", "cam-2"):
+        seen.device_state("eu-1", device, online())
+        seen.execution("eu-1", device, execution(1))
+    before = seen.view.devices
+    seen.execution("eu-1", "cam-1", execution(2, Phase.TRAINING))
+    seen.device_state("eu-1", "cam-1", offline())
+    after = seen.view.devices
+    assert [now is then for now, then in zip(after, before, strict=True)] == [True, False, True]
+    assert seen.view is seen.view
+
+
+def test_members_follow_their_region_to_another_parent_and_back() -> None:
+    country, central = tree("country"), tree("central")
+    versions = country.view.version, central.view.version
+    for parent, below, above in (
+        (None, ["country/cam", "site-1/gateway"], ["country/gateway", "far/cam", "site-2/cam"]),
+        ("country", ["country/cam", "site-1/gateway", "site-2/cam"], ["country/gateway", "far/cam"]),
+    ):
+        for seen in (country, central):
+            seen.gateway_state("site-2", online().model_copy(update={"parent": parent}))
+        assert (members(country), members(central)) == (below, above)
+    assert (country.view.version, central.view.version) == (versions[0] + 2, versions[1] + 2)
+
+
+def test_a_member_that_goes_and_comes_back_while_its_region_is_elsewhere_is_listed_as_it_is() -> None:
+    seen = tree("country")
+    seen.gateway_state("site-2", online())
+    version = seen.view.version
+    seen.device_state("site-2", "cam", offline())
+    seen.execution("site-2", "cam", execution(2, Phase.TRAINING))
+    assert seen.view.version == version  # nobody's member here
+    seen.gateway_state("site-2", online().model_copy(update={"parent": "country"}))
+    last = seen.view.devices[-1]
+    assert (last.name, last.online, last.phase) == ("site-2/cam", False, Phase.TRAINING)
+    seen.execution("site-2", "cam", None)
+    assert members(seen) == ["country/cam", "site-1/gateway"]
+
+
+async def test_each_change_counts_though_all_come_before_anybody_looks() -> None:
+    seen = fleet()
+    waiting = asyncio.create_task(seen.wait(seen.view.version, 60.0))
+    await asyncio.sleep(0)
+    for number in range(50):
+        seen.execution("eu-1", f"cam-{number:02d}", execution(1))
+    view = await asyncio.wait_for(waiting, 30.0)
+    assert (view.version, len(view.devices)) == (51, 50)
+    again = asyncio.create_task(seen.wait(view.version, 60.0))
+    await asyncio.sleep(0)
+    seen.execution("eu-1", "cam-00", execution(2, Phase.TRAINING))
+    seen.execution("eu-1", "cam-00", execution(3))  # back to what it was: two changes
+    view = await asyncio.wait_for(again, 30.0)
+    assert (view.version, view.devices[0].phase) == (53, Phase.WAITING)
+
+
+REGIONS = ("country", "site-1", "site-2", "far")
+Said = tuple[str, str, str | None]
+SAID = st.lists(
+    st.tuples(
+        st.sampled_from(["parent", "state", "execution"]),
+        st.sampled_from(REGIONS),
+        st.sampled_from([None, "country", "site-1", "far"]),
+    ),
+    max_size=30,
+)
+
+
+def tell(fleet: TaskFleet, said: Said, version: int) -> None:
+    """Have a gateway name its parent, or its region's device go or come, or say or clear its execution."""
+    what, region, value = said
+    if what == "parent":
+        fleet.gateway_state(region, online().model_copy(update={"parent": value}))
+    elif what == "state":
+        fleet.device_state(region, "cam", online() if value else offline())
+    else:
+        fleet.execution(region, "cam", execution(version) if value else None)
+
+
+@given(SAID)
+def test_the_view_is_that_of_one_who_has_heard_the_last_words_alone(said: list[Said]) -> None:
+    seen = TaskFleet("digits-mlp", REGIONS, regional=["country"], here="country")
+    for number, word in enumerate(said, start=1):
+        before = seen.view
+        tell(seen, word, number)
+        assert seen.view.version - before.version == (seen.view.devices != before.devices)
+    fresh = TaskFleet("digits-mlp", REGIONS, regional=["country"], here="country")
+    last = {word[:2]: (word, number) for number, word in enumerate(said, start=1)}
+    for word, number in last.values():
+        tell(fresh, word, number)
+    assert seen.view.devices == fresh.view.devices
