@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trellis.disk import has_room
-from trellis.errors import Refused, TrellisError
+from trellis.errors import DiskFailed, Refused, TrellisError
 from trellis.processes import PidFile, die_with_parent, terminate_tree
 
 _SAID_BYTES = 65536
@@ -21,6 +21,7 @@ async def run_export(command: Sequence[str], workshop: Path, pid_file: PidFile, 
 
     Raises:
         Refused: It says that it cannot export the model (`export`).
+        DiskFailed: It failed on a full disk.
         TrellisError: It failed otherwise.
     """
     process = await asyncio.create_subprocess_exec(
@@ -48,7 +49,7 @@ async def run_export(command: Sequence[str], workshop: Path, pid_file: PidFile, 
         error = _error_of(said, status)
         # A full disk makes whatever runs on it say so in its own words.
         roomy = await asyncio.to_thread(has_room, workshop)
-        raise error if roomy else TrellisError(f"{error} (its disk is full)")
+        raise error if roomy else DiskFailed(f"{error} (its disk is full)")
 
 
 async def _end_of(stream: asyncio.StreamReader | None) -> str:

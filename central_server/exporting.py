@@ -3,7 +3,7 @@
 An export runs in a child process, one at a time, because the server keeps PyTorch out of its memory. What it
 made lies in the artefact store and is found again by a later server, as long as exporter, PyTorch and the
 model's source are what they were. Why a model cannot be exported is kept as long; what may be this machine's
-fault and pass (a disk, memory, time) is tried again.
+fault and pass (a disk, memory, time) is tried again: on a full disk as long as it takes, else a few times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trellis import __version__
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.artefacts.store import ArtefactStore
 from trellis.descriptor import TaskDescriptor
-from trellis.errors import ArtefactError, Refused, TrellisError, Unavailable
+from trellis.errors import ArtefactError, DiskFailed, Refused, TrellisError, Unavailable
 from trellis.files import write_atomically
 from trellis.processes import PidFile
 
@@ -43,6 +43,8 @@ MOST_BATCH = 256
 """A fixed batch takes its memory on every device; a larger one is trained in parts."""
 _AGAIN_S, _AGAIN_MOST_S = 30.0, 600.0
 """How long what may pass rests before it is tried again; twice as long each time."""
+_MOST_TRIES = 5
+"""What fails so often in a row, with room on the disk, does not pass: devices would wait for it for days."""
 SOURCE_HELD_S = 10.0
 """How long it is taken for granted that what an export follows from is what it was."""
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "litert-torch", "ai-edge-litert")
@@ -81,7 +83,8 @@ class _Failure:
     Attributes:
         source: The digest of what it followed from.
         lasts: It is the model's, and would fail again.
-        tries: How many failed that were not.
+        tries: How many failed in a row that were not.
+        disk: It is the disk's, and passes once there is room.
     """
 
     source: str
@@ -89,6 +92,7 @@ class _Failure:
     lasts: bool
     tries: int
     since: float
+    disk: bool = False
 
     @property
     def rests_s(self) -> float:
@@ -217,16 +221,22 @@ class Exporter:
                 entry = self._index(wanted, source)
                 await asyncio.to_thread(write_atomically, entry, offer.to_json().encode())
         except (TrellisError, OSError) as error:
-            reason = f"the server cannot export {wanted}: {error}"
-            logger.error("%s", reason)
-            lasts = isinstance(error, Refused | ArtefactError)
-            before = self._failed.get(wanted)
-            tries = 1 + (before.tries if before is not None else 0)
-            self._failed[wanted] = _Failure(source, reason, lasts, tries, time.monotonic())
+            self._note(wanted, source, error)
             return
         self._failed.pop(wanted, None)
         self._made[wanted] = (source, offer)
         logger.info("export %s: %d bytes, SHA-256 %s", wanted, offer.size, offer.sha256)
+
+    def _note(self, wanted: Wanted, source: str, error: TrellisError | OSError) -> None:
+        reason = f"the server cannot export {wanted}: {error}"
+        disk, before = isinstance(error, DiskFailed | OSError), self._failed.get(wanted)
+        alike = before is not None and (before.source, before.disk) == (source, disk)
+        tries = 1 + (before.tries if before is not None and alike else 0)
+        lasts = isinstance(error, Refused | ArtefactError)
+        if not disk and tries >= _MOST_TRIES:
+            lasts, reason = True, f"{reason}; it was tried {tries} times"
+        logger.error("%s", reason)
+        self._failed[wanted] = _Failure(source, reason, lasts, tries, time.monotonic(), disk=disk)
 
     async def _made_by_child(self, wanted: Wanted) -> Offer:
         # Compilers leave a lot behind where temporary files are.

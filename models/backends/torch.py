@@ -29,7 +29,7 @@ from models.backends.loop import (
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.datasets import Dataset
 from models.registry import ModelSpec
-from trellis.errors import InvalidInput, TrainingFailed
+from trellis.errors import InvalidInput, TrainingFailed, TrellisError
 from trellis.seeds import generator
 
 # torch has one generator a process, and dropout and initialisation draw from no other.
@@ -67,10 +67,15 @@ def build_module(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed:
     """Return the model's module with the weights that training starts from.
 
     Raises:
-        InvalidInput: It does not turn such samples into logits.
+        InvalidInput: It cannot be built, has arrays that cannot be sent, or does not turn such samples into
+            logits.
     """
     with _TorchRandomness(generator(seed, "initial", spec.name)).drawn():
-        module = spec.build(shape, classes)
+        with _users_failures_named(
+            spec, f"cannot be built for samples of shape {shape} in {classes} classes"
+        ):
+            built: object = spec.build(shape, classes)
+        module = _require_module(spec, built)
         _require_logits(spec, module, shape, classes)
     return module
 
@@ -208,16 +213,37 @@ def _correct(logits: torch.Tensor, labels: torch.Tensor) -> int:
     return int((logits.argmax(dim=1) == labels).sum().item())
 
 
+def _require_module(spec: ModelSpec, built: object) -> torch.nn.Module:
+    """Return what was built, if it is a module whose arrays can leave it: a user's build may do anything."""
+    if not isinstance(built, torch.nn.Module):
+        problem = f"its build gives a {type(built).__name__}, a torch.nn.Module is due"
+        raise InvalidInput(f"model {spec.name!r}", problem)
+    for name, tensor in built.state_dict().items():
+        with _users_failures_named(spec, f"its array {name!r} cannot be sent"):
+            tensor.detach().numpy()
+    return built
+
+
 def _require_logits(spec: ModelSpec, module: torch.nn.Module, shape: tuple[int, ...], classes: int) -> None:
     """Pass if the module turns two samples into two rows of logits: a user's model may do anything."""
     module.eval()
-    try:
-        with torch.no_grad():
-            came = tuple(module(torch.zeros(2, *shape)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise InvalidInput(
-            f"model {spec.name!r}", f"does not take samples of shape {shape}: {error}"
-        ) from error
-    if came != (2, classes):
-        problem = f"gives shape {came} for two samples of shape {shape}, {(2, classes)} is due"
+    with torch.no_grad(), _users_failures_named(spec, f"does not take samples of shape {shape}"):
+        logits: object = module(torch.zeros(2, *shape))
+    came = (
+        f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+    )
+    if came != f"shape {(2, classes)}":
+        problem = f"gives {came} for two samples of shape {shape}, {(2, classes)} is due"
         raise InvalidInput(f"model {spec.name!r}", problem)
+
+
+@contextmanager
+def _users_failures_named(spec: ModelSpec, problem: str) -> Iterator[None]:
+    """Turn what a model's own code raises into InvalidInput, but for what this machine lacks."""
+    try:
+        yield
+    except (TrellisError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a stranger's code raises
+        what = f"{problem}: {type(error).__name__}: {error}"
+        raise InvalidInput(f"model {spec.name!r}", what) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models.arrays import Arrays
 from models.datasets import Normalize
+from models.export.faults import exporting
 from models.export.quiet import quiet
 from models.manifest import Manifest, Runtime
 from models.registry import ModelSpec, find_model
@@ -59,7 +60,7 @@ def export_training(
     """
     spec = find_model(model) if isinstance(model, str) else model
     _require_packages(runtime)
-    with quiet():
+    with quiet(), exporting(spec.name, runtime):
         from models.export import training  # noqa: PLC0415  # it imports torch
 
         return training.export(spec, shape=shape, classes=classes, runtime=runtime, path=path, batch=batch)
@@ -98,7 +99,7 @@ def export_inference(
     """
     spec = find_model(model) if isinstance(model, str) else model
     _require_packages(runtime)
-    with quiet():
+    with quiet(), exporting(spec.name, runtime):
         from models.export import inference  # noqa: PLC0415  # it imports torch
 
         return inference.export(

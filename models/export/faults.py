@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from models.manifest import Runtime
-from trellis.errors import Fault, InvalidInput
+from trellis.errors import Fault, InvalidInput, TrellisError
 
 TRAIN_WITH_TORCH = "or train it on devices with the extra torch alone"
+
+NO_FAULT_OF_THE_MODEL = (TrellisError, OSError, MemoryError)
+"""What is told already, and this machine's troubles; whatever else is raised in an export is the model's."""
 
 _OPERATORS = (
     re.compile(r"op='([\w.]+)', overload='(\w+)'"),  # torch.onnx
@@ -17,6 +21,7 @@ _OPERATORS = (
     re.compile(r"target=torch\.ops\.([\w.]+)\]"),  # fx
     re.compile(r'loc\(.*"(\w+)"\)+:'),  # MLIR
     re.compile(r"\(([A-Z]+)\w*\) failed to (?:prepare|invoke)"),  # LiteRT
+    re.compile(r"implementation for (\w+)\(\d+\)"),  # ONNX Runtime
 )
 
 
@@ -35,6 +40,24 @@ def not_exportable(
         f"model {model!r} cannot be exported to {runtime}",
         [Fault(f"module {module!r}" if module else "", problem, remedy)],
     )
+
+
+@contextmanager
+def exporting(model: str, runtime: Runtime) -> Iterator[None]:
+    """Let nothing but `NO_FAULT_OF_THE_MODEL` out of the block.
+
+    A model's own code runs in it, and libraries that raise whatever their many steps raise.
+
+    Raises:
+        InvalidInput: In place of all else.
+    """
+    try:
+        yield
+    except NO_FAULT_OF_THE_MODEL:
+        raise
+    except Exception as error:
+        problem = f"its export failed: {_brief(error)}"
+        raise not_exportable(model, runtime, problem, f"mend it, {TRAIN_WITH_TORCH}") from error
 
 
 def unsupported_operator(

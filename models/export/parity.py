@@ -15,7 +15,13 @@ from torch.nn import functional
 from models.arrays import Arrays
 from models.backends.torch import build_module
 from models.export.dropout import MaskedDropout
-from models.export.faults import TRAIN_WITH_TORCH, Located, not_exportable, unsupported_operator
+from models.export.faults import (
+    NO_FAULT_OF_THE_MODEL,
+    TRAIN_WITH_TORCH,
+    Located,
+    not_exportable,
+    unsupported_operator,
+)
 from models.export.running import Run, open_file
 from models.manifest import Manifest, buffer_role, gradient_role, mask_role, tensor_role
 from models.registry import ModelSpec
@@ -83,7 +89,9 @@ def _require(
             found.append(compare(run, seed))
             if found[-1].share <= TOLERANCE:
                 return
-    except (RuntimeError, ValueError) as error:
+    except NO_FAULT_OF_THE_MODEL:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no base but Exception
         raise unsupported_operator(manifest.model, manifest.runtime, graphs, error) from error
     least = min(found, key=lambda difference: difference.share)
     problem = (

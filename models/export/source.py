@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
@@ -15,6 +16,7 @@ from models.export.dropout import MaskedDropout
 from models.export.faults import TRAIN_WITH_TORCH, not_exportable
 from models.manifest import DropoutMask, Runtime, TensorEntry
 from models.registry import ModelSpec
+from trellis.faults import faults_of
 
 Kind = Literal["parameter", "buffer", "counter", "constant"]
 
@@ -123,7 +125,11 @@ class _Probe:
             kind = "counter" if is_counter else "buffer"
         if (kind in {"parameter", "buffer"} or after.is_floating_point()) and dtype != "float32":
             raise self._refused(f"{name!r} is {dtype}, float32 is due", "use float32", module=_owner(name))
-        return TensorEntry(name=name, shape=tuple(after.shape), dtype=dtype, kind=kind)
+        try:
+            return TensorEntry(name=name, shape=tuple(after.shape), dtype=dtype, kind=kind)
+        except ValidationError as error:
+            problem = f"{name!r}: {'; '.join(map(str, faults_of(error)))}"
+            raise self._refused(problem, "leave it out, " + TRAIN_WITH_TORCH, module=_owner(name)) from error
 
     def _require_untied(self, module: nn.Module) -> None:
         first: dict[int, str] = {}

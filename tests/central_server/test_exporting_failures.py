@@ -83,6 +83,40 @@ async def test_what_fails_again_and_again_rests_longer_each_time(
     assert len(child.runs) == 3
 
 
+async def test_what_fails_five_times_is_told_as_the_models_fault_and_tried_no_more(
+    tmp_path: Path, child: Child, clock: HeldClock
+) -> None:
+    child.how = "kill"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        for _ in range(4):
+            await not_yet(exporter, "tries again in")
+            clock.now += 600
+        with pytest.raises(Refused, match=r"ended with status -9: .*; it was tried 5 times") as error:
+            await made(exporter)
+        clock.now += 6000
+        with pytest.raises(Refused, match="it was tried 5 times"):
+            await exporter.offer(WANTED)
+        assert error.value.code == "export"
+        assert len(child.runs) == 5
+        child.how = "good"
+        await exporter.begin(WANTED)
+        await made(exporter)
+
+
+async def test_a_full_disk_is_waited_for_however_long_it_takes(
+    tmp_path: Path, child: Child, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = iter([True] * 6)
+    monkeypatch.setattr(export_child, "has_room", lambda _: not next(full, False))
+    child.how = "full"
+    async with Exporter(tmp_path / "artefacts", child) as exporter:
+        for _ in range(6):
+            await not_yet(exporter, "No space left")
+            clock.now += 600
+        child.how = "kill"
+        await not_yet(exporter, "ended with status -9")  # the first of its kind
+
+
 async def test_what_could_not_be_exported_is_tried_anew_once_its_source_has_changed(
     tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from models.backends import DefiningBackend, TrainPlan, open_backend
@@ -40,6 +42,49 @@ def _rng(seed: int = 0) -> np.random.Generator:
 
 def _normalised(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(shape[0], 5), nn.BatchNorm1d(5), nn.Linear(5, classes))
+
+
+class Gives(nn.Module):
+    """Answers with whatever `answer` makes of the samples."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self._answer(x)
+
+
+def _in_half(_shape: tuple[int, ...], _classes: int) -> nn.Module:
+    return nn.Linear(4, 3, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [
+        (lambda *_: {}["size"], "cannot be built for samples of shape (4,) in 3 classes: KeyError: 'size'"),
+        (lambda *_: None, "its build gives a NoneType, a torch.nn.Module is due"),
+        (_in_half, "its array 'weight' cannot be sent: TypeError: Got unsupported ScalarType BFloat16"),
+        (lambda *_: Gives(lambda x: x.logits), "does not take samples of shape (4,): AttributeError: "),
+        (lambda *_: Gives(lambda x: (x, x)), "gives a tuple for two samples of shape (4,), (2, 3) is due"),
+        (lambda *_: Gives(lambda x: x), "gives shape (2, 4) for two samples of shape (4,), (2, 3) is due"),
+    ],
+)
+def test_a_model_of_ones_own_that_is_none_is_refused(build: Any, problem: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        open_model(ModelSpec("mine", "", build), shape=(4,), classes=3, seed=0)
+    assert str(caught.value).startswith(f"model 'mine': {problem}")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), FileNotFoundError("no weights"), Refused("model", "no")]
+)
+def test_what_is_not_the_models_own_fault_while_it_is_built_stays_what_it_is(error: Exception) -> None:
+    def build(*_: object) -> nn.Module:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        open_model(ModelSpec("mine", "", build), shape=(4,), classes=3, seed=0)
 
 
 def test_what_torch_cannot_do_is_a_failed_training_that_says_why() -> None:

@@ -54,6 +54,25 @@ class CountsInside(nn.Module):
         return x
 
 
+class InDouble(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.gelu(x.double()).float()
+
+
+class FailsInTraining(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return dict[str, torch.Tensor]()["logits"] if self.training else x
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("spectrum", torch.zeros(3, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 class DropsAlongTime(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -81,6 +100,9 @@ class Tied(nn.Module):
         (Sorts, "tflite", "module 'odd': tflite does not take its operator sort"),
         (Drops, "onnx", "module 'odd': its operator aten.native_dropout.default draws at random"),
         (Decides, "tflite", "module 'odd': it cannot be written as one graph"),
+        (InDouble, "onnx", "module 'odd': onnx does not take its operator erf: NotImplemented: "),
+        (FailsInTraining, "tflite", "its export failed: KeyError: 'logits'"),
+        (Complex, "onnx", "module 'odd': 'odd.spectrum': dtype: string should match pattern"),
         (CountsInside, "onnx", "module 'odd': training changes 'odd.seen', which is int64"),
         (
             DropsAlongTime,
