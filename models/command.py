@@ -94,8 +94,9 @@ def _listed(name: str, shape: tuple[int, ...], classes: int) -> _Listed:
         return _Listed(name, spec.describe, None, True, "")
     try:
         module = spec.build(shape, classes)
-    except (TrellisError, RuntimeError, ValueError) as error:
-        return _Listed(name, spec.describe, None, False, str(error))
+    except Exception as error:  # noqa: BLE001  # a stranger's code: the others are listed none the less
+        problem = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
+        return _Listed(name, spec.describe, None, False, problem)
     return _Listed(name, spec.describe, sum(part.numel() for part in module.parameters()), True, "")
 
 

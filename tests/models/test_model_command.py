@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models import command
 from models.artefacts import ModelCard, save_model
 from models.backends import TrainPlan, open_backend
 from models.command import app
 from models.datasets import Normalize, load, scale
+from models.registry import ModelSpec, find_model
 from trellis.errors import DataError, InvalidInput, TrellisError
 
 NORMALIZE = Normalize(0.3, 0.4)
@@ -87,6 +90,19 @@ def test_without_torch_models_are_listed_without_their_size(monkeypatch: pytest.
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     listed = {model["model"]: model for model in json.loads(_run("list", "--json"))}
     assert (listed["mlp"]["parameters"], listed["mlp"]["fits"]) == (None, True)
+
+
+def test_a_model_that_cannot_be_built_is_listed_with_what_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object) -> Any:
+        return {}["layers"]
+
+    def find(name: str) -> ModelSpec:
+        return ModelSpec(name, "", build) if name == "mlp" else find_model(name)
+
+    monkeypatch.setattr(command, "find_model", find)
+    listed = {model["model"]: model for model in json.loads(_run("list", "--json"))}
+    assert (listed["mlp"]["fits"], listed["mlp"]["problem"]) == (False, "KeyError: 'layers'")
+    assert listed["softmax"]["fits"]
 
 
 def test_the_list_for_people_has_a_line_a_model() -> None:
