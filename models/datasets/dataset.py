@@ -62,6 +62,13 @@ class Dataset:
         return replace(self, x=self.x[indices], y=self.y[indices])
 
 
+def members_by_label(y: Labels) -> list[tuple[int, Indices]]:
+    """Return every label that there is, in order, with the samples that have it, in theirs."""
+    order = np.argsort(y, kind="stable")
+    labels, starts = np.unique(y[order], return_index=True)
+    return list(zip(labels.tolist(), np.split(order, starts)[1:], strict=True))
+
+
 def scale(dataset: Dataset, normalize: Normalization | None) -> Dataset:
     """Return the data set as backends want it: float32, uint8 / 255, float as is, then (x - mean) / std."""
     x = dataset.x.astype(np.float32)

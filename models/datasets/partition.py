@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.datasets.dataset import Dataset, Indices, Labels
+from models.datasets.dataset import Dataset, Indices, Labels, members_by_label
 from trellis.errors import ConfigError, DataError, Fault
 from trellis.seeds import generator
 
@@ -119,10 +119,10 @@ def _require_part(index: int, parts: int) -> None:
 
 
 def _by_class(dataset: Dataset, parts: int, rng: np.random.Generator) -> list[Indices]:
-    labels = np.unique(dataset.y)
+    labels = members_by_label(dataset.y)
     pieces: list[list[Indices]] = [[] for _ in range(parts)]
-    for number, label in enumerate(labels):
-        members = rng.permutation(np.flatnonzero(dataset.y == label))
+    for number, (label, held) in enumerate(labels):
+        members = rng.permutation(held)
         sharing = range(number, parts, len(labels)) if number < parts else [number % parts]
         if len(members) < len(sharing):
             problem = (
@@ -136,8 +136,8 @@ def _by_class(dataset: Dataset, parts: int, rng: np.random.Generator) -> list[In
 
 def _dirichlet(y: Labels, parts: int, alpha: float, rng: np.random.Generator) -> list[Indices]:
     pieces: list[list[Indices]] = [[] for _ in range(parts)]
-    for label in np.unique(y):
-        members = rng.permutation(np.flatnonzero(y == label))
+    for _, held in members_by_label(y):
+        members = rng.permutation(held)
         shares = rng.dirichlet(np.full(parts, alpha))
         cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.intp)
         for part, piece in zip(pieces, np.split(members, cuts), strict=True):

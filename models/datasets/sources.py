@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 
 from models.datasets import digits, idx, images, npz, table
-from models.datasets.dataset import Dataset, Indices, Labels, Samples
+from models.datasets.dataset import Dataset, Indices, Labels, Samples, members_by_label
 from models.datasets.stored import Pair, Stored
+from trellis.descriptor_fields import MAX_CLASSES
 from trellis.errors import DataError, Fault
 from trellis.nearest import did_you_mean
 from trellis.seeds import generator
@@ -97,8 +98,9 @@ def load(source: str, *, split: Split) -> Dataset:
     else:
         with _readable(str(parsed.path)):
             stored = _read(parsed.path, parsed.label)
+    classes = _classes(stored, source)
     pair = _split(stored, split, source)
-    return Dataset(parsed.name, _samples(pair.x, source), _labels(pair.y, source), _classes(stored, source))
+    return Dataset(parsed.name, _samples(pair.x, source), _labels(pair.y, source), classes)
 
 
 @contextmanager
@@ -175,9 +177,10 @@ def _split(stored: Stored, split: Split, source: str) -> Pair:
 def _held_out(y: Labels) -> Indices:
     """Return a mask of one fifth of every class, rounded down; the same for the same labels everywhere."""
     mask = np.zeros(len(y), dtype=bool)
-    for label in np.unique(y):
-        members = generator(_HELD_OUT_SEED, "held-out", int(label)).permutation(np.flatnonzero(y == label))
-        mask[members[: int(len(members) * _HELD_OUT)]] = True
+    for label, members in members_by_label(y):
+        # Where the label is an id, a generator would be made for every sample.
+        if count := int(len(members) * _HELD_OUT):
+            mask[generator(_HELD_OUT_SEED, "held-out", label).permutation(members)[:count]] = True
     return mask
 
 
@@ -198,4 +201,10 @@ def _labels(y: Samples, source: str) -> Labels:
 def _classes(stored: Stored, source: str) -> int:
     pairs = [pair for pair in (stored.whole, stored.train, stored.test) if pair is not None]
     held = 1 + max((int(_labels(pair.y, source).max()) for pair in pairs if len(pair.y)), default=0)
-    return max(held, stored.classes)
+    classes = max(held, stored.classes)
+    if classes > MAX_CLASSES:
+        problem = f"labels run to {classes - 1}, at most {MAX_CLASSES - 1} is due"
+        raise DataError(
+            f"data set {source!r}", [Fault("", problem, "number the classes from 0; an id is no label")]
+        )
+    return classes

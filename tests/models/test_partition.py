@@ -49,6 +49,15 @@ def test_a_part_follows_from_the_seed(split: str, seed: int, index: int) -> None
     assert np.array_equal(first.x, second.x)
 
 
+@pytest.mark.parametrize(
+    ("split", "last"),
+    [("iid", [1, 7, 12, 14]), ("classes", [1, 4, 6, 16, 21]), ("dirichlet:0.3", [3, 7, 8, 23])],
+)
+def test_a_part_stays_the_same_from_version_to_version(split: str, last: list[int]) -> None:
+    whole = _numbered([(0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 4, 4)[number * 5 % 12] for number in range(24)])
+    assert partition(whole, 4, 5, split=split, seed=1).x[:, 0].tolist() == last
+
+
 @pytest.mark.parametrize("split", ["iid", "dirichlet:0.3"])
 def test_another_seed_gives_another_part(split: str) -> None:
     whole = _numbered([0, 1, 2, 3, 4] * 20)

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import struct
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,31 @@ def test_without_a_test_split_one_fifth_of_every_class_is_held_out(tmp_path: Pat
     assert sorted([*train.x[:, 0], *test.x[:, 0]]) == x[:, 0].tolist() == whole.x[:, 0].tolist()
     assert whole.x.dtype == np.float32
     assert np.array_equal(load(str(path), split="test").x, test.x)
+
+
+def test_the_fifth_that_is_held_out_stays_the_same_from_version_to_version(tmp_path: Path) -> None:
+    y = np.array([0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 9, 9])[np.arange(24) * 5 % 12]
+    path = _npz(tmp_path / "kept.npz", x=np.arange(24.0).reshape(24, 1), y=y)
+    # As 0.1.0 draws them: two of each ten, none of the four.
+    assert load(str(path), split="test").x[:, 0].tolist() == [4, 5, 10, 11]
+
+
+def test_as_many_labels_as_samples_take_no_longer_than_few(tmp_path: Path) -> None:
+    y = np.arange(200_000)
+    path = _npz(tmp_path / "ids.npz", x=np.zeros((len(y), 1), np.uint8), y=y)
+    begun = time.thread_time()
+    assert len(load(str(path), split="train")) == len(y)
+    # 0.2 s; looking all labels through for each takes 13 s.
+    assert time.thread_time() - begun < 4
+
+
+def test_labels_beyond_those_of_any_task_are_refused(tmp_path: Path) -> None:
+    path = _npz(tmp_path / "ids.npz", x=X_TRAIN, y=np.array([0, 1, 1_000_000, 2]))
+    assert _fault(path) == (
+        f"data set '{path}': labels run to 1000000, at most 999999 is due "
+        "(number the classes from 0; an id is no label)"
+    )
+    assert load(str(_npz(path, x=X_TRAIN, y=np.array([0, 1, 999_999, 2]))), split="train").classes == 10**6
 
 
 def test_a_mark_of_test_samples_is_kept(tmp_path: Path) -> None:
