@@ -17,9 +17,9 @@ from device_agent.eligibility import (
     require_server,
 )
 from device_agent.participation import Device, Ending, Participation
-from device_agent.reporting import TaskLog, TaskReport
+from device_agent.reporting import TaskLog, TaskReport, TaskReports
+from device_agent.shelf import Shelf
 from models.backends import artefact_runtime
-from trellis.descriptor import parse_json
 from trellis.disk import has_room
 from trellis.envelope import Envelope
 from trellis.errors import DiskFailed, InvalidInput, Refused
@@ -43,14 +43,15 @@ class TaskDesk:
 
     def __init__(self, device: Device, bus: Bus, log: TaskLog, *, now: Callable[[], datetime]) -> None:
         self._device = device
-        self._bus = bus
         self._log = log
         self._now = now
-        self._reports: dict[str, TaskReport] = {}
+        settings = device.settings
+        self._reports = TaskReports(
+            bus, device.journal, settings.topics, region=settings.region, device=settings.name
+        )
         self._heard: set[str] = set()  # tasks with a descriptor, believed or not
         self._examined: dict[str, Believed] = {}  # since the start, with the hints that came with it
-        self._early: dict[str, bytes] = {}  # envelopes that came before this device's clock
-        self._starved: dict[str, Believed] = {}  # tasks that found the disk full
+        self._shelf = Shelf()
         self._rounds: dict[str, Round] = {}
         self._statuses: dict[str, TaskStatus] = {}
         self._unfinished = device.journal.unfinished()
@@ -62,7 +63,7 @@ class TaskDesk:
         """Return the executions of the tasks in hand and in the queue: a broker may have lost them."""
         in_hand = [self._in_hand[0].descriptor.task] if self._in_hand is not None else []
         tasks = [*self._queue, *in_hand]
-        return [one for one in (self._report(task).standing() for task in tasks) if one is not None]
+        return [one for one in (self._reports.of(task).standing() for task in tasks) if one is not None]
 
     async def work(self) -> None:
         """Take part in one task after the other; runs until canceled."""
@@ -85,9 +86,9 @@ class TaskDesk:
 
     async def descriptor(self, task: str, payload: bytes) -> None:
         """A task came, for the first time or again."""
-        self._early.pop(task, None)
+        self._shelf.drop_untimely(task)
         self._heard.add(task)
-        report = self._report(task)
+        report = self._reports.of(task)
         try:
             believed = believe(
                 Envelope.parse(payload),
@@ -99,7 +100,7 @@ class TaskDesk:
             )
         except (Refused, InvalidInput) as error:
             if isinstance(error, Refused) and error.code == "clock":
-                self._early[task] = payload
+                self._shelf.put_untimely(task, payload)
             await report.refuse(error)
             return
         await self._accept(believed, report)
@@ -107,7 +108,7 @@ class TaskDesk:
     async def _accept(self, believed: Believed, report: TaskReport) -> None:
         descriptor, task = believed.descriptor, believed.descriptor.task
         seen = Seen(descriptor.revision, believed.digest)
-        self._starved.pop(task, None)
+        self._shelf.take_starved(task)
         try:
             if self._device.journal.seen(task) != seen:
                 # In the journal before it is acted on: from here on an older revision is refused.
@@ -130,7 +131,8 @@ class TaskDesk:
 
     async def removed(self, task: str) -> None:
         """The task's descriptor was cleared: as if it was canceled, and once it has ended, forgotten."""
-        for known in (self._early, self._starved, self._examined, self._rounds, self._statuses):
+        self._shelf.drop(task)
+        for known in (self._examined, self._rounds, self._statuses):
             known.pop(task, None)
         self._heard.discard(task)
         if task in self._queue or self._has_in_hand(task):
@@ -150,11 +152,11 @@ class TaskDesk:
                 await self._forget(task)
 
     async def _forget(self, task: str) -> None:
-        report = self._report(task)
+        report = self._reports.of(task)
         if report.execution is not None:
             await report.clear()
         if task not in self._heard:  # it may have come again meanwhile, and is said by the same report
-            self._reports.pop(task, None)
+            self._reports.drop(task)
 
     def round_changed(self, task: str, round_: Round) -> None:
         """The server announced something: a hint to pull."""
@@ -170,12 +172,14 @@ class TaskDesk:
 
     async def look_again(self) -> None:
         """Look again at the tasks that came before this device's clock, or found its disk full."""
-        for task, payload in list(self._early.items()):
-            if parse_json(Envelope.parse(payload).payload).issued_at <= self._now():
-                await self.descriptor(task, payload)
-        room = bool(self._starved) and await asyncio.to_thread(has_room, self._device.settings.state)
-        for task, believed in list(self._starved.items()) if room else ():
-            await self._accept(believed, self._report(task))
+        while (timely := self._shelf.take_timely(self._now())) is not None:
+            await self.descriptor(*timely)
+        if not self._shelf.starved or not await asyncio.to_thread(has_room, self._device.settings.state):
+            return
+        for task in self._shelf.starved:
+            # While one is accepted, another may have come anew, or was removed.
+            if (believed := self._shelf.take_starved(task)) is not None:
+                await self._accept(believed, self._reports.of(task))
 
     def _is_news(self, came: Believed) -> bool:
         """Whether a task is to be examined; a new place of its artefact is no news once that is here."""
@@ -184,12 +188,12 @@ class TaskDesk:
             return True
         if known.artefacts == came.artefacts or artefact_runtime(self._device.settings.backend) is None:
             return False
-        last = self._report(came.descriptor.task).execution
+        last = self._reports.of(came.descriptor.task).execution
         return last is None or last.state is not ExecutionState.IN_PROGRESS or last.phase in _NOT_YET_EQUIPPED
 
     async def _starve(self, believed: Believed, report: TaskReport, error: DiskFailed) -> None:
         task = believed.descriptor.task
-        self._starved[task] = believed
+        self._shelf.put_starved(believed)
         self._examined.pop(task, None)
         if task not in self._queue and not self._has_in_hand(task):
             await report.reject(error, believed.descriptor.revision)
@@ -213,6 +217,8 @@ class TaskDesk:
             return
         backend = self._device.settings.backend
         await report.queued(revision, samples=len(self._device.data), backend=backend)
+        if self._examined.get(task) is not believed:
+            return  # while it was said a newer one came, or it was removed
         self._queue[task] = believed
         self._let_pass(believed)
         if (ending := self._ended_centrally(task)) is not None:
@@ -220,7 +226,7 @@ class TaskDesk:
 
     async def _take_part(self, task: Believed) -> None:
         name = task.descriptor.task
-        participation = Participation(task, device=self._device, report=self._report(name))
+        participation = Participation(task, device=self._device, report=self._reports.of(name))
         self._in_hand = (task, participation)
         self._log.task = name
         if name in self._rounds:
@@ -233,11 +239,12 @@ class TaskDesk:
             self._log.task = None
         if name not in self._heard:
             await self._forget(name)  # its descriptor was cleared while it ended
-        elif ending.state is ExecutionState.QUEUED:
-            self._queue[name] = task
-        elif ending.reason is not None and ending.reason.code == "disk":
-            self._starved[name] = task
-            self._examined.pop(name, None)
+        elif self._examined.get(name) is task:  # nothing newer came while it ended
+            if ending.state is ExecutionState.QUEUED:
+                self._queue[name] = task
+            elif ending.reason is not None and ending.reason.code == "disk":
+                self._shelf.put_starved(task)
+                del self._examined[name]
 
     def _let_pass(self, comer: Believed) -> None:
         """Have the task in hand give way to one before it, as long as nothing of it has begun.
@@ -248,7 +255,7 @@ class TaskDesk:
         if self._in_hand is None:
             return
         task, participation = self._in_hand
-        execution = self._report(task.descriptor.task).execution
+        execution = self._reports.of(task.descriptor.task).execution
         begun = execution is None or execution.attempt > 1 or execution.round is not None
         if not begun and _order(comer) < _order(task):
             message = f"it gives way to {comer.descriptor.task}, which was issued before it"
@@ -265,7 +272,7 @@ class TaskDesk:
 
     async def _end(self, task: str, ending: Ending) -> None:
         if self._queue.pop(task, None) is not None and ending.state is not None:
-            await self._report(task).end(ending.state, ending.reason, revision=ending.revision)
+            await self._reports.of(task).end(ending.state, ending.reason, revision=ending.revision)
         if self._in_hand is not None and self._has_in_hand(task):
             self._in_hand[1].end(ending)
 
@@ -283,15 +290,8 @@ class TaskDesk:
     def _has_in_hand(self, task: str) -> bool:
         return self._in_hand is not None and self._in_hand[0].descriptor.task == task
 
-    def _report(self, task: str) -> TaskReport:
-        if task not in self._reports:
-            settings = self._device.settings
-            who = {"region": settings.region, "device": settings.name, "task": task}
-            self._reports[task] = TaskReport(self._bus, self._device.journal, settings.topics, **who)
-        return self._reports[task]
-
     def _turn(self, task: Believed) -> tuple[bool, datetime, str]:
-        execution = self._report(task.descriptor.task).execution
+        execution = self._reports.of(task.descriptor.task).execution
         first = execution is None or execution.attempt == 1
         return (first, *_order(task))
 

@@ -96,6 +96,7 @@ class Participation:
         self._device = device
         self._report = report
         self._halt = Halt()
+        self._teller = Teller(asyncio.get_running_loop(), report)
         self._called: Ending | None = None
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._announced: int | None = None
@@ -110,9 +111,14 @@ class Participation:
             self._halt.wake()
 
     def end(self, ending: Ending) -> None:
-        """Stop at the next batch and end so; the first ending counts, unless it only gave way."""
-        if self._called is None or self._called.state is ExecutionState.QUEUED:
+        """Stop at the next batch and end so; the first ending counts, unless it only gave way.
+
+        A new revision comes before all that was not said yet: the execution is its own from here on.
+        """
+        if self._called is None or self._called.state is ExecutionState.QUEUED or ending.state is None:
             self._called = ending
+        if ending.state is None:
+            self._teller.hush()
         if not self._ending.done():
             self._ending.set_result(None)
 
@@ -123,8 +129,7 @@ class Participation:
         at the next batch and leaves the task unfinished, to go on at the next start.
         """
         await self._report.phase(Phase.VERIFYING)
-        teller = Teller(asyncio.get_running_loop(), self._report)
-        finished = self._start_thread(teller)
+        finished = self._start_thread()
         try:
             ending = await self._ended(finished)
         except asyncio.CancelledError:
@@ -134,8 +139,18 @@ class Participation:
             raise
         self._halt.call(task_ended=True)
         stopped = await _stopped(finished)
-        teller.hush()  # nothing follows an end
-        ending = self._called or ending  # it may have been called off while it gave way
+        self._teller.hush()  # nothing follows an end
+        ending = await self._say(self._called or ending)  # it may have been called off while it gave way
+        while not stopped:
+            logger.warning(
+                "task %s has ended, its last batch has not: the next task waits", self._descriptor.task
+            )
+            stopped = await _stopped(finished)
+        if ending.state is ExecutionState.QUEUED and self._called is not None and self._called is not ending:
+            ending = await self._say(self._called)  # or after it had
+        return ending
+
+    async def _say(self, ending: Ending) -> Ending:
         if ending.state is not None:
             await self._report.end(ending.state, ending.reason, revision=ending.revision)
             logger.info(
@@ -144,11 +159,6 @@ class Participation:
                 ending.state.value,
                 f": {ending.reason.message}" if ending.reason else "",
             )
-        while not stopped:
-            logger.warning(
-                "task %s has ended, its last batch has not: the next task waits", self._descriptor.task
-            )
-            stopped = await _stopped(finished)
         return ending
 
     async def _ended(self, finished: asyncio.Future[None]) -> Ending:
@@ -169,7 +179,7 @@ class Participation:
         message = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
         return Ending(ExecutionState.FAILED, Reason(code=code, message=message))
 
-    def _start_thread(self, teller: Teller) -> asyncio.Future[None]:
+    def _start_thread(self) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[None] = loop.create_future()
 
@@ -184,7 +194,7 @@ class Participation:
         def work() -> None:
             error: BaseException | None = None
             try:
-                self._work(teller)
+                self._work()
             except BaseException as raised:  # noqa: BLE001 - handed on to the event loop
                 error = raised
             # The loop is closed where the thread was left behind.
@@ -201,18 +211,18 @@ class Participation:
         ).start()
         return finished
 
-    def _work(self, teller: Teller) -> None:
-        artefact = self._fetch(teller)
+    def _work(self) -> None:
+        artefact = self._fetch()
         try:
             trainer = self._open_trainer(artefact)
             give_back_free_memory()  # of importing a runtime, and of what it made of the model
-            self._train(teller, trainer)
+            self._train(trainer)
         except ArtefactError:
             if artefact is not None:
                 artefact.unlink(missing_ok=True)  # nobody shall find it again
             raise
 
-    def _train(self, teller: Teller, trainer: Trainer) -> None:
+    def _train(self, trainer: Trainer) -> None:
         """Return when the thread is called off.
 
         Raises:
@@ -226,7 +236,7 @@ class Participation:
             ),
             trainer,
             answers=self._device.journal,
-            observer=teller,
+            observer=self._teller,
             turns=self._device.turns,
             should_stop=lambda: self._halt.called,
         )
@@ -239,21 +249,21 @@ class Participation:
             return reply
 
         address = self._server
-        teller.connecting(f"connecting to {address}", failed=False)
+        self._teller.connecting(f"connecting to {address}", failed=False)
         folder = settings.state / "flower" / address.replace(":", "_").strip("[]")
         link = self._device.make_link(address, folder)
-        LinkLoop(link, answer, events=teller, halt=self._halt, pace=self._device.pace).run()
+        LinkLoop(link, answer, events=self._teller, halt=self._halt, pace=self._device.pace).run()
         if trainer.misfit is not None:
             raise trainer.misfit
 
-    def _fetch(self, teller: Teller) -> Path | None:
+    def _fetch(self) -> Path | None:
         """Return what is trained from once it is here; None where the backend builds the model itself."""
         settings = self._device.settings
         runtime = artefact_runtime(settings.backend)
         if runtime is None:
             return None
         store = ArtefactStore(settings.artefact_folder, limit=settings.artefact_bytes, holds=2)
-        fetcher = Fetcher(store, tls=settings.tls, halt=self._halt, tell=teller.fetching)
+        fetcher = Fetcher(store, tls=settings.tls, halt=self._halt, tell=self._teller.fetching)
         return fetcher.fetch(self._descriptor.task, runtime, self._fronts)
 
     def _open_trainer(self, artefact: Path | None) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextvars import ContextVar
 
@@ -59,6 +60,24 @@ class TaskReport(ExecutionReport):
             logger.error(
                 "a descriptor of task %s is refused: %s", self.task, error, extra={"task": self.task}
             )
+
+
+class TaskReports:
+    """The reports of a device's tasks, one for each, made when it is first asked for."""
+
+    def __init__(self, bus: Bus, journal: Journal, topics: Topics, *, region: str, device: str) -> None:
+        self._make = functools.partial(TaskReport, bus, journal, topics, region=region, device=device)
+        self._known: dict[str, TaskReport] = {}
+
+    def of(self, task: str) -> TaskReport:
+        """Return the task's report."""
+        if task not in self._known:
+            self._known[task] = self._make(task=task)
+        return self._known[task]
+
+    def drop(self, task: str) -> None:
+        """Have the next one that is asked for begin with what the journal says."""
+        self._known.pop(task, None)
 
 
 class TaskLog(LineHandler):

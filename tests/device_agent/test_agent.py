@@ -506,6 +506,37 @@ async def test_a_new_revision_takes_the_place_of_the_running_one(device, fleet, 
         assert not any(e.state.ended for e in fleet.executions("blobs"))
 
 
+@pytest.mark.parametrize("called_off", ["canceled", "succeeded", "removed"])
+async def test_of_a_task_that_is_called_off_nothing_is_said_once_a_new_revision_has_come(
+    device, fleet, flower, make_task, signed, called_off
+):
+    pushing, go_on = threading.Event(), threading.Event()
+
+    def hold(_: str) -> None:
+        pushing.set()
+        assert go_on.wait(20)
+
+    flower.pushing = hold
+    flower.send("query", {"task": "blobs", "nonce": "n1"})
+    async with running(device, fleet.broker):
+        await fleet.post("blobs", signed(task := make_task()))
+        await asyncio.to_thread(pushing.wait, 20)
+        match called_off:
+            case "canceled":
+                await fleet.post("blobs", signed(task.canceled()))
+            case "succeeded":
+                await fleet.status("blobs", TaskState.SUCCEEDED)
+            case "removed":
+                await fleet.post("blobs", b"")
+        await fleet.post("blobs", signed(make_task(revision=3)))
+        queued = await fleet.execution("blobs", lambda e: e.revision == 3)
+        go_on.set()
+        await fleet.execution("blobs", lambda e: e.version > queued.version and e.phase is Phase.WAITING)
+    said = [e for e in fleet.executions("blobs") if e.version >= queued.version]
+    assert {(e.revision, e.attempt) for e in said} == {(3, 2)}
+    assert [e.phase for e in said] == [None, Phase.VERIFYING, Phase.CONNECTING, Phase.WAITING]
+
+
 async def test_a_restarted_device_goes_on_with_its_task_before_others(
     device, fleet, flower, make_task, signed
 ):
@@ -648,6 +679,43 @@ async def test_a_task_that_is_called_off_while_it_gives_way_is_canceled(
         go_on.set()
         await fleet.execution("earlier", lambda e: e.phase is Phase.WAITING)
         assert fleet.executions("later")[-1].state is ExecutionState.CANCELED
+
+
+@pytest.mark.parametrize("word", ["removed", "canceled", "revised"])
+async def test_what_comes_of_a_task_after_it_has_said_that_it_gives_way_counts(
+    device, fleet, flower, make_task, signed, monkeypatch, word
+):
+    monkeypatch.setattr("device_agent.participation.STOP_S", 0.1)
+    device = replace(device, pace=replace(device.pace, idle_s=0.1))
+    pushing, go_on = threading.Event(), threading.Event()
+
+    def hold(_: str) -> None:
+        pushing.set()
+        go_on.wait(20)
+
+    flower.pushing = hold
+    async with running(device, fleet.broker):
+        await fleet.post("later", signed(later := issued(make_task, "later", 1)))
+        flower.send("query", {"task": "later", "nonce": "n1"})
+        await asyncio.to_thread(pushing.wait, 20)
+        await fleet.post("earlier", signed(issued(make_task, "earlier", 2)))
+        await fleet.execution("later", lambda e: e.reason and e.reason.code == "turn")
+        revised = later.model_copy(update={"revision": 2})
+        words = {"removed": b"", "canceled": signed(later.canceled()), "revised": signed(revised)}
+        await fleet.post("later", words[word])
+        await fleet.post("foreign", signed(make_task(task="foreign", regions=["us-1"])))
+        await fleet.state("foreign", ExecutionState.REJECTED)  # so what came before it has been heard, too
+        go_on.set()
+        await fleet.execution("earlier", lambda e: e.phase is Phase.WAITING)
+        await fleet.post("earlier", b"")
+        await fleet.state("earlier", ExecutionState.CANCELED)
+        if word == "revised":
+            await fleet.execution("later", lambda e: e.revision == 2 and e.phase is Phase.WAITING)
+            query = flower.send("query", {"task": "later", "nonce": "n2", "revision": 2})
+            assert (await asyncio.to_thread(flower.reply, query)).has_content()
+        else:
+            last = fleet.executions("later")[-1]
+            assert (last.state, last.reason.code) == (ExecutionState.CANCELED, word)
 
 
 async def test_the_same_descriptor_again_changes_nothing(device, fleet, flower, make_task, signed):
