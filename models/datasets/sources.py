@@ -168,10 +168,19 @@ def _split(stored: Stored, split: Split, source: str) -> Pair:
         raise DataError(f"data set {source!r}", f"has no {split} samples ({due[split]})")
     if len(present) == 1:
         return present[0]
-    shapes = [pair.x.shape[1:] for pair in present]
-    if shapes[0] != shapes[1]:
-        raise DataError(f"data set {source!r}", f"training samples are {shapes[0]}, test samples {shapes[1]}")
-    return Pair(np.concatenate([pair.x for pair in present]), np.concatenate([pair.y for pair in present]))
+    return _joined(present[0], present[1], source)
+
+
+def _joined(train: Pair, test: Pair, source: str) -> Pair:
+    if train.x.shape[1:] != test.x.shape[1:]:
+        problem = f"training samples are {train.x.shape[1:]}, test samples {test.x.shape[1:]}"
+        raise DataError(f"data set {source!r}", problem)
+    if (train.x.dtype == np.uint8) != (test.x.dtype == np.uint8):
+        problem = (
+            f"training samples are {train.x.dtype}, test samples {test.x.dtype}; only uint8 is divided by 255"
+        )
+        raise DataError(f"data set {source!r}", [Fault("", problem, "save both as one")])
+    return Pair(np.concatenate([train.x, test.x]), np.concatenate([train.y, test.y]))
 
 
 def _held_out(y: Labels) -> Indices:

@@ -196,6 +196,19 @@ def test_a_split_that_is_not_there_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_all_is_not_made_of_bytes_and_floats(tmp_path: Path) -> None:
+    floats = X_TEST.astype(np.float32) / 255
+    path = _npz(tmp_path / "m.npz", x_train=X_TRAIN, y_train=Y_TRAIN, x_test=floats, y_test=Y_TEST)
+    assert _fault(path, "all") == (
+        f"data set '{path}': training samples are uint8, test samples float32; only uint8 is divided by 255 "
+        "(save both as one)"
+    )
+    assert [load(str(path), split=split).x.dtype for split in ("train", "test")] == [np.uint8, np.float32]
+    double = X_TRAIN.astype(np.float64)
+    path = _npz(tmp_path / "f.npz", x_train=double, y_train=Y_TRAIN, x_test=floats, y_test=Y_TEST)
+    assert load(str(path), split="all").x.dtype == np.float32
+
+
 def test_lengths_must_agree(tmp_path: Path) -> None:
     path = _npz(tmp_path / "l.npz", x=X_TRAIN, y=Y_TRAIN[:3])
     assert _fault(path) == f"data set '{path}': x has 4 samples, y has 3 labels; they must be as many"
