@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Message
+
+from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
 
 APP = Path(__file__).parent / "scripted_app"
@@ -38,6 +41,28 @@ class ScriptedApp:
                 for reply in (await self("pull", ids=[message_id]))["replies"]:
                     return dict(reply)
                 await asyncio.sleep(0.05)
+
+
+@dataclass
+class Federation:
+    """A SuperLink, the address of its front, and the app on it."""
+
+    superlink: SuperLink
+    front: str
+    app: ScriptedApp
+
+
+async def connected(federation: Federation, folder: Path) -> FlowerLink:
+    link = FlowerLink(federation.front, folder=folder, tls=None)
+    await asyncio.to_thread(link.connect)
+    return link
+
+
+async def pulled(link: FlowerLink) -> Message:
+    async with asyncio.timeout(90):
+        while (message := await asyncio.to_thread(link.pull)) is None:  # noqa: ASYNC110 - a poll is what is tested
+            await asyncio.sleep(0.02)
+    return message
 
 
 _LONGEST_PATH = 100

@@ -10,16 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
-from flower_parts import ScriptedApp, scripted_app
+from flower_parts import Federation, connected, pulled, scripted_app
 from flwr.app import Error, Message
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from reserved_ports import ReservedPorts
@@ -34,37 +31,6 @@ from trellis.tensors import unpack_arrays
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 DEVICE = Path(__file__).parent / "crashing_device.py"
-
-
-@dataclass
-class Federation:
-    superlink: SuperLink
-    front: str
-    app: ScriptedApp
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def federation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Federation]:
-    folder = tmp_path_factory.mktemp("federation")
-    async with (
-        SuperLink(folder=folder / "superlink") as superlink,
-        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
-        scripted_app(superlink, folder) as app,
-    ):
-        yield Federation(superlink, f"127.0.0.1:{front.port}", app)
-
-
-async def connected(federation: Federation, folder: Path) -> FlowerLink:
-    link = FlowerLink(federation.front, folder=folder, tls=None)
-    await asyncio.to_thread(link.connect)
-    return link
-
-
-async def pulled(link: FlowerLink) -> Message:
-    async with asyncio.timeout(90):
-        while (message := await asyncio.to_thread(link.pull)) is None:  # noqa: ASYNC110 - a poll is what is tested
-            await asyncio.sleep(0.02)
-    return message
 
 
 async def test_a_model_of_50_mb_makes_the_round_trip(federation: Federation, tmp_path: Path) -> None:

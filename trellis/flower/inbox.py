@@ -78,6 +78,16 @@ class Inbox:
         """Forget a message: it is answered, or can be answered no more."""
         self._path(message_id).unlink(missing_ok=True)
 
+    def keep_only_of(self, node_id: int) -> list[Letter]:
+        """Return what was sent to this node, oldest first; forget the rest: those nodes are gone."""
+        mine = []
+        for letter in self.letters():
+            if letter.node_id == node_id:
+                mine.append(letter)
+            else:
+                self.drop(letter.message_id)
+        return mine
+
     def clear(self) -> None:
         """Forget all: the node that they were sent to is gone."""
         if self.folder.exists():

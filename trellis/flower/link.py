@@ -77,11 +77,8 @@ class FlowerLink:
         """
         with self._node.told(connecting=True):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            node_id = self._node.resume()
-            if not node_id:
-                self._inbox.clear()  # sent to a node that is gone
-                node_id = self._node.activate()
-        letters = [letter for letter in self._inbox.letters() if letter.node_id == node_id]
+            node_id = self._node.resume() or self._node.activate()
+            letters = self._inbox.keep_only_of(node_id)
         self._unanswered = iter(letters)
         self._in_hand = {letter.message_id for letter in letters}
         self._incoming.keep_only_of(node_id)

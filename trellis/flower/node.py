@@ -74,25 +74,34 @@ class FlowerNode:
         return told(self.address, self._folder, connecting=connecting, replying=replying)
 
     def resume(self) -> int | None:
-        """Connect, and return the remembered node ID if the server still knows it: one heartbeat, at once."""
+        """Connect, and return the remembered node ID if the server knows it: one heartbeat, at once.
+
+        None where it may have forgotten the node; what `activate` finds then is what counts.
+        """
         client = self._open(self._key())
-        try:
-            node_id = int(json.loads(self._id_file.read_text())["node_id"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            logger.error("link: %s is damaged; registering anew", self._id_file)
+        node_id = self._remembered()
+        if node_id is None:
             return None
         try:
             response = client.SendNodeHeartbeat(self._heartbeat(Node(node_id=node_id)))
         except httpx.HTTPStatusError as error:
-            logger.info("link: node %d is not known any more (HTTP %d)", node_id, error.response.status_code)
+            # All that a SuperLink says to a node it does not know, and to one that it does where a clock is
+            # wrong. Any other answer says nothing of the node.
+            if error.response.status_code != httpx.codes.UNAUTHORIZED:
+                raise
             return None
         return node_id if response.success else None
 
     def activate(self) -> int:
-        """Register, if need be, and return the ID of the node that is active from now on."""
+        """Register, if need be, and return the ID of the node that is active from now on.
+
+        Raises:
+            Unavailable: The node that was remembered is active: its next heartbeat may be taken.
+        """
+        remembered = self._remembered()
         node_id = self._try_activate(self.client, self._key())
+        if node_id is None and self._remembered() is not None:
+            raise Unavailable(f"{self.address} refused a heartbeat of this device's node, and has it still")
         if node_id is None:
             # Active still, but under an ID that a crash kept us from noting: come back as a new node. Who a
             # node is the query's nonce proves, not its key.
@@ -104,6 +113,8 @@ class FlowerNode:
             node_id = self._try_activate(self._open(key), key)
         if node_id is None:
             raise Unavailable(f"{self.address} does not activate this node")
+        if remembered not in {None, node_id}:
+            logger.info("link: node %d is not known any more: node %d takes its place", remembered, node_id)
         write_atomically(self._id_file, json.dumps({"node_id": node_id}).encode())
         return node_id
 
@@ -140,6 +151,16 @@ class FlowerNode:
         self._client = None
         return node is not None
 
+    def _remembered(self) -> int | None:
+        try:
+            return int(json.loads(self._id_file.read_text())["node_id"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            logger.error("link: %s is damaged; registering anew", self._id_file)
+            self._id_file.unlink()
+            return None
+
     @property
     def _id_file(self) -> Path:
         return self._folder / "node-id.json"
@@ -169,6 +190,9 @@ class FlowerNode:
             # "Public key already in use" is our own registration of an earlier start.
             if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
                 raise
+        else:
+            # It had no node of this key: the ID is another's, and must not come back after a crash.
+            self._id_file.unlink(missing_ok=True)
         request = ActivateNodeRequest(public_key=public_key, heartbeat_interval=self._heartbeat_s)
         try:
             return int(client.ActivateNode(request).node_id)

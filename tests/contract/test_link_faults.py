@@ -1,0 +1,113 @@
+"""FlowerLink where the way to a real SuperLink, or the machine that it runs on, has a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, MutableMapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from flower_parts import Federation, connected, pulled
+from flwr.app import Message
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trellis.errors import Refused, Unavailable
+from trellis.flower.front import FleetFront
+from trellis.flower.inbox import Inbox, Letter
+from trellis.flower.link import FlowerLink
+from trellis.http.server import HttpServer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+
+@dataclass
+class Stumbling:
+    """A front, or a proxy before it, that answers the next calls of some names with a status of its own.
+
+    Attributes:
+        late: Whether the SuperLink has done by then what it was asked.
+    """
+
+    front: ASGIApp
+    statuses: dict[str, int] = field(default_factory=dict)
+    late: bool = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = self.statuses.pop(scope["path"].rpartition("/")[2], None) if "path" in scope else None
+        if status is None or self.late:
+            await self.front(scope, receive, send if status is None else _unheard)
+        if status is not None:
+            await PlainTextResponse("try again", status)(scope, receive, send)
+
+
+async def _unheard(message: MutableMapping[str, Any]) -> None:
+    """An answer that is lost on its way."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A federation by a way that stumbles."""
+
+    federation: Federation
+    stumbling: Stumbling
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def way(federation: Federation) -> AsyncIterator[Way]:
+    stumbling = Stumbling(FleetFront(federation.superlink.address))
+    async with HttpServer(stumbling, host="127.0.0.1", port=0, tls=None) as front:
+        yield Way(replace(federation, front=f"127.0.0.1:{front.port}"), stumbling)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("anew", [False, True], ids=["same-process", "new-process"])
+async def test_a_heartbeat_that_is_answered_by_something_on_the_way_costs_no_node_and_no_message(
+    way: Way, tmp_path: Path, status: int, anew: bool
+) -> None:
+    link = await connected(way.federation, tmp_path)
+    node_id, key = link.node_id, (tmp_path / "node.pem").read_bytes()
+    sent = await way.federation.app("push", node=node_id, type="train", floats=6)
+    message = await pulled(link)
+    if anew:
+        await asyncio.to_thread(link.close, deactivate=False)
+        link = FlowerLink(way.federation.front, folder=tmp_path, tls=None)
+    way.stumbling.statuses["send-node-heartbeat"] = status
+    with pytest.raises((Unavailable, Refused), match=way.federation.front):
+        await asyncio.to_thread(link.connect)
+    assert not way.stumbling.statuses, "no heartbeat was tried"
+    assert await asyncio.to_thread(link.connect) == node_id
+    assert (tmp_path / "node.pem").read_bytes() == key
+    assert link.in_hand == {sent["id"]}
+    again = await asyncio.to_thread(link.pull)
+    assert again is not None
+    assert again.metadata.message_id == message.metadata.message_id == sent["id"]
+    await asyncio.to_thread(link.push, Message(again.content, reply_to=again))
+    reply = await way.federation.app.reply_to(sent["id"])
+    assert (reply["error"], reply["sum"], reply["src"]) == (None, 6.0, node_id)
+    await asyncio.to_thread(link.close, deactivate=True)
+
+
+@pytest.mark.parametrize("call", ["register-node", "activate-node"])
+@pytest.mark.parametrize("late", [False, True], ids=["never-came", "answer-lost"])
+async def test_a_node_that_is_forgotten_comes_back_as_a_new_one_whichever_request_fails_meanwhile(
+    way: Way, tmp_path: Path, call: str, late: bool
+) -> None:
+    # As after a start of the SuperLink anew: the key and the ID that are here it has never seen.
+    (tmp_path / "node-id.json").write_text(json.dumps({"node_id": 77}))
+    inbox = Inbox(tmp_path / "inbox")
+    inbox.keep(Letter("ab12", 1, 77, {}))
+    link = FlowerLink(way.federation.front, folder=tmp_path, tls=None)
+    way.stumbling.statuses[call], way.stumbling.late = 503, late
+    with pytest.raises(Unavailable, match="HTTP 503"):
+        await asyncio.to_thread(link.connect)
+    assert [letter.node_id for letter in inbox.letters()] == [77], "it is not known yet what became of it"
+    node_id = await asyncio.to_thread(link.connect)
+    assert list(inbox.letters()) == []
+    sent = await way.federation.app("push", node=node_id, type="train", floats=2)
+    assert (await pulled(link)).metadata.message_id == sent["id"]
+    await asyncio.to_thread(link.close, deactivate=True)
