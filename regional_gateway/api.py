@@ -1,7 +1,8 @@
 """The gateway's HTTP API. State changes only by signed envelopes; the rest is reading.
 
 POST /v1/tasks        a signed envelope → 201 taken, 200 known already
-GET  /v1/tasks        GET /v1/tasks/{id}        GET /v1/tasks/{id}/round
+GET  /v1/tasks        GET /v1/tasks/{id}
+GET  /v1/tasks/{id}/state                       GET /v1/tasks/{id}/round
 GET  /v1/devices      GET /healthz
 """
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from regional_gateway.board import at_the_server
 from regional_gateway.ledger import TaskRecord
 from regional_gateway.place import TierAbove
 from regional_gateway.roster import Device
@@ -151,6 +153,10 @@ def create(gateway: Gateway) -> FastAPI:
     async def show_task(task: str) -> TaskDetail:
         return _detail(gateway, task)
 
+    @app.get("/v1/tasks/{task}/state", dependencies=_READING)
+    async def show_state(task: str) -> Response:
+        return Response(_state(gateway, task), media_type="application/json")
+
     @app.get("/v1/tasks/{task}/round", dependencies=_READING)
     async def show_round(task: str) -> Response:
         return Response(_round(gateway, task), media_type="application/json")
@@ -189,6 +195,14 @@ def _record(gateway: Gateway, task: str) -> TaskRecord:
             "unknown", f"task {task[:80]!r} was not posted to the gateway of {gateway.settings.region!r}"
         )
     return record
+
+
+def _state(gateway: Gateway, task: str) -> bytes:
+    record = _record(gateway, task)
+    said = at_the_server(gateway.board.status(record))
+    if said is None:
+        raise Refused("unknown", f"task {record.task!r}: the server has not said anything of it yet")
+    return said.to_bytes()
 
 
 def _round(gateway: Gateway, task: str) -> bytes:

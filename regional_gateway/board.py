@@ -9,8 +9,17 @@ from regional_gateway.place import Place
 from regional_gateway.roster import Roster
 from trellis.envelope import Envelope
 from trellis.mqtt import Publication
-from trellis.payloads import Round, RoundPhase, TaskStatus
+from trellis.payloads import CentralTask, Round, RoundPhase, TaskStatus
 from trellis.topics import Kind, Topics
+
+
+def at_the_server(status: TaskStatus) -> CentralTask | None:
+    """Return what a gateway's status of a task says of its state at the server; None if nothing."""
+    if status.central is None:
+        return None
+    return CentralTask(
+        task=status.task, revision=status.revision, state=status.central, since=status.ts, rounds=0
+    )
 
 
 class Board:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pydantic import ValidationError
 
 from regional_gateway.announcer import Announcer
+from regional_gateway.board import at_the_server
 from regional_gateway.ledger import Ledger, TaskRecord
 from regional_gateway.place import Place
 from regional_gateway.round_news import Rounds
@@ -121,13 +122,13 @@ class Centre:
             round_ = Round.model_validate(await client.get(f"/v1/tasks/{task}/round"))
             if self._heard[source].polled(task, round_) is not None:
                 await self._bring_round(task, source)
-        view = await client.get(f"/v1/tasks/{task}")
-        if source != CENTRAL:
-            view = {**view, "state": view.get("central"), "since": now_ms()}
-            if view["state"] is None:
-                return  # the gateway above has not heard of it either
-        named = {key: view[key] for key in ("task", "revision", "state", "since", "rounds") if key in view}
-        await self._mirror(CentralTask.model_validate(named), source)
+        try:
+            said = CentralTask.model_validate(await client.get(f"/v1/tasks/{task}/state"))
+        except Refused as error:
+            if source == CENTRAL or error.code != "unknown":
+                raise
+            return  # the gateway above has not heard of it either
+        await self._mirror(said, source)
 
     async def _bring_round(self, task: str, source: str) -> None:
         record, payload = self._ledger.get(task), self._heard[source].latest(task)
@@ -166,12 +167,7 @@ def _state_in(kind: Kind, payload: bytes) -> CentralTask | None:
     """Return what a server's state, or a gateway's status, says of the task at the server."""
     if kind is Kind.CENTRAL_TASK_STATE:
         return CentralTask.parse(payload)
-    status = TaskStatus.parse(payload)
-    if status.central is None:
-        return None
-    return CentralTask(
-        task=status.task, revision=status.revision, state=status.central, since=status.ts, rounds=0
-    )
+    return at_the_server(TaskStatus.parse(payload))
 
 
 def _drop(message: BusMessage, error: PayloadError) -> None:

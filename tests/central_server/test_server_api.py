@@ -38,6 +38,8 @@ async def test_a_posted_task_is_stored_shown_and_published(launch: Launcher) -> 
         assert json.loads(envelope["payload"])["task"] == "digits-mlp"
         payload = await retained(running.broker, "central/tasks/digits-mlp/state")
         assert CentralTask.parse(payload).state == "posted"
+        state = CentralTask.parse((await running.http.get("/v1/tasks/digits-mlp/state")).content)
+        assert state == CentralTask.parse(payload).model_copy(update={"ts": state.ts})
         assert [t["task"] for t in (await running.http.get("/v1/tasks")).json()["tasks"]] == ["digits-mlp"]
 
 
@@ -156,7 +158,8 @@ async def test_cancel_takes_the_next_revision_alone(launch: Launcher) -> None:
 
 async def test_unknown_tasks_and_models_not_there_yet_answer_404(launch: Launcher) -> None:
     async with launch() as running:
-        assert error(await running.http.get("/v1/tasks/nope"))[:2] == (404, "unknown")
+        for path in ("nope", "nope/state"):
+            assert error(await running.http.get(f"/v1/tasks/{path}"))[:2] == (404, "unknown")
         cancel = await running.http.post("/v1/tasks/nope/cancel", content=signed(descriptor().canceled()))
         assert error(cancel)[:2] == (404, "unknown")
         await running.post(descriptor())

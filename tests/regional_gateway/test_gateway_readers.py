@@ -24,4 +24,4 @@ def test_all_reading_but_the_health_is_for_operator_server_and_gateways() -> Non
         if require_reader not in [one.call for one in route.dependant.dependencies]
     ]
     assert open_to_all == ["/healthz"]
-    assert len(reading) == 5
+    assert len(reading) == 6

@@ -9,7 +9,7 @@ import pytest
 
 from trellis.descriptor import parse_json
 from trellis.envelope import Envelope, sign
-from trellis.payloads import ExecutionState, TaskState, now_ms
+from trellis.payloads import CentralTask, ExecutionState, TaskState, now_ms
 from trellis.signing_key import SigningKey
 
 DESCRIPTOR, STATUS, ROUND = (f"eu-1/tasks/digits/{what}" for what in ("descriptor", "status", "round"))
@@ -114,8 +114,11 @@ async def test_the_state_at_the_centre_is_mirrored_unless_it_is_an_earlier_revis
         await running.post(operator.envelope(revision=2))
         await wait_until(lambda: (said := seen.status()) and said.revision == 2)
         assert seen.status().central is None
+        assert (await running.http.get("/v1/tasks/digits/state")).status_code == 404
         await seen.publish(CENTRAL_STATE, say.central(TaskState.RUNNING, revision=2))
         await wait_until(lambda: (said := seen.status()) and said.central is TaskState.RUNNING)
+        state = CentralTask.parse((await running.http.get("/v1/tasks/digits/state")).content)
+        assert (state.revision, state.state) == (2, TaskState.RUNNING)
 
 
 async def test_devices_and_executions_are_shown(

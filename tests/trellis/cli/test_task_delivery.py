@@ -33,6 +33,8 @@ class Counterpart:
         self.taken: list[descriptor.TaskDescriptor] = []
         self.gateways: list[dict[str, str]] = []
         self.state = "succeeded"
+        self.states: list[str] = []
+        self.asked: list[str] = []
         self.refuses = False
         self.knows_none = False
         self.url = ""
@@ -54,10 +56,17 @@ class Counterpart:
         app.post("/v1/tasks/{task}/cancel")(take)
         app.get("/v1/gateways")(lambda: {"gateways": self.gateways})
         app.get("/v1/tasks")(lambda: {"tasks": [self._view("digits")]})
+        app.get("/v1/tasks/{task}/state")(self._standing)
         app.get("/v1/tasks/{task}")(self._known)
         return app
 
+    def _standing(self, task: str) -> dict[str, Any]:
+        self.asked.append("state")
+        state = self.states.pop(0) if self.states else self.state
+        return {"schema": 1, "ts": 2, "task": task, "revision": 1, "state": state, "since": 1, "rounds": 10}
+
     def _known(self, task: str) -> dict[str, Any]:
+        self.asked.append("whole")
         if self.knows_none:
             raise Refused("unknown", f"there is no task {task!r}")
         return self._view(task)
@@ -197,6 +206,14 @@ def test_run_ends_with_1_when_the_task_failed(started: Started, capsys: Said) ->
     assert main(["task", "run", "task.yaml", *named]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["model"], found["accuracy"]) == ("failed", None, 0.97)
+
+
+def test_run_asks_for_the_whole_task_once_however_long_it_runs(started: Started) -> None:
+    server, gateway = started(), started()
+    server.states = ["posted", "running", "running"]
+    named = ["--server", server.url, "--gateway", f"eu-1={gateway.url}", "--json"]
+    assert main(["task", "run", "task.yaml", *named]) == 0
+    assert server.asked == ["state"] * 4 + ["whole"]
 
 
 def test_run_without_watching_returns_at_once(started: Started, capsys: Said) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from trellis.cli.foreign_text import harmless
 from trellis.cli.options import server_client
 from trellis.cli.watching.command import filters, open_bus
@@ -18,7 +20,7 @@ from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.screen import Screen
 from trellis.errors import TrellisError, Unavailable
 from trellis.http.client import ServiceClient
-from trellis.payloads import TaskState
+from trellis.payloads import CentralTask, TaskState
 from trellis.topics import Topics
 
 POLL_S = 0.5
@@ -80,17 +82,16 @@ async def ending_of(client: ServiceClient, task: str) -> Ending:
     heard = clock()
     while True:
         try:
-            view = await client.get(f"/v1/tasks/{task}")
+            # The whole has every round's every device: it is asked for once.
+            state = CentralTask.model_validate(await client.get(f"/v1/tasks/{task}/state")).state
+            if state.ended:
+                return Ending(task, state, await client.get(f"/v1/tasks/{task}"))
             heard = clock()
-            state = TaskState(view["state"])
         except Unavailable:
             if clock() - heard > SILENCE_S:
                 raise
-        except (KeyError, ValueError):
+        except ValidationError:
             raise TrellisError(f"{client.url} tells no state of task {task!r} that we know") from None
-        else:
-            if state.ended:
-                return Ending(task, state, view)
         await asyncio.sleep(POLL_S)
 
 
