@@ -32,6 +32,7 @@ from central_server.tasks import Tasks
 from trellis.artefacts.serving import create_artefact_app
 from trellis.errors import ConfigError, Unavailable
 from trellis.http.server import HttpServer, advertised
+from trellis.keys.expiry import reminding
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
@@ -57,8 +58,9 @@ async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         return MqttBus(broker, will=will, birth=birth, limits=Limits(incoming=_INCOMING))
 
     open_superlink = superlinks(settings.runs / ".superlink", "central_server.rounds.app")
-    with Store(settings.runs) as store:
-        await CentralServer(settings, store, open_bus, open_superlink).run(stop)
+    async with reminding(settings.tls):
+        with Store(settings.runs) as store:
+            await CentralServer(settings, store, open_bus, open_superlink).run(stop)
 
 
 class CentralServer:

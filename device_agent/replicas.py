@@ -19,6 +19,7 @@ from device_agent.settings import DataSource, DeviceSettings
 from models.datasets import Dataset, load
 from models.datasets.partition import cut
 from trellis.errors import ConfigError, DataError, Fault, TrellisError, leaves
+from trellis.keys.files import present
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def require_keys(keys: Path, region: str, name: str, names: Sequence[str]) -> No
     Raises:
         ConfigError: Some have none.
     """
-    missing = [one for one in names if not (keys / "devices" / region / one / "tls.crt").exists()]
+    missing = [one for one in names if not present(keys / "devices" / region / one / "tls.crt")]
     if missing:
         raise ConfigError(
             f"keys in {keys}",

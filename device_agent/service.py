@@ -26,6 +26,8 @@ from models.datasets.partition import parse_partition, parse_split, partition
 from trellis.errors import ConfigError, DataError, Fault
 from trellis.flower.link_loop import Link, Pace
 from trellis.identifiers import replica_names
+from trellis.keys.expiry import reminding
+from trellis.keys.files import present
 from trellis.keys.identity import Identity, find_identity, load_keyring
 from trellis.memory import give_back_free_memory
 from trellis.mqtt import Birth, MqttBus, Publication
@@ -112,7 +114,8 @@ async def run_device(settings: DeviceSettings, data: Dataset, turns: Turns, stop
 
         make_link, pace = _link_of(settings)
         device = Device(settings, data, journal, make_link, pace, turns)
-        await DeviceAgent(device, this, open_bus).run(stop)
+        async with reminding(settings.tls):
+            await DeviceAgent(device, this, open_bus).run(stop)
 
 
 def _link_of(settings: DeviceSettings) -> tuple[LinkFactory, Pace]:
@@ -212,4 +215,4 @@ def own_data(source: DataSource) -> Dataset:
 
 def _own_folder(options: Options) -> Path:
     own = options.keys / "devices" / options.region / options.name
-    return own if (own / "operator.pub").exists() else options.keys
+    return own if present(own / "operator.pub") else options.keys

@@ -14,6 +14,7 @@ from regional_gateway.store import Store
 from regional_gateway.tier import RegionalTier
 from trellis.envelope import Keyring
 from trellis.http.server import HttpServer, advertised
+from trellis.keys.expiry import reminding
 from trellis.keys.identity import Identity, find_identity, load_keyring
 from trellis.tier.hosting import superlinks
 from trellis.tls import TlsFiles
@@ -24,7 +25,11 @@ logger = logging.getLogger(__name__)
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Run a gateway with real brokers and its HTTP API until `stop` is set."""
     tls, keyring = _credentials(settings)
-    async with Store(settings.state / "gateway.sqlite") as store, AsyncExitStack() as stack:
+    async with (
+        reminding(tls),
+        Store(settings.state / "gateway.sqlite") as store,
+        AsyncExitStack() as stack,
+    ):
         tier = None
         if settings.front_port is not None:
             opens = superlinks(settings.state / "superlink", "regional_gateway.region_app.app")

@@ -17,6 +17,8 @@ import pytest
 
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import OPERATOR, SERVER, Principal, device, gateway
+from trellis.keys.renewal import renew
+from trellis.tls import TlsFiles, client_context
 
 Broker = Any  # conftest.py has both
 Client = Any
@@ -141,6 +143,31 @@ def test_without_tls_nobody_comes_in(broker: Broker) -> None:
         with contextlib.suppress(ConnectionResetError):
             answer = raw.recv(4)
     assert answer[:1] != b"\x20"  # CONNACK
+
+
+def hosts_shown(broker: Broker) -> set[str]:
+    """Return the hosts in the certificate that the broker shows."""
+    own = broker.keys / OPERATOR.folder
+    files = TlsFiles(ca=own / "ca.crt", cert=own / "tls.crt", key=own / "tls.key")
+    raw = socket.create_connection(("127.0.0.1", broker.port), LIMIT_S)
+    with raw, client_context(files).wrap_socket(raw, server_hostname="localhost") as connection:
+        shown: Any = connection.getpeercert()
+        return {name for _, name in shown["subjectAltName"]}
+
+
+def test_a_renewed_certificate_is_taken_up_at_a_reload(broker: Broker, listener: Client) -> None:
+    renew(broker.keys, ["broker", names(CAM)])
+    renew(broker.keys, ["broker"], hosts=["10.0.0.9"])
+    assert "10.0.0.9" not in hosts_shown(broker)
+    broker.reload()
+    deadline = time.monotonic() + LIMIT_S
+    while "10.0.0.9" not in hosts_shown(broker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # Who was there still is, and a renewed device comes in.
+    with broker.client(CAM) as client:
+        client.publish(f"{BASE}/eu-1/devices/cam-7/state")
+    assert listener.until(f"{BASE}/eu-1/devices/cam-7/state") == [f"{BASE}/eu-1/devices/cam-7/state"]
 
 
 def test_a_machine_comes_and_goes_with_the_list(broker: Broker, listener: Client) -> None:

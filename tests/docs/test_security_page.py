@@ -7,7 +7,7 @@ import re
 from pages import ROOT, codes, read, rows, section, table
 
 from trellis.keys import acl
-from trellis.keys.authority import CA_DAYS, LEAF_DAYS
+from trellis.keys.certificates import CA_DAYS, LEAF_DAYS
 from trellis.keys.principals import BROKER, OPERATOR, SERVER, device, gateway
 from trellis.topics import Topics
 

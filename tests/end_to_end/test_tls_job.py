@@ -39,7 +39,7 @@ def ends() -> Iterator[Network]:
     ],
 )
 def test_a_task_from_post_to_model(ends: Network, tmp_path: Path, *, own_broker: bool) -> None:
-    with SecureFleet(tmp_path, ends, own_broker=own_broker) as fleet:
+    with SecureFleet(tmp_path, ends, own_broker=own_broker, days=20) as fleet:
         file = fleet.task_file(fleet.task("secure", train={"rounds": 3}))
         where = ("--server", fleet.server_url)
         done = fleet.operator("task", "run", file, *where, "--broker", fleet.broker_url)
@@ -55,6 +55,10 @@ def test_a_task_from_post_to_model(ends: Network, tmp_path: Path, *, own_broker:
         measured = fleet.centre.run("model", "evaluate", model.name, "--data", "digits", "--json")
         # Ten classes: chance is 0.1.
         assert json.loads(measured.out)["accuracy"] > 0.6
+        # Twenty days are not long: everybody who runs says so.
+        named = {"server": "central/server", "gateway": f"{REGION}/gateway", "d1": f"{REGION}/devices/d1"}
+        for one, name in (named | ({"broker": "broker"} if own_broker else {})).items():
+            assert f"run 'trellis keys renew {name}'" in fleet.running[one].says("WARNING.* in 19 days")
 
 
 def test_a_region_with_a_broker_of_its_own_and_one_below_it_take_part(ends: Network, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from machines import TRELLIS, Ended, Machine, Running, until
 from namespaces import Network
 from shipped_broker import configuration, program
 
+from trellis.keys.certificates import LEAF_DAYS
 from trellis.loopback import free_ports
 from trellis.tls import TlsFiles, client_context
 
@@ -37,6 +38,7 @@ class SecureFleet:
         fronts: Whether gateways have fronts; then gateway and device `d3` of `us-1` are there, too, and where
             the region is bridged they stand below it.
         light: Whether `d3` trains by ONNX Runtime.
+        days: How long the certificates of server, broker, region and devices hold.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class SecureFleet:
         bridged: bool = False,
         fronts: bool = False,
         light: bool = False,
+        days: int = LEAF_DAYS,
     ) -> None:
         self.network, self.folder = network, folder
         self.centre, self.edge = Machine(folder / "centre"), Machine(folder / "edge", network.at_edge)
         self.keys = folder / "keys"  # stays with whoever adds machines
         self._own_broker, self._bridged, self._fronts = own_broker, bridged, fronts
+        self._days = ("--days", str(days))
         self._light = ("--backend", "onnx") if light else ()
         self._stack = contextlib.ExitStack()
         names = ("broker", "region", "front", "api")
@@ -110,13 +114,13 @@ class SecureFleet:
 
     def _make_keys(self) -> None:
         centre, edge = self.network.centre, self.network.edge
-        self.administrate("init", str(self.keys), "--host", centre)
-        self.administrate("gateway", REGION, "--host", edge, "--keys", str(self.keys))
+        self.administrate("init", str(self.keys), "--host", centre, *self._days)
+        self.administrate("gateway", REGION, "--host", edge, "--keys", str(self.keys), *self._days)
         # Without a gateway to start this one's certificate names no host but its own loopback.
         hosts = ("--host", edge) if self._fronts else ()
         self.administrate("gateway", OTHER, *hosts, "--keys", str(self.keys))
         for name, region in (("d1", REGION), ("d2", REGION), ("d3", OTHER), ("d4", REGION)):
-            self.administrate("device", name, "--region", region, "--keys", str(self.keys))
+            self.administrate("device", name, "--region", region, "--keys", str(self.keys), *self._days)
         if self._bridged:
             below = ("--below", f"{OTHER}={REGION}") if self._fronts else ()
             self.administrate("acl", str(self.keys), "--bridged", REGION, *below)

@@ -10,9 +10,12 @@ import typer
 
 from trellis.cli.options import JsonOption, print_json
 from trellis.errors import ConfigError, Unavailable
+from trellis.keys.expiry import reminding
+from trellis.keys.files import present
 from trellis.keys.identity import Identity, find_identity
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.service import configure_logging, run_service
+from trellis.tls import TlsFiles
 
 PLAIN_PORT, TLS_PORT = 1883, 8883
 
@@ -55,26 +58,27 @@ def broker(
     configure_logging("WARNING")
     identity = None if keys is None or insecure else Identity.load(find_identity(keys, "broker"))
     acl = None if identity is None else _acl_of(identity)
+    tls = None if identity is None else identity.tls
     embedded = EmbeddedBroker(
         host,
         port if port is not None else (TLS_PORT if identity else PLAIN_PORT),
         state_dir=state,
-        tls=identity.tls if identity else None,
+        tls=tls,
         acl=acl,
     )
-    raise typer.Exit(run_service(lambda stop: _serve(embedded, stop, as_json)))
+    raise typer.Exit(run_service(lambda stop: _serve(embedded, stop, as_json, tls)))
 
 
 def _acl_of(identity: Identity) -> Path:
     acl = identity.folder / "acl"
-    if not acl.exists():
+    if not present(acl):
         # Without it whoever has a certificate could write every topic.
         raise ConfigError(f"file {acl}", "is not there: write it with 'trellis keys acl', and copy it there")
     return acl
 
 
-async def _serve(embedded: EmbeddedBroker, stop: asyncio.Event, as_json: bool) -> None:
-    async with embedded:
+async def _serve(embedded: EmbeddedBroker, stop: asyncio.Event, as_json: bool, tls: TlsFiles | None) -> None:
+    async with reminding(tls), embedded:
         if as_json:
             print_json({"url": embedded.url, "broker": embedded.kind, "pid": embedded.pid})
         else:

@@ -12,6 +12,7 @@ from trellis import config
 from trellis.cli.fleet_keys import make_keys
 from trellis.cli.options import JsonOption, print_json
 from trellis.errors import ConfigError, Fault, InvalidInput
+from trellis.keys.files import present
 from trellis.keys.identity import load_keyring, load_signing_key
 
 TASK_FILE = "task.yaml"
@@ -109,7 +110,7 @@ def init(
             f"folder {str(folder)!r}", [Fault(name, "is there already", remedy) for name in held]
         )
     used: list[str] = []
-    uses = keys.exists()
+    uses = present(keys)
     if uses:
         _require_usable(keys)
     try:

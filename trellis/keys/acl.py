@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from trellis.errors import ConfigError
-from trellis.keys.files import locked, replace_file
+from trellis.keys.files import locked, present, replace_file
 from trellis.keys.principals import BROKER, Principal, Role, gateway, named
 from trellis.keys.register import entries
 from trellis.topics import Topics
@@ -124,7 +124,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _replace_lines(file: Path, lines: Collection[str]) -> None:
-    if lines or file.exists():
+    if lines or present(file):
         replace_file(file, "".join(f"{line}\n" for line in lines).encode())
 
 

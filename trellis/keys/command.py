@@ -12,9 +12,12 @@ import typer
 
 from trellis.identifiers import replica_names
 from trellis.keys import acl
-from trellis.keys.authority import LEAF_DAYS, create_authority, host_name, issue
+from trellis.keys.authority import complete, held_already, issue
+from trellis.keys.certificates import LEAF_DAYS, host_name
+from trellis.keys.files import present
 from trellis.keys.principals import BROKER, SERVER, Principal, device, gateway
 from trellis.keys.register import Entry, entries
+from trellis.keys.renewal import renew
 from trellis.topics import DEFAULT_BASE, Topics
 
 app = typer.Typer(
@@ -62,6 +65,8 @@ def init(
 ) -> None:
     """Make a CA, the operator's signing key, and certificates for server, broker and gateways.
 
+    What DIR has of them stays as it is, so that an interrupted init is completed by another.
+
     \b
     Example:
       trellis keys init keys --region eu-1=10.1.0.2 --host 10.0.0.5 --host fl.example.org
@@ -75,9 +80,9 @@ def init(
     for names in hosts.values():
         for one in names:
             host_name(one)
-    create_authority(folder, days=days)
-    made = [folder / "ca", folder / "operator"]
-    made += [issue(folder, principal, names, days) for principal, names in hosts.items()]
+    made = complete(folder, hosts, days)
+    if not made and present(folder / BROKER.folder / acl.FILE):
+        raise held_already(folder)
     acl.write(folder, topics)
     _report(
         folder,
@@ -136,10 +141,54 @@ def add_device(
         _add(device(region, name), keys, [], days, topics=Topics(base), as_json=as_json)
         return
     each = [device(region, one) for one in replica_names(name, replicas)]
-    new = [one for one in each if not (keys / one.folder / "tls.key").exists()]
+    new = [one for one in each if not present(keys / one.folder / "tls.key")]
     made = [issue(keys, one, [], days) for one in new]
     then = f"copy {shlex.quote(str(keys / each[0].folder.parent))} to their machine, below keys/devices"
     _report(keys, made, as_json, then + _listed(keys, Topics(base)))
+
+
+@app.command("renew")
+def renew_certificates(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Whose, as 'trellis keys show' has it; ca is the CA. Without any: all that end within 30 "
+            "days, and the CA if it ends before what it would issue.",
+        ),
+    ] = None,
+    *,
+    keys: _Keys = _DEFAULT_KEYS,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="DNS name or IP address under which others reach it, in place of those it has; repeatable.",
+        ),
+    ] = None,
+    days: _Days = LEAF_DAYS,
+    as_json: _Json = False,
+) -> None:
+    """Renew certificates under the same CA; private keys stay as they are.
+
+    \b
+    Examples:
+      trellis keys renew --keys keys
+      trellis keys renew central/server broker --host 10.0.0.9 --keys keys
+    """
+    renewed = renew(keys, names or (), hosts=host or (), days=days)
+    if as_json:
+        typer.echo(json.dumps({"keys": str(keys), "renewed": [str(entry.folder) for entry in renewed]}))
+        return
+    for entry in renewed:
+        typer.echo(f"renewed {entry.folder}: {entry.common_name} until {entry.not_after:%Y-%m-%d}")
+    if renewed:
+        typer.echo(
+            "copy ca.crt and tls.crt of each to its machine, and restart what runs there (reload mosquitto)"
+        )
+    else:
+        typer.echo(f"nothing in {keys} ends within 30 days: name what is to be renewed all the same")
 
 
 @app.command("acl")
@@ -222,7 +271,7 @@ def _add(
 
 def _listed(keys: Path, topics: Topics) -> str:
     """Return what is left to do once the access list, if there is one, knows who was added."""
-    if not (keys / BROKER.folder).is_dir():
+    if not present(keys / BROKER.folder):
         return ""
     return f", and {shlex.quote(str(acl.write(keys, topics)))} to the broker, and reload that"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,10 +19,31 @@ PUBLIC_FILE = 0o644
 PRIVATE_FOLDER = 0o700
 
 
+def present(path: Path) -> bool:
+    """Return whether `path` is there.
+
+    Raises:
+        ConfigError: This user may not look.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigError(
+            f"keys in {path.parent}", f"{path.name}: {error.strerror} ({remedy(error)})"
+        ) from None
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do where a file of keys cannot be read."""
+    if isinstance(error, PermissionError):
+        return "it must belong to the user that runs this"
+    return "copy the identity's whole folder here"
+
+
 def make_folders(folder: Path) -> None:
     """Create `folder` and its missing parents, each 0700 from its first moment."""
     missing = []
-    while not folder.is_dir():
+    while not present(folder):
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
@@ -50,21 +72,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         # rename(2) onto a folder succeeds only if that is empty.
         fresh.rename(folder)
         sync_folder(folder.parent)
-    except FileExistsError as error:
-        raise ConfigError(f"folder {folder}", "holds keys already: move it away first") from error
     except OSError as error:
-        raise ConfigError(
-            f"folder {folder}",
-            f"cannot take new keys: {error.strerror}; keys are never overwritten, so move what is there away",
-        ) from error
+        then = ""
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            then = "; keys are never overwritten, so move what is there away"
+        raise ConfigError(f"folder {folder}", f"cannot take new keys: {error.strerror}{then}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a private file whole, over what was there; never used on a key."""
+def replace_file(path: Path, content: bytes, *, mode: int = PRIVATE_FILE) -> None:
+    """Write a file whole, over what was there; never used on a key."""
     try:
-        write_atomically(path, content, mode=PRIVATE_FILE)
+        write_atomically(path, content, mode=mode)
     except OSError as error:
         raise ConfigError(f"file {path}", f"cannot be written: {error.strerror}") from error
 

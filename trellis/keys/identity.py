@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from trellis.envelope import Keyring
 from trellis.errors import ConfigError, Fault, InvalidInput
+from trellis.keys.files import present, remedy
 from trellis.signing_key import SigningKey
 from trellis.tls import TlsFiles
 
@@ -97,10 +98,10 @@ def find_identity(keys: Path, *role_parts: str) -> Path:
     Raises:
         ConfigError: Neither is there.
     """
-    if (keys / "tls.crt").exists():
+    if present(keys / "tls.crt"):
         return keys
     folder = keys.joinpath(*role_parts)
-    if (folder / "tls.crt").exists():
+    if present(folder / "tls.crt"):
         return folder
     raise ConfigError(
         f"keys in {keys}",
@@ -141,25 +142,19 @@ def common_name_of(certificate: x509.Certificate) -> str:
 
 def _own_or_operators(keys: Path, name: str) -> Path:
     own, operators = keys / name, keys / "operator" / name
-    return operators if operators.exists() and not own.exists() else own
+    return operators if present(operators) and not present(own) else own
 
 
 def _read(path: Path, parse: Callable[[bytes], T], faults: list[Fault]) -> T | None:
     try:
         return parse(path.read_bytes())
     except OSError as error:
-        faults.append(Fault(str(path), error.strerror or str(error), _remedy(error)))
+        faults.append(Fault(str(path), error.strerror or str(error), remedy(error)))
     except InvalidInput as error:
         faults += error.faults
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         faults.append(Fault(str(path), f"cannot be read as PEM: {error}", "copy the identity's folder again"))
     return None
-
-
-def _remedy(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "it must belong to the user that runs this"
-    return "copy the identity's whole folder here"
 
 
 def _private_key(pem: bytes) -> PrivateKeyTypes:
@@ -196,17 +191,28 @@ def _certificate_faults(
             Fault(where, f"is valid from {begins:{_READ}}, and it is {now:{_READ}}", "set the clock")
         )
     if now > ends:
-        faults.append(Fault(where, f"expired {ends:{_READ}}, and it is {now:{_READ}}", "issue a new one"))
+        faults.append(_expired(tls.cert, ends, now, common_name_of(certificate)))
+    if ca is not None and now > ca.not_valid_after_utc:
+        faults.append(_expired(tls.ca, ca.not_valid_after_utc, now, "ca"))
     if not common_name_of(certificate):
         faults.append(Fault(where, "names nobody: its subject needs one common name", "issue a new one"))
     if key is not None and key.public_key() != certificate.public_key():
         faults.append(Fault(str(tls.key), f"is not the key of {tls.cert.name}", "copy both from one folder"))
-    if ca is not None and not _issued_by(certificate, ca):
+    if ca is not None and not issued_by(certificate, ca):
         faults.append(Fault(where, f"was not issued by the CA in {tls.ca.name}", "copy both from one folder"))
     return faults
 
 
-def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+def _expired(path: Path, ended: dt.datetime, now: dt.datetime, name: str) -> Fault:
+    return Fault(
+        str(path),
+        f"expired {ended:{_READ}}, and it is {now:{_READ}}",
+        f"run 'trellis keys renew {name}' where the CA's key is, and copy the folder here",
+    )
+
+
+def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Return whether the key of `ca` signed `certificate`."""
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):

@@ -10,6 +10,7 @@ from pathlib import Path
 from cryptography import x509
 
 from trellis.errors import ConfigError
+from trellis.keys.files import present, remedy
 from trellis.keys.identity import common_name_of
 
 
@@ -36,10 +37,7 @@ def entries(keys: Path) -> list[Entry]:
     """
     found = []
     for path in _certificates(keys):
-        try:
-            certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"file {path}", f"cannot be read as a certificate: {error}") from error
+        certificate = certificate_in(path)
         found.append(Entry(common_name_of(certificate), path.parent, certificate.not_valid_after_utc))
     if not found:
         raise ConfigError(
@@ -48,11 +46,30 @@ def entries(keys: Path) -> list[Entry]:
     return found
 
 
+def certificate_in(path: Path) -> x509.Certificate:
+    """Return the certificate in a file.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"file {path}", f"{error.strerror} ({remedy(error)})") from error
+    except ValueError as error:
+        raise ConfigError(f"file {path}", f"cannot be read as a certificate: {error}") from error
+
+
+def _unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # it was moved away meanwhile, or never there
+        raise ConfigError(f"folder {error.filename}", f"{error.strerror} ({remedy(error)})") from error
+
+
 def _certificates(keys: Path) -> list[Path]:
     paths = []
-    for folder, inner, names in os.walk(keys):
+    for folder, inner, names in os.walk(keys, onerror=_unreadable):
         # What begins with a dot is being written, or its writer died: it may vanish under our eyes.
         inner[:] = [name for name in inner if not name.startswith(".")]
         paths += [Path(folder, name) for name in names if name == "tls.crt"]
     ca = keys / "ca" / "ca.crt"
-    return sorted([*paths, *([ca] if ca.exists() else [])])
+    return sorted([*paths, *([ca] if present(ca) else [])])

@@ -9,7 +9,7 @@ import pytest
 
 from trellis.cli.doctor.check import Check, Status
 from trellis.cli.doctor.keys import keys
-from trellis.keys import authority, principals
+from trellis.keys import authority, certificates, principals
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_a_certificate_that_ends_within_30_days_is_a_warning(root: Path) -> None
 
 
 def test_an_expired_certificate_is_a_failure_told_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authority, "_days", lambda days: days)
+    monkeypatch.setattr(certificates, "_days", lambda days: days)
     authority.issue(root, principals.gateway("eu-1"), days=0)
     monkeypatch.undo()
     checks = looked(root)
     assert checks["keys.certificate"].status is Status.FAILURE
     assert checks["keys.certificate"].found.startswith("eu-1/gateway expired ")
-    assert "issue a new one" in checks["keys.certificate"].remedy
+    assert "trellis keys renew" in checks["keys.certificate"].remedy
     assert checks["keys.identity"].status is Status.OK
 
 

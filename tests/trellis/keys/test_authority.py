@@ -151,7 +151,9 @@ def test_nothing_is_ever_overwritten(root: Path) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*.key")}
     with pytest.raises(ConfigError, match="never overwritten"):
         create_authority(root)
-    with pytest.raises(ConfigError, match=r"never overwritten.*move the folder away"):
+    with pytest.raises(
+        ConfigError, match=r"never overwritten.*trellis keys renew central/server.*move the folder away"
+    ):
         issue(root, SERVER)
     with pytest.raises(ConfigError, match="never overwritten"):
         issue(root, OPERATOR)
@@ -184,9 +186,16 @@ def test_a_failed_write_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(ConfigError, match=r"No space left on device$"):
         issue(root, SERVER)
     assert sorted(path.name for path in root.iterdir()) == ["ca", "operator"]
+
+
+def test_what_stands_in_the_way_is_to_be_moved_away(root: Path) -> None:
+    (root / "server").mkdir()
+    (root / "server" / "notes").touch()
+    with pytest.raises(ConfigError, match=r"never overwritten, so move what is there away"):
+        issue(root, SERVER)
 
 
 def test_without_a_ca_the_error_names_the_command(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from other_user import folder_for_all, nobody
 
 from trellis.envelope import sign
 from trellis.errors import ConfigError
-from trellis.keys.authority import create_authority, issue
+from trellis.keys.authority import complete, create_authority, issue
 from trellis.keys.identity import Identity, find_identity, load_keyring, load_signing_key
-from trellis.keys.principals import device
+from trellis.keys.principals import SERVER, device
+from trellis.keys.register import entries
 
 NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -126,6 +127,28 @@ def test_a_key_of_another_user_says_whose_it_must_be(folder: Path) -> None:
             (fault,) = faults(theirs)
     assert fault.startswith(f"{theirs / 'tls.key'}: ")
     assert "must belong to the user" in fault
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda keys: find_identity(keys, "server"),
+        load_keyring,
+        load_signing_key,
+        entries,
+        lambda keys: issue(keys, SERVER),
+        lambda keys: complete(keys, {SERVER: []}),
+        lambda keys: complete(keys / "below", {SERVER: []}),
+    ],
+)
+def test_a_closed_folder_of_another_user_says_whose_it_must_be(look: Callable[[Path], object]) -> None:
+    with folder_for_all() as theirs:
+        create_authority(theirs / "keys")
+        issue(theirs / "keys", SERVER)
+        (theirs / "keys").chmod(0o700 if os.geteuid() == 0 else 0)
+        with nobody(), pytest.raises(ConfigError, match=r"Permission denied.*belong to the user"):
+            look(theirs / "keys")
+        (theirs / "keys").chmod(0o700)
 
 
 def test_an_identity_of_another_machine_is_not_taken(folder: Path) -> None:

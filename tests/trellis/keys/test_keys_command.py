@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -209,7 +211,70 @@ def test_a_device_can_be_added_where_the_brokers_folder_has_gone(keys: Path) -> 
     assert not (keys / "broker").exists()
 
 
-@pytest.mark.parametrize("command", ["init", "gateway", "device", "show", "acl"])
+def test_an_interrupted_init_is_completed_and_what_was_made_stays(tmp_path: Path) -> None:
+    keys, asked = tmp_path / "keys", ("--region", "eu-1=10.1.0.2", "--host", "10.0.0.5")
+    run("init", keys, *asked)
+    shutil.rmtree(keys / "gateways")
+    shutil.rmtree(keys / "broker")
+    (keys / "server").rename(tmp_path / "aside")
+    before = {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    made = json.loads(run("init", keys, *asked, "--json"))["made"]
+    assert made == [str(keys / name) for name in ("server", "broker", "gateways/eu-1")]
+    assert names_of(keys / "server") == {"10.0.0.5"}
+    assert {path: path.read_bytes() for path in before} == before
+    assert (keys / "server" / "tls.key").read_bytes() != (tmp_path / "aside" / "tls.key").read_bytes()
+    assert "user eu-1/gateway\n" in (keys / "broker" / "acl").read_text()
+
+
+def test_an_init_that_ended_after_the_ca_is_completed(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    run("init", keys)
+    for name in ("operator", "server", "broker"):
+        shutil.rmtree(keys / name)
+    ca = (keys / "ca" / "ca.key").read_bytes()
+    run("init", keys, "--region", "eu-1")
+    assert (keys / "ca" / "ca.key").read_bytes() == ca
+    assert {Identity.load(path.parent).common_name for path in keys.rglob("tls.crt")} == {
+        "operator", "central/server", "broker", "eu-1/gateway",
+    }  # fmt: skip
+
+
+def test_an_init_that_ended_before_the_list_is_completed(keys: Path) -> None:
+    (keys / "broker" / "acl").unlink()
+    assert json.loads(run("init", keys, "--json"))["made"] == []
+    assert "user central/server\n" in (keys / "broker" / "acl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("operator", r"has no operator/, whose key server, broker.* pin: bring it back"),
+        ("ca", r"without the ca/"),
+    ],
+)
+def test_what_nobody_can_make_again_is_to_be_brought_back(keys: Path, lost: str, said: str) -> None:
+    shutil.rmtree(keys / lost)
+    before = {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=said):
+        run("init", keys)
+    assert {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()} == before
+
+
+def test_renew_says_what_it_renewed_until_when_and_what_to_do(keys: Path) -> None:
+    assert "nothing in" in run("renew", "--keys", keys)
+    told = run("renew", "central/server", "broker", "--host", "10.0.0.9", "--days", "20", "--keys", keys)
+    until = dt.datetime.now(dt.UTC) + dt.timedelta(days=20)
+    assert f"renewed {keys / 'server'}: central/server until {until:%Y-%m-%d}" in told
+    assert "copy ca.crt and tls.crt of each to its machine, and restart what runs there" in told
+    assert names_of(keys / "server") == names_of(keys / "broker") == {"10.0.0.9"}
+    assert json.loads(run("renew", "--keys", keys, "--json")) == {
+        "keys": str(keys),
+        "renewed": [str(keys / "broker"), str(keys / "server")],
+    }
+    assert "nothing in" in run("renew", "--keys", keys)
+
+
+@pytest.mark.parametrize("command", ["init", "gateway", "device", "renew", "show", "acl"])
 def test_help_has_an_example(command: str) -> None:
     assert f"trellis keys {command}" in run(command, "--help")
 

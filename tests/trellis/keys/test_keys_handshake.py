@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ import pytest
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.identity import Identity
 from trellis.keys.principals import BROKER, SERVER, device, gateway
+from trellis.keys.renewal import renew
 from trellis.tls import TlsFiles, client_context
 
 LIMIT_S = 30
@@ -136,6 +138,21 @@ def test_an_expired_certificate_is_refused_by_both_sides(root: Path, reissue: Re
     reissue(server, NOW - 3 * DAY, NOW - DAY)
     with serving(server, seen) as port, pytest.raises(ssl.SSLError, match="certificate has expired"):
         greeting(client_context(files(own)), port)
+
+
+def test_who_has_the_renewed_ca_and_who_has_not_yet_know_each_other(root: Path) -> None:
+    server, own = issue(root, SERVER), issue(root, device("eu-1", "cam-7"))
+    old = shutil.copytree(server, root.parent / "server")
+    renew(root, ["ca", "eu-1/devices/cam-7"])
+    assert (old / "ca.crt").read_bytes() != (own / "ca.crt").read_bytes()
+    later = shutil.copytree(own, root.parent / "device")
+    (later / "ca.crt").write_bytes((old / "ca.crt").read_bytes())
+    seen: list[str] = []
+    for serves in (old, server):
+        for calls in (own, later):
+            with serving(serves, seen) as port:
+                assert greeting(client_context(files(calls)), port) == b"hello"
+    assert seen == ["eu-1/devices/cam-7"] * 4
 
 
 def test_a_client_without_a_certificate_is_refused(root: Path) -> None:

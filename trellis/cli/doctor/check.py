@@ -92,7 +92,11 @@ async def examine(probes: Iterable[Probe], *, deadline_s: float) -> list[Check]:
 
 
 async def _looked(probe: Probe) -> list[Check]:
-    return list(await probe.look())
+    try:
+        return list(await probe.look())
+    except Exception as error:  # noqa: BLE001 - what cannot be looked at must not hide all else
+        found = f"cannot be looked at: {type(error).__name__}: {error}"
+        return [failure(name, found, "mend what it names, or report it as a fault") for name in probe.names]
 
 
 def _late(probe: Probe, deadline_s: float) -> list[Check]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from trellis.cli.doctor.check import Check, failure, ok, skipped, warning
 from trellis.errors import ConfigError, InvalidInput
+from trellis.keys.expiry import CA_SOON, SOON
+from trellis.keys.files import present
 from trellis.keys.identity import Identity, load_keyring
 from trellis.keys.principals import named
 from trellis.keys.register import Entry, entries
 
 NAMES = ("keys.identity", "keys.certificate", "keys.operator")
-SOON = dt.timedelta(days=30)
 _DAY = "%Y-%m-%d"
 _SHOWN = 5
 
@@ -23,10 +24,10 @@ def keys(folder: Path, *, given: bool) -> list[Check]:
     Args:
         given: Whether it was named; the default need not be there.
     """
-    if not given and not folder.exists():
-        why = f"no folder {folder} is here, and none was named"
-        return [skipped(name, why, "give --keys DIR") for name in NAMES]
     try:
+        if not given and not present(folder):
+            why = f"no folder {folder} is here, and none was named"
+            return [skipped(name, why, "give --keys DIR") for name in NAMES]
         found = entries(folder)
     except ConfigError as error:
         return [
@@ -35,11 +36,11 @@ def keys(folder: Path, *, given: bool) -> list[Check]:
             ),
             *(skipped(name, "there is no identity") for name in NAMES[1:]),
         ]
-    return [_identity(found), _certificate(found), _operator(folder)]
+    return [_identity(found, folder), _certificate(found, folder), _operator(folder)]
 
 
-def _identity(found: list[Entry]) -> Check:
-    leaves = [entry for entry in found if (entry.folder / "tls.crt").exists()]
+def _identity(found: list[Entry], folder: Path) -> Check:
+    leaves = [entry for entry in found if entry.folder != folder / "ca"]
     faults: list[str] = []
     remedies: list[str] = []
     for entry in leaves:
@@ -59,12 +60,15 @@ def _identity(found: list[Entry]) -> Check:
     return ok("keys.identity", _several([entry.common_name for entry in leaves]))
 
 
-def _certificate(found: list[Entry]) -> Check:
+def _certificate(found: list[Entry], folder: Path) -> Check:
     now = dt.datetime.now(dt.UTC)
     first = min(found, key=lambda entry: entry.not_after)
     expired = [entry for entry in found if entry.not_after <= now]
-    soon = [entry for entry in found if now < entry.not_after < now + SOON]
-    remedy = "move its folder away and issue a new one with 'trellis keys'"
+    soon = [entry for entry in found if now < entry.not_after < now + _soon(entry, folder)]
+    remedy = (
+        "run 'trellis keys renew' where the CA's key is, copy ca.crt and tls.crt to the machine, and restart "
+        "what runs there"
+    )
     if expired:
         told = [f"{entry.common_name} expired {entry.not_after:{_DAY}}" for entry in expired]
         return failure("keys.certificate", _several(told), remedy)
@@ -72,6 +76,10 @@ def _certificate(found: list[Entry]) -> Check:
         told = [f"{entry.common_name} expires {entry.not_after:{_DAY}}" for entry in soon]
         return warning("keys.certificate", _several(told), remedy)
     return ok("keys.certificate", f"the first to expire is {first.common_name}, {first.not_after:{_DAY}}")
+
+
+def _soon(entry: Entry, folder: Path) -> dt.timedelta:
+    return CA_SOON if entry.folder == folder / "ca" else SOON
 
 
 def _operator(folder: Path) -> Check:
