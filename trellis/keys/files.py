@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from trellis.errors import ConfigError
+from trellis.errors import ConfigError, Fault
 from trellis.files import sync_folder, write_atomically
 
 PRIVATE_FILE = 0o600
@@ -28,9 +28,7 @@ def present(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise ConfigError(
-            f"keys in {path.parent}", f"{path.name}: {error.strerror} ({remedy(error)})"
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def remedy(error: OSError) -> str:
@@ -38,6 +36,11 @@ def remedy(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "it must belong to the user that runs this"
     return "copy the identity's whole folder here"
+
+
+def unreadable(path: Path, error: OSError) -> ConfigError:
+    """Return what is to be said of a file or folder of keys that cannot be read."""
+    return ConfigError("keys", [Fault(str(path), error.strerror or str(error), remedy(error))])
 
 
 def make_folders(folder: Path) -> None:

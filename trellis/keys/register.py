@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography import x509
 
 from trellis.errors import ConfigError
-from trellis.keys.files import present, remedy
+from trellis.keys.files import present, unreadable
 from trellis.keys.identity import common_name_of
 
 
@@ -55,19 +55,19 @@ def certificate_in(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"file {path}", f"{error.strerror} ({remedy(error)})") from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         raise ConfigError(f"file {path}", f"cannot be read as a certificate: {error}") from error
 
 
-def _unreadable(error: OSError) -> None:
+def _told(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):  # it was moved away meanwhile, or never there
-        raise ConfigError(f"folder {error.filename}", f"{error.strerror} ({remedy(error)})") from error
+        raise unreadable(Path(error.filename), error) from error
 
 
 def _certificates(keys: Path) -> list[Path]:
     paths = []
-    for folder, inner, names in os.walk(keys, onerror=_unreadable):
+    for folder, inner, names in os.walk(keys, onerror=_told):
         # What begins with a dot is being written, or its writer died: it may vanish under our eyes.
         inner[:] = [name for name in inner if not name.startswith(".")]
         paths += [Path(folder, name) for name in names if name == "tls.crt"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 
 import pytest
+from other_user import folder_for_all, nobody
 
-from trellis.cli.doctor.check import Check, Status
+from trellis.cli.doctor.check import Check, Status, blocking, examine, ok
 from trellis.cli.doctor.keys import keys
-from trellis.keys import authority, certificates, principals
+from trellis.keys import authority, certificates, principals, renewal
 
 
 @pytest.fixture
@@ -60,6 +62,44 @@ def test_an_expired_certificate_is_a_failure_told_once(root: Path, monkeypatch: 
     assert checks["keys.certificate"].found.startswith("eu-1/gateway expired ")
     assert "trellis keys renew" in checks["keys.certificate"].remedy
     assert checks["keys.identity"].status is Status.OK
+
+
+def test_a_ca_that_ends_before_what_it_would_issue_is_a_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for days, status in ((394, Status.WARNING), (396, Status.OK)):
+        monkeypatch.setattr(certificates, "CA_DAYS", days)
+        renewal.renew(root, ["ca"])
+        check = looked(root)["keys.certificate"]
+        assert (check.status, "trellis keys renew" in check.remedy) == (status, status is Status.WARNING)
+
+
+@pytest.mark.parametrize("closed", [".", "ca", "server"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_folder_of_another_user_is_a_failure_that_says_so(closed: str, *, given: bool) -> None:
+    with folder_for_all() as theirs:
+        authority.create_authority(theirs / "keys")
+        authority.issue(theirs / "keys", principals.SERVER)
+        (theirs / "keys").chmod(0o755)
+        (theirs / "keys" / closed).chmod(0o700 if os.geteuid() == 0 else 0)
+        with nobody():
+            check = looked(theirs / "keys", given=given)["keys.identity"]
+        (theirs / "keys" / closed).chmod(0o700)
+    assert check.status is Status.FAILURE
+    assert "Permission denied" in check.found
+    assert "belong to the user" in check.found + check.remedy
+
+
+async def test_what_a_probe_raises_is_a_failure_of_its_own_and_hides_no_other() -> None:
+    def broken() -> list[Check]:
+        raise PermissionError(13, "Permission denied", "/root/keys")
+
+    first, second = await examine(
+        [blocking(["one"], broken), blocking(["two"], lambda: [ok("two", "is well")])], deadline_s=30
+    )
+    assert (first.name, first.status) == ("one", Status.FAILURE)
+    assert first.found == "cannot be looked at: PermissionError: [Errno 13] Permission denied: '/root/keys'"
+    assert second.status is Status.OK
 
 
 def test_a_key_that_others_can_read_is_a_failure_with_the_command_that_mends_it(root: Path) -> None:

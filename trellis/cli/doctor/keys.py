@@ -30,10 +30,12 @@ def keys(folder: Path, *, given: bool) -> list[Check]:
             return [skipped(name, why, "give --keys DIR") for name in NAMES]
         found = entries(folder)
     except ConfigError as error:
+        remedies, init = (
+            "; ".join(filter(None, (f.remedy for f in error.faults))),
+            f"trellis keys init {folder}",
+        )
         return [
-            failure(
-                "keys.identity", str(error), f"make keys with 'trellis keys init {folder}', or copy them here"
-            ),
+            failure("keys.identity", str(error), remedies or f"make keys with {init!r}, or copy them here"),
             *(skipped(name, "there is no identity") for name in NAMES[1:]),
         ]
     return [_identity(found, folder), _certificate(found, folder), _operator(folder)]
