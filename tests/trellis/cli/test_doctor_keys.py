@@ -80,12 +80,14 @@ def test_a_folder_of_another_user_is_a_failure_that_says_so(closed: str, *, give
     with folder_for_all() as theirs:
         authority.create_authority(theirs / "keys")
         authority.issue(theirs / "keys", principals.SERVER)
-        (theirs / "keys").chmod(0o755)
+        for folder in ("keys", "keys/ca", "keys/operator", "keys/server"):
+            (theirs / folder).chmod(0o755)
         (theirs / "keys" / closed).chmod(0o700 if os.geteuid() == 0 else 0)
         with nobody():
             check = looked(theirs / "keys", given=given)["keys.identity"]
         (theirs / "keys" / closed).chmod(0o700)
     assert check.status is Status.FAILURE
+    assert f"{(theirs / 'keys' / closed)}" in check.found
     assert "Permission denied" in check.found
     assert "belong to the user" in check.found + check.remedy
 
