@@ -34,6 +34,8 @@ from trellis.errors import ConfigError, Unavailable
 from trellis.http.server import HttpServer, advertised
 from trellis.keys.expiry import reminding
 from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
+from trellis.payloads import TaskState
+from trellis.tier.faults import own_fault
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.hosting import OpenSuperLink, TierHost, superlinks
@@ -191,6 +193,25 @@ class CentralServer:
 
     async def _follow(self, task: ServerTask) -> None:
         """See a task to its end, and its topics until they are cleared."""
+        try:
+            await self._see_through(task)
+        except Exception as error:
+            # Whatever it is, it is this task's: the others, and the server, go on.
+            logger.exception("task=%s: a fault of the server's own", task.name)
+            await self._fail(task, error)
+        if task.ended:
+            await asyncio.sleep(max(self._left_s(task), 0))
+            await task.clear()
+
+    async def _fail(self, task: ServerTask, error: Exception) -> None:
+        reason = own_fault("server", error)
+        try:
+            await task.end(TaskState.FAILED, reason.code, reason.message)
+        except Exception:
+            logger.exception("task=%s: nor can its end be kept: it is taken up at the next start", task.name)
+        await self._host.supervisor.abandon(task)
+
+    async def _see_through(self, task: ServerTask) -> None:
         if self._bus is None:
             raise RuntimeError("the server has no bus")
         if not task.ended or self._left_s(task) > 0:
@@ -203,7 +224,6 @@ class CentralServer:
                 await asyncio.sleep(max(self._left_s(task), 0))
                 for listener in listeners:
                     listener.cancel()
-        await task.clear()
 
     def _listen(self, group: asyncio.TaskGroup, bus: Bus, task: ServerTask) -> list[asyncio.Task[None]]:
         topics = self._settings.topics

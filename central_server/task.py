@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from central_server.papers import write_papers
 from central_server.publisher import Publisher
-from central_server.report.page import render
 from central_server.scalars import Scalars
-from central_server.store import REPORT, SUMMARY, Store, StoredTask, TaskRecord
-from central_server.summary import standing_of, summarise
+from central_server.store import REPORT, Store, StoredTask, TaskRecord
+from central_server.summary import standing_of
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope
 from trellis.errors import Refused, Unavailable
-from trellis.files import write_atomically
 from trellis.flower.backchannel import Brief, Hello, RoundRecord, StateReport
 from trellis.payloads import Reason, Round, RoundPhase, TaskState, now_ms
 from trellis.tier.disk import RETRY_S, Disk
@@ -110,7 +109,7 @@ class ServerTask:
     async def mend(self) -> None:
         """Write what a kill at the task's very end kept an earlier server from writing."""
         if self.ended and not (self.folder / REPORT).is_file():
-            await self.disk.write(lambda: self._write_summary(self.record))
+            await self._write_papers(self.record)
 
     async def show(self) -> None:
         """Publish its state."""
@@ -205,7 +204,7 @@ class ServerTask:
             record = self.record.model_copy(update=said)
             if report.state.ended:
                 # Before the state: whoever reads of the end finds its summary.
-                await self.disk.write(lambda: self._write_summary(record))
+                await self._write_papers(record)
             await self._replace(record)
         logger.info(
             "task=%s state=%s %s", self.name, report.state, report.reason.message if report.reason else ""
@@ -243,12 +242,14 @@ class ServerTask:
         self._store.append_round(self.name, finished)
         self._scalars.write(finished)
 
-    def _write_summary(self, record: TaskRecord) -> None:
-        self._scalars.close()
-        history = self.history
-        summary = summarise(record, history, self.fleet.view.devices, self.folder)
-        write_atomically(self.folder / SUMMARY, summary.model_dump_json(indent=2).encode() + b"\n")
-        write_atomically(self.folder / REPORT, render(summary, history, self.descriptor).encode())
+    async def _write_papers(self, record: TaskRecord) -> None:
+        history, devices = self.history, self.fleet.view.devices
+
+        def write() -> None:
+            self._scalars.close()
+            write_papers(self.folder, record, self.descriptor, history, devices)
+
+        await self.disk.write(write)
 
 
 def _shown(value: float | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -60,8 +59,12 @@ class Tasks:
         for stored in await asyncio.to_thread(self._store.load):
             task = ServerTask(stored, self._store, self._publisher, self._admission.data)
             self._tasks[task.name] = task
-            with contextlib.suppress(Unavailable):  # a full disk: the log says so, and the others go on
+            try:
                 await task.mend()
+            except Unavailable:
+                pass  # a full disk: the log says so, and the others go on
+            except Exception:
+                logger.exception("task=%s: what its end has left to write is not written", task.name)
             if not task.ended:
                 logger.info(
                     "task=%s state=%s round=%d: goes on", task.name, task.record.state, task.record.round

@@ -11,8 +11,10 @@ from regional_gateway.ledger import TaskRecord
 from regional_gateway.task_folders import TaskFolders
 from trellis.errors import Unavailable
 from trellis.execution import ExecutionReport
+from trellis.flower.backchannel import Above
 from trellis.mqtt import Publication
-from trellis.payloads import Execution, Round
+from trellis.payloads import Execution, ExecutionState, Reason, Round
+from trellis.tls import TlsFiles
 from trellis.topics import Kind, Topics
 
 
@@ -65,6 +67,25 @@ class OwnPart:
         if whole:
             del self._reports[task]
         await asyncio.to_thread(self.folders.remove if whole else self.folders.remove_runs, task)
+
+    async def fail(self, record: TaskRecord, reason: Reason) -> None:
+        """Say that the region fails in a task, unless its part in this revision has ended.
+
+        Raises:
+            Unavailable: The gateway is starting or ending.
+        """
+        revision, said = record.descriptor.revision, self.execution(record.task)
+        ended = said is not None and said.state.ended and said.revision >= revision
+        if not (ended or record.cleared):
+            await self.report(record.task).end(ExecutionState.FAILED, reason, revision=revision)
+
+    def above(self, task: str, address: str, tls: TlsFiles | None) -> Above:
+        """Return how the app of a task reaches the tier above, at `address`."""
+        plain = Above(address=address, folder=str(self.folders.node(task, address)))
+        if tls is None:
+            return plain
+        files = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
+        return plain.model_copy(update={name: str(path.resolve()) for name, path in files.items()})
 
     async def round(self, task: str, round_: Round) -> None:
         """Publish a round of the region's own.

@@ -26,14 +26,13 @@ from regional_gateway.place import Place
 from regional_gateway.region_task import ROUNDS, RegionTask
 from regional_gateway.settings import GatewaySettings
 from trellis.artefacts.serving import create_artefact_app
-from trellis.descriptor import TaskDescriptor
-from trellis.errors import Refused, Unavailable
-from trellis.flower.backchannel import Above, RoundRecord
+from trellis.errors import Refused, Unavailable, in_one_line
+from trellis.flower.backchannel import RoundRecord
 from trellis.keys.principals import Principal
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import Round, TaskState
 from trellis.tier.disk import RETRY_S
-from trellis.tier.fleet import TaskFleet
+from trellis.tier.faults import may_pass, own_fault
 from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.history import read_rounds
 from trellis.tier.hosting import OpenSuperLink, TierHost
@@ -156,8 +155,9 @@ class RegionalTier:
         self.part.announcer = announcer
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._superlink.run(), name="superlink")
-                group.create_task(watch_broker(bus, self._fleets), name="broker's presence")
+                start = group.create_task
+                start(self._superlink.run(), name="superlink")
+                start(watch_broker(bus, lambda: [task.fleet for task in self._tasks.values()]), name="broker")
                 for record in self._ledger:
                     self.touch(record.task)
                 try:
@@ -165,7 +165,7 @@ class RegionalTier:
                         self._due.add(name := await self._touched.get())
                         if name not in self._looking:
                             self._looking.add(name)
-                            group.create_task(self._look_while_due(name, bus, group), name=f"look {name}")
+                            start(self._look_while_due(name, bus, group), name=f"look {name}")
                 finally:
                     for task in self._tasks.values():
                         task.close()
@@ -173,9 +173,6 @@ class RegionalTier:
             self._tasks, self._driving = {}, {}
             self._due, self._looking = set(), set()
             self.part.announcer = None
-
-    def _fleets(self) -> list[TaskFleet]:
-        return [task.fleet for task in self._tasks.values()]
 
     async def _look_while_due(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
         """See to one task's news: what takes long there holds up no other."""
@@ -187,9 +184,25 @@ class RegionalTier:
     async def _look_soon(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
         try:
             await self._look(name, bus, group)
-        except (Unavailable, OSError) as error:  # OSError: a file of the task that cannot be read
-            logger.error("task=%s: is looked at again in a moment: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - see there
+            await self._stumbled(name, error)
+
+    async def _stumbled(self, name: str, error: Exception) -> None:
+        """Look again at a task that met an error, or end it here: the others, and the gateway, go on."""
+        if may_pass(error):
+            logger.error("task=%s: is looked at again in a moment: %s", name, in_one_line(error))
             asyncio.get_running_loop().call_later(RETRY_S, self.touch, name)
+            return
+        logger.error("task=%s: a fault of the gateway's own", name, exc_info=error)
+        reason = own_fault("gateway", error)
+        try:
+            if (task := self._tasks.get(name)) is not None:
+                await task.end(TaskState.FAILED, reason.code, reason.message)
+                await self._host.supervisor.abandon(task)
+            if (record := self._ledger.get(name)) is not None:
+                await self.part.fail(record, reason)
+        except Exception:
+            logger.exception("task=%s: nor can its end be said", name)
 
     async def _look(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
         record, task = self._ledger.get(name), self._tasks.get(name)
@@ -218,7 +231,7 @@ class RegionalTier:
             folder=folder,
             history=await asyncio.to_thread(read_rounds, folder / ROUNDS),
             report=self.part.report(name),
-            above=lambda: self._above(record.descriptor),
+            above=lambda: self.part.above(name, self._place.server(record.descriptor), self._tls),
             say=lambda round_: self.part.round(name, round_),
         )
         task.fleet.announced(self._rounds_above.get(name, 0))
@@ -240,19 +253,20 @@ class RegionalTier:
             with self._superlink.needed():
                 await task.begin()
                 async with asyncio.TaskGroup() as group:
+                    start = group.create_task
                     workers = [
-                        group.create_task(
-                            follow_fleet(bus, self._topics, task.fleet), name=f"fleet {task.name}"
-                        ),
-                        group.create_task(task.expire_in_time(), name=f"expiry {task.name}"),
-                        group.create_task(task.follow_members(), name=f"members {task.name}"),
+                        start(follow_fleet(bus, self._topics, task.fleet), name=f"fleet {task.name}"),
+                        start(task.expire_in_time(), name=f"expiry {task.name}"),
+                        start(task.follow_members(), name=f"members {task.name}"),
                     ]
-                    driver = group.create_task(self._host.supervisor.drive(task), name=f"app {task.name}")
+                    driver = start(self._host.supervisor.drive(task), name=f"app {task.name}")
                     await task.wait_ended()
                     await asyncio.wait({driver}, timeout=self._leave_s)
                     for worker in (driver, *workers):
                         worker.cancel()
             await task.settle()
+        except Exception as error:  # noqa: BLE001 - see there
+            await self._stumbled(task.name, error)
         finally:
             self._driving.pop(task.name, None)
 
@@ -271,8 +285,7 @@ class RegionalTier:
                 await asyncio.wait({driver}, timeout=self._leave_s)  # its app is leaving
             driver.cancel()
             await asyncio.wait({driver})
-        if (app := task.runs.app) is not None:
-            await asyncio.to_thread(app.end)
+        await self._host.supervisor.abandon(task)
 
     async def _forget(self, name: str, *, whole: bool) -> None:
         if name in self._tasks:
@@ -285,11 +298,3 @@ class RegionalTier:
             if task.name in self._driving:
                 with contextlib.suppress(Unavailable):
                     await task.trouble(problem)
-
-    def _above(self, descriptor: TaskDescriptor) -> Above:
-        address = self._place.server(descriptor)
-        plain = Above(address=address, folder=str(self.part.folders.node(descriptor.task, address)))
-        if self._tls is None:
-            return plain
-        files = {"ca": self._tls.ca, "cert": self._tls.cert, "key": self._tls.key}
-        return plain.model_copy(update={name: str(path.resolve()) for name, path in files.items()})

@@ -149,3 +149,11 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what was raised for people: our errors speak for themselves, others come with their type."""
+    said = (
+        str(one) if isinstance(one, TrellisError) else f"{type(one).__name__}: {one}" for one in leaves(error)
+    )
+    return " ".join("; ".join(said).split())[:2000]

@@ -47,8 +47,8 @@ class Values:
 
     @classmethod
     def around(cls, values: Iterable[float], *, lowest: float = -_LARGE, highest: float = _LARGE) -> Values:
-        """Return the axis that shows all of `values`; it passes neither `lowest` nor `highest`."""
-        known = [min(max(value, -_LARGE), _LARGE) for value in values]
+        """Return the axis that shows all of `values`; what lies beyond `lowest` or `highest` ends there."""
+        known = [min(max(value, lowest), highest) for value in values]
         low, high = min(known), max(known)
         if high - low <= max(abs(low), abs(high)) * 1e-9 or high - low < 1e-200:
             pad = abs(high) * 0.1 if abs(high) > 1e-200 else 0.5

@@ -30,6 +30,14 @@ def test_shares_never_pass_their_ends() -> None:
     assert (axis.ticks[0], axis.ticks[-1]) == (pytest.approx(0.9), pytest.approx(1.0))
 
 
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_whatever_is_said_to_be_a_share_stands_between_their_ends(values: list[float]) -> None:
+    axis = Values.around(values, lowest=0.0, highest=1.0)
+    assert 2 <= len(axis.ticks) <= 8
+    assert -1e-9 <= axis.ticks[0] < axis.ticks[-1] <= 1 + 1e-9
+    assert all(0 <= axis.y(value) <= 100 for value in values)
+
+
 @pytest.mark.parametrize(("high", "ticks"), [(0, [0, 1]), (1, [0, 1]), (3, [0, 1, 2, 3]), (10, [0, 5, 10])])
 def test_counts_have_whole_ticks(high: int, ticks: list[int]) -> None:
     assert list(Values.from_zero([0.0, high], whole=True).ticks) == ticks

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - fixtures are parameters, which pytest passes by name
 """What goes wrong with one task of a region that averages: it is told, waited out, and harms no other."""
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from regional_gateway import api
-from regional_gateway.region_task import KEPT
+from regional_gateway import api, tier
+from regional_gateway.region_task import KEPT, RegionTask
 from trellis.cli.watching.picture import Picture, fold
 from trellis.cli.watching.rendering import render
 from trellis.flower.backchannel import RoundRecord
@@ -118,19 +119,98 @@ async def test_a_task_whose_history_cannot_be_read_is_looked_at_again_and_the_ot
         await wait_until(lambda: waits(seen))
 
 
+async def test_a_fault_while_a_regions_task_is_driven_ends_that_task_alone_for_good(
+    world: Any, watching: Any, wait_until: Any, operator: Any, monkeypatch: Any
+) -> None:
+    broken = asyncio.Event()
+    follow_fleet = tier.follow_fleet
+
+    async def fails(bus: Any, topics: Any, fleet: Any) -> None:
+        if fleet.task == "digits":
+            await broken.wait()
+            raise RuntimeError("a\nbug")
+        await follow_fleet(bus, topics, fleet)
+
+    def has_failed(seen: Any) -> bool:
+        return (said := shown(seen)) is not None and said.state is ExecutionState.FAILED
+
+    monkeypatch.setattr(tier, "follow_fleet", fails)
+    world.script = ["trains", "answers"]
+    async with watching(world.region) as seen:
+        async with world.gateway(front=True) as running:
+            await running.post(operator.envelope(**REGIONAL))
+            await wait_until(lambda: waits(seen))
+            app = running.gateway.tier.find("digits").runs.app
+            await running.post(operator.envelope(task="other", **REGIONAL))
+            await wait_until(lambda: waits(seen, "other"))
+            broken.set()
+            await wait_until(lambda: has_failed(seen))
+            why = "a fault of the gateway's own, see its log: RuntimeError: a bug"
+            assert reason(seen) == ("internal", why)
+            await wait_until(lambda: not app.alive)
+            assert waits(seen, "other")
+        world.script = ["answers"]
+        async with world.gateway(front=True) as running:
+            await wait_until(lambda: {"digits", "other"} <= running.gateway.tier._tasks.keys())
+            await wait_until(lambda: running.gateway.tier.find("other").runs.app)
+            assert running.gateway.tier.find("digits").ended
+            assert len(world.superlinks[-1].runs) == 1  # the other's
+            assert reason(seen) == ("internal", why)
+
+
+async def test_a_fault_before_a_regions_task_begins_ends_that_task_alone(
+    world: Any, watching: Any, wait_until: Any, operator: Any, monkeypatch: Any
+) -> None:
+    class Broken(RegionTask):
+        def __init__(self, descriptor: Any, **parts: Any) -> None:
+            if descriptor.task == "digits":
+                raise RuntimeError("a bug")
+            super().__init__(descriptor, **parts)
+
+    monkeypatch.setattr(tier, "RegionTask", Broken)
+    world.script = ["answers"]
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+        await running.post(operator.envelope(**REGIONAL))
+        await wait_until(lambda: reason(seen)[0] == "internal")
+        said = shown(seen)
+        assert said is not None
+        assert (said.state, said.revision) == (ExecutionState.FAILED, 1)
+        await running.post(operator.envelope(task="other", **REGIONAL))
+        await wait_until(lambda: waits(seen, "other"))
+
+
+async def test_a_neighbours_trouble_while_a_regions_task_is_driven_is_waited_out(
+    world: Any, watching: Any, wait_until: Any, operator: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    follow_fleet, failed = tier.follow_fleet, asyncio.Event()
+
+    async def fails_once(bus: Any, topics: Any, fleet: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError("no such device")
+        await follow_fleet(bus, topics, fleet)
+
+    monkeypatch.setattr(tier, "follow_fleet", fails_once)
+    world.script = ["answers"] * 2
+    async with world.gateway(front=True) as running, watching(world.region) as seen:
+        await running.post(operator.envelope(**REGIONAL))
+        await wait_until(lambda: "looked at again in a moment: OSError: no such device" in caplog.text)
+        await wait_until(lambda: waits(seen))
+
+
 async def test_a_superlinks_trouble_is_told_of_a_task_that_is_just_removed_without_harm(
     world: Any, watching: Any, wait_until: Any, operator: Any
 ) -> None:
     world.script = ["answers", "answers"]
     async with world.gateway(front=True) as running, watching(world.region) as seen:
-        tier = running.gateway.tier
+        own = running.gateway.tier
         await running.post(operator.envelope(**REGIONAL))
         await running.post(operator.envelope(task="other", **REGIONAL))
         # Its app's check-in is the last that is said of it; one after the trouble would take the reason away.
         await wait_until(lambda: waits(seen) and checked_in(seen, "other"))
-        task = tier._tasks.pop("digits")  # as while it is retired
-        await tier._tell("no room")
-        tier._tasks["digits"] = task
+        task = own._tasks.pop("digits")  # as while it is retired
+        await own._tell("no room")
+        own._tasks["digits"] = task
         await wait_until(
             lambda: (said := shown(seen, "other")) and said.reason and said.reason.message == "no room"
         )

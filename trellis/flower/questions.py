@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from trellis.errors import Canceled, PayloadError, TrellisError
+from trellis.errors import Canceled, PayloadError, TrellisError, in_one_line
 from trellis.flower.answers import StoredArray, digest_of_arrays, digest_of_config
 
 logger = logging.getLogger(__name__)
@@ -166,5 +166,4 @@ def _config(message: Message, membership: Membership) -> ConfigRecord:
 
 
 def _error(code: int, error: Exception, message: Message) -> Message:
-    said = str(error) if isinstance(error, TrellisError) else f"{type(error).__name__}: {error}"
-    return Message(Error(code=code, reason=said[:2000]), reply_to=message)
+    return Message(Error(code=code, reason=in_one_line(error)), reply_to=message)

@@ -20,6 +20,8 @@ TALLY = "tally"
 MOST_SAMPLES = 2**53
 """Beyond it a float64 sum of examples is not exact."""
 _LONGEST_REASON = 2000
+_ROUNDING = 1e-6
+"""So far past 0 or 1 a mean of shares may come."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def read_update(reply: Message, sent: dict[str, Arrays], *, trained: bool) -> Up
 
     Raises:
         TrainingFailed: The device reports an error; the message is its own, in one line.
-        TensorError: Tensors or metrics do not fit, are missing, or hold NaN or infinity; each fault is named.
+        TensorError: Tensors or metrics do not fit, are missing, or hold NaN or infinity, or an accuracy is no
+            share; each fault is named.
     """
     if reply.has_error():
         raise TrainingFailed(one_line(reply.error.reason or f"error {reply.error.code}"))
@@ -103,6 +106,11 @@ def _metrics(content: RecordDict) -> dict[str, float]:
     broken = sorted(name for name, value in metrics.items() if not _is_finite(value))
     if broken:
         raise TensorError("update", f"has metrics that are not finite: {', '.join(broken)}")
+    shares = {name: value for name, value in sorted(metrics.items()) if name.rpartition("_")[2] == "accuracy"}
+    wrong = [f"{name} {v:g}" for name, v in shares.items() if not -_ROUNDING <= v <= 1 + _ROUNDING]
+    if wrong:
+        # One such value makes a round's mean, and what early stopping goes by, whatever its device likes.
+        raise TensorError("update", f"has shares that are not between 0 and 1: {', '.join(wrong)}")
     return metrics
 
 

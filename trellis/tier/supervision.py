@@ -158,6 +158,10 @@ class Supervisor:
             if self._keeper.current is superlink:
                 fruitless = 1 if task.rounds_done > rounds else fruitless + 1
 
+    async def abandon(self, task: SupervisedTask) -> None:
+        """See that no app of a task goes on that nobody drives any more."""
+        await _end(task.runs.expect(None))
+
     async def _run_once(self, task: SupervisedTask, superlink: RunningSuperLink) -> str | None:
         """Return why the run ended before the task did, or None if the task has ended."""
         await _end(task.runs.expect(None))

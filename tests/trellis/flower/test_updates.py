@@ -88,12 +88,21 @@ def test_a_devices_error_arrives_as_that_error() -> None:
             reply(metrics=NUMBERS | {"a": float("nan"), "b": float("inf")}),
             "metrics that are not finite: a, b",
         ),
+        (
+            reply(metrics=NUMBERS | {"train_accuracy": 1e304, "accuracy": -0.5}),
+            "has shares that are not between 0 and 1: accuracy -0.5, train_accuracy 1e+304",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_and_said(message: Message, said: str) -> None:
     with pytest.raises(TensorError) as caught:
         read_update(message, SENT, trained=True)
     assert said in str(caught.value)
+
+
+def test_a_share_that_rounding_took_past_its_end_is_taken() -> None:
+    for share in (0.0, 1.0, 1.0000000000000002, -1e-9):
+        assert read_update(reply(metrics=NUMBERS | {"eval_accuracy": share}), SENT, trained=True)
 
 
 def test_two_metric_records_are_refused() -> None:

@@ -1,0 +1,47 @@
+"""What is written at a task's end: `summary.json` for machines, then `report.html` for people."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from central_server.report.page import render
+from central_server.store import REPORT, SUMMARY, TaskRecord
+from central_server.summary import summarise
+from trellis.descriptor import TaskDescriptor
+from trellis.files import write_atomically
+from trellis.flower.backchannel import FleetDevice, RoundRecord
+
+logger = logging.getLogger(__name__)
+
+
+def write_papers(
+    folder: Path,
+    record: TaskRecord,
+    descriptor: TaskDescriptor,
+    history: Sequence[RoundRecord],
+    devices: Iterable[FleetDevice],
+) -> None:
+    """Write a task's papers into its folder; one that cannot be made is named in the log, with why.
+
+    Raises:
+        OSError: The disk does not take them.
+    """
+    devices = tuple(devices)
+
+    def summary() -> str:
+        return summarise(record, history, devices, folder).model_dump_json(indent=2) + "\n"
+
+    def report() -> str:
+        return render(summarise(record, history, devices, folder), history, descriptor)
+
+    makers: dict[str, Callable[[], str]] = {SUMMARY: summary, REPORT: report}
+    for name, make in makers.items():
+        try:
+            text = make()
+        except Exception:
+            # They show what machines far away have said: no number of theirs decides how a task ends.
+            logger.exception("task=%s: %s cannot be made: the task ends without it", record.task, name)
+        else:
+            write_atomically(folder / name, text.encode())
