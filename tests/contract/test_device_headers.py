@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import cast
 
 import httpx
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -20,7 +21,13 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor, ProtobufRe
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import Message
 
-from trellis.flower.device_headers import FLEET_RUN_STATUS_NOT_ALLOWED, DeviceHeaders
+from trellis.flower.device_headers import (
+    CLOCK_AHEAD_S,
+    CLOCK_BEHIND_S,
+    FLEET_RUN_STATUS_NOT_ALLOWED,
+    DeviceHeaders,
+    clock_ahead_s,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +77,21 @@ def test_a_request_is_sent_on_once_it_is_signed_and_its_answer_comes_back() -> N
 
 def test_the_code_of_an_ended_run_is_flowers() -> None:
     assert ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED == FLEET_RUN_STATUS_NOT_ALLOWED
+
+
+def test_the_clocks_that_are_taken_are_those_that_flower_takes() -> None:
+    assert SYSTEM_TIME_TOLERANCE == CLOCK_AHEAD_S
+    assert TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE == CLOCK_BEHIND_S
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Sun, 22 Nov 2026 16:00:00 -0000"])
+def test_a_server_that_does_not_say_its_time_says_nothing_of_a_clock(date: str | None) -> None:
+    request = httpx.Request(
+        "POST", "http://127.0.0.1/", headers={TIMESTAMP_HEADER: "2026-11-22T16:00:09+00:00"}
+    )
+    assert clock_ahead_s(httpx.Response(401, request=request, headers={"date": date} if date else {})) is None
+    said = {"date": "Sun, 22 Nov 2026 16:00:00 GMT"}
+    assert clock_ahead_s(httpx.Response(401, request=request, headers=said)) == 9.0
 
 
 def test_a_device_loads_no_package_that_only_servers_and_operators_use() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 from flower_parts import Federation, connected, pulled
 from flwr.app import Message
+from flwr.supercore.date import now
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -111,3 +113,43 @@ async def test_a_node_that_is_forgotten_comes_back_as_a_new_one_whichever_reques
     sent = await way.federation.app("push", node=node_id, type="train", floats=2)
     assert (await pulled(link)).metadata.message_id == sent["id"]
     await asyncio.to_thread(link.close, deactivate=True)
+
+
+@pytest.mark.parametrize(
+    ("off_s", "told"),
+    [(6.5, r"[678] s ahead of"), (-330.0, r"5 min \d+ s behind"), (7e5, "8 d 2 h ahead of")],
+)
+async def test_a_clock_that_flower_does_not_take_is_told_and_once_it_is_set_all_goes_on(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_s: float, told: str
+) -> None:
+    stranger = FlowerLink(federation.front, folder=tmp_path / "stranger", tls=None)
+    link = await connected(federation, tmp_path)
+    node_id = link.node_id
+    sent = await federation.app("push", node=node_id, type="train", floats=8)
+    message = await pulled(link)
+    with monkeypatch.context() as patched:
+        patched.setattr("trellis.flower.device_headers.now", lambda: now() + timedelta(seconds=off_s))
+        with pytest.raises(Unavailable, match="401"):
+            await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+        for one in (link, stranger):
+            with pytest.raises(
+                Refused, match=f"{federation.front} .* this device's clock is {told}.*; set"
+            ) as no:
+                await asyncio.to_thread(one.connect)
+            assert no.value.code == "link"
+    assert await asyncio.to_thread(stranger.connect)
+    assert await asyncio.to_thread(link.connect) == node_id
+    await asyncio.to_thread(link.push, Message(message.content, reply_to=message))
+    assert (await federation.app.reply_to(sent["id"]))["sum"] == 8.0
+    for one in (link, stranger):
+        await asyncio.to_thread(one.close, deactivate=True)
+
+
+async def test_a_refusal_of_a_device_whose_clock_is_right_is_not_laid_on_its_clock(
+    way: Way, tmp_path: Path
+) -> None:
+    way.stumbling.statuses["register-node"] = 401
+    link = FlowerLink(way.federation.front, folder=tmp_path, tls=None)
+    with pytest.raises(Refused, match=r"refuses this device: HTTP 401: try again$"):
+        await asyncio.to_thread(link.connect)
+    await asyncio.to_thread(link.close, deactivate=False)

@@ -8,6 +8,8 @@ against each other.
 from __future__ import annotations
 
 from base64 import b64encode
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,6 +30,23 @@ COMPONENT = "SuperNode"
 
 FLEET_RUN_STATUS_NOT_ALLOWED = 2007
 """Of `flwr.supercore.error.ApiErrorCode`."""
+
+CLOCK_AHEAD_S = 5
+CLOCK_BEHIND_S = 305
+"""How far a device's clock may be from the SuperLink's; farther, and a request is no one's (HTTP 401)."""
+
+
+def clock_ahead_s(response: httpx.Response) -> float | None:
+    """Return how far the clock was ahead that signed the request, of the one of whoever answered it.
+
+    Less what the way there took, and up to two seconds too much: a server's time is in whole ones, and may be
+    of a second ago.
+    """
+    try:
+        signed_at = datetime.fromisoformat(response.request.headers[TIMESTAMP_HEADER])
+        return (signed_at - parsedate_to_datetime(response.headers["date"])).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 class DeviceHeaders:

@@ -42,6 +42,8 @@ _NOT_PASSED = frozenset(
         b"upgrade",
     }
 )
+_SAID_HERE = frozenset({b"date", b"server"})
+"""What the server that the front stands on says of itself. Two dates are none (RFC 9110, section 5.3)."""
 OBJECT_BYTES = 16 * 1024**2
 """Largest body of `push-object`: Flower cuts arrays into chunks of 5 MiB."""
 CALL_BYTES = 4 * 1024**2
@@ -158,7 +160,8 @@ async def _limited(receive: Receive, largest: int) -> AsyncIterator[bytes]:
 
 async def _pass_back(send: Send, answer: Answer, path: str) -> None:
     async with contextlib.aclosing(answer.body) as body:
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        headers = [(name, value) for name, value in answer.headers if name not in _SAID_HERE]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         try:
             async for piece in body:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

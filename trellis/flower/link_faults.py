@@ -4,7 +4,7 @@ FlowerLink.connect / pull / push
 ├── Unavailable         the server does not answer, or does not know this node any more: connect again
 ├── DiskFailed          a message, or who we are, cannot be kept: the disk is full
 ├── Refused "reply"     the SuperLink did not take a reply (the run is over, or it took an error instead)
-└── Refused "link"      the server refuses this device
+└── Refused "link"      the server refuses this device, perhaps for its clock
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from pathlib import Path
 import httpx
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 
+from trellis.durations import in_words
 from trellis.errors import DiskFailed, Refused, Unavailable
-from trellis.flower.device_headers import FLEET_RUN_STATUS_NOT_ALLOWED
+from trellis.flower.device_headers import (
+    CLOCK_AHEAD_S,
+    CLOCK_BEHIND_S,
+    FLEET_RUN_STATUS_NOT_ALLOWED,
+    clock_ahead_s,
+)
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_MINUTE_S = 60.0
 _REFUSED = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
 
 
@@ -44,7 +51,8 @@ def told(address: str, folder: Path, *, connecting: bool = False, replying: bool
         status = error.response.status_code
         said = f"HTTP {status}: {error.response.text[:200].strip()}"
         if connecting and status in _REFUSED:
-            raise Refused("link", f"{address} refuses this device: {said}") from error
+            why = _clock_fault(error.response) or said
+            raise Refused("link", f"{address} refuses this device: {why}") from error
         raise Unavailable(f"{address} does not serve this node: {said}") from error
     except (httpx.TransportError, OSError, ObjectPullError, ObjectPushError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
@@ -56,6 +64,19 @@ def untaken(address: str, answered: str = "") -> Refused:
     """Return the error of a reply that the SuperLink at `address` did not take."""
     of = f" to message {answered[:8]}" if answered else ""
     return Refused("reply", f"{address} did not take the reply{of}: its run is over")
+
+
+def _clock_fault(response: httpx.Response) -> str | None:
+    """Return what is wrong with this device's clock, if it is what a request was refused for."""
+    ahead_s = clock_ahead_s(response) if response.status_code == httpx.codes.UNAUTHORIZED else None
+    # A second of grace: what was refused is known by the second, and as of when it was answered.
+    if ahead_s is None or 1 - CLOCK_BEHIND_S < ahead_s < CLOCK_AHEAD_S - 1:
+        return None
+    off_s = abs(ahead_s)
+    span = f"{off_s:.0f} s" if off_s < _MINUTE_S else in_words(off_s)
+    taken = f"at most {CLOCK_AHEAD_S} s ahead and {CLOCK_BEHIND_S} s behind are taken"
+    way = "ahead of" if ahead_s > 0 else "behind"
+    return f"this device's clock is {span} {way} the server's ({taken}); set it"
 
 
 def _code(response: httpx.Response) -> int | None:

@@ -111,6 +111,7 @@ async def test_the_fleet_api_passes_with_status_headers_and_body(front: Front, n
     status, head, content = await front.ask("POST", f"/v1/fleet/{name}", b"hello", "x-device: cam-7\r\n")
     assert status == 202
     assert "x-from: superlink" in head
+    assert [head.count(f"\r\n{once}: ") for once in ("date", "server")] == [1, 1]
     assert b"oo" in content
     assert front.upstream.paths == [("POST", f"/v1/fleet/{name}".encode())]
     assert front.upstream.received == 5
