@@ -23,6 +23,8 @@ from trellis.payloads import Execution, ExecutionState
 SCHEMA = 1
 ANSWERS_BYTES = 256 * 1024 * 1024
 """What the answers may take on disk; the newest stays whatever its size."""
+LOG_BYTES = 1024 * 1024
+"""What SQLite's log keeps on disk between two writes."""
 
 _DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
 
@@ -175,26 +177,32 @@ class Journal:
 
     def write_answer(self, key: AnswerKey, answer: Answer) -> None:
         """Remember an answer; the oldest go where all together take too much."""
+        data = answer.to_bytes()
         with self._transaction() as sql:
             sql.execute(f"DELETE FROM answers WHERE {_KEY}", _values(key))  # noqa: S608 - constant text
-            sql.execute(
-                "INSERT INTO answers (task, tier, kind, round, arrays, config, answer) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*_values(key), answer.to_bytes()),
-            )
-            taken = 0
+            # The oldest first: the new one then takes their pages, and none must be moved.
+            taken = len(data)
             for number, size in sql.execute(
                 "SELECT number, length(answer) FROM answers ORDER BY number DESC"
             ).fetchall():
                 taken += size
-                if taken > self._answers_bytes and taken > size:
+                if taken > self._answers_bytes:
                     sql.execute("DELETE FROM answers WHERE number = ?", (number,))
+            sql.execute(
+                "INSERT INTO answers (task, tier, kind, round, arrays, config, answer) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*_values(key), data),
+            )
 
     def forget_answers(self, task: str) -> None:
-        """Drop what only a task that goes on needs; its revision and execution stay."""
+        """Drop what only a task that goes on needs, and give back its space; revision and execution stay."""
         with self._transaction() as sql:
             sql.execute("DELETE FROM answers WHERE task = ?", (task,))
             sql.execute("UPDATE tasks SET pushing = NULL WHERE task = ?", (task,))
+        with self._reading() as sql:
+            sql.execute(
+                "PRAGMA wal_checkpoint(TRUNCATE)"
+            )  # the file ends where its last page does from here on
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -222,6 +230,12 @@ class Journal:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, device: str) -> None:
+    # Of a file that is made here: pages that are free at its end are cut off, without being written.
+    connection.execute("PRAGMA auto_vacuum = FULL")
+    # Some builds of SQLite overwrite all that is deleted, in the log and in the file: with FAST only
+    # in pages that are written anyway.
+    connection.execute("PRAGMA secure_delete = FAST")
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     # One process only: a second one with this folder would answer for the same Flower node.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA journal_mode = WAL")

@@ -162,7 +162,8 @@ class ExecutionReport:
         if revision is not None:
             changes["revision"] = revision
         await self._change(changes)
-        await self._write(lambda: self._keep(lambda: self._journal.forget_answers(self.task)))
+        # There may be much of it.
+        await asyncio.to_thread(self._keep, lambda: self._journal.forget_answers(self.task))
 
     def standing(self) -> Publication | None:
         """Return the last execution as it stands on the broker."""

@@ -163,6 +163,42 @@ def test_the_oldest_answers_go_when_the_space_is_taken_and_the_newest_stays(path
         assert [journal.answer(key(n)) is not None for n in range(1, 6)] == [False] * 4 + [True]
 
 
+def written_bytes() -> int:
+    """What this process has written so far, to any disk."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+
+
+def on_disk(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+def test_answers_cost_a_disk_their_size_in_log_and_file_and_nothing_when_they_go(path):
+    size, count = 2**20, 8
+
+    def keep(journal: Journal, number: int) -> int:
+        key = AnswerKey("blobs", "central", "train", number, "a", "c")
+        before = written_bytes()
+        journal.write_answer(key, Answer({}, (StoredArray("w", "uint8", (size,), "raw", os.urandom(size)),)))
+        return written_bytes() - before
+
+    with Journal.open(path, device=DEVICE, answers_bytes=count * size + size // 2) as journal:
+        journal.believe("blobs", Seen(1, "x"))
+        for number in range(count):
+            keep(journal, number)
+        evicting = [keep(journal, number) for number in range(count, 2 * count)]
+        # Each new one in the log, then in the file; the old one not at all.
+        assert sum(evicting) < 2.5 * size * count
+        assert on_disk(path) > count * size
+        before = written_bytes()
+        journal.forget_answers("blobs")
+        assert written_bytes() - before < size // 4
+        assert on_disk(path) < size // 4
+        assert journal.seen("blobs") == Seen(1, "x")
+    with reopened(path) as journal:
+        assert journal.seen("blobs") == Seen(1, "x")
+
+
 def test_boots_rise_even_when_the_clock_goes_back(path, monkeypatch):
     with reopened(path) as journal:
         monkeypatch.setattr("device_agent.journal.time.time_ns", lambda: 2_000_000_000)

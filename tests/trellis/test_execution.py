@@ -7,7 +7,7 @@ import threading
 from typing import Any, cast
 
 from trellis.execution import ExecutionReport
-from trellis.payloads import Execution, Phase
+from trellis.payloads import Execution, ExecutionState, Phase
 
 
 class HeldJournal:
@@ -26,17 +26,23 @@ class HeldJournal:
         self.threads.add(threading.get_ident())
         self.written.append(execution.version)
 
+    def forget_answers(self, _: str) -> None:
+        assert self.let.acquire(timeout=30), "whoever lets it write is held up"
+        self.threads.add(threading.get_ident())
+
 
 class Heard:
     """Notes which versions are said, each of which must be on disk by then."""
 
     def __init__(self, journal: HeldJournal) -> None:
         self.versions: list[int] = []
+        self.first = asyncio.Event()
         self._journal = journal
 
     async def publish(self, _: str, payload: bytes, **__: Any) -> None:
         self.versions.append(Execution.parse(payload).version)
         assert self.versions[-1] in self._journal.written
+        self.first.set()
 
 
 async def test_changes_written_in_a_thread_leave_in_their_order_and_hold_up_nobody() -> None:
@@ -53,3 +59,18 @@ async def test_changes_written_in_a_thread_leave_in_their_order_and_hold_up_nobo
     assert report.execution is not None
     assert report.execution.round == 4
     assert threading.get_ident() not in journal.threads
+
+
+async def test_what_a_task_leaves_behind_is_dropped_in_a_thread_wherever_changes_are_written() -> None:
+    journal = HeldJournal()
+    heard = Heard(journal)
+    report = ExecutionReport(heard, cast(Any, journal), task="t", topic="x")
+    journal.let.release()
+    ending = asyncio.create_task(report.end(ExecutionState.SUCCEEDED, None))
+    await asyncio.wait_for(heard.first.wait(), 30)
+    assert journal.threads == {threading.get_ident()}
+    await asyncio.sleep(0.01)
+    assert not ending.done()
+    journal.let.release()
+    await asyncio.wait_for(ending, 30)
+    assert len(journal.threads) == 2
