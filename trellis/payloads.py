@@ -21,6 +21,8 @@ SCHEMA = 1
 MAX_PAYLOAD_BYTES = 256 * 1024
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Moment = Annotated[int, Field(ge=0, le=253_402_214_400_000)]
+"""Milliseconds since 1970, UTC, to the last day of the year 9999: a calendar has it in every time zone."""
 NodeId = Annotated[int, Field(ge=0, lt=2**64)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, AfterValidator(lambda text: text.encode("utf-8", "replace").decode())]
@@ -43,7 +45,7 @@ class Payload(Part):
     """What all payloads share."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
-    ts: Count = Field(default_factory=now_ms)
+    ts: Moment = Field(default_factory=now_ms)
 
     def to_bytes(self) -> bytes:
         """Return the payload as UTF-8 JSON; fields that are None are left out."""
@@ -85,7 +87,7 @@ class State(Payload):
 
     state: Presence
     boot_id: Text = Field(min_length=1, max_length=64)
-    since: Count
+    since: Moment
     api: Text | None = None
     parent: Text | None = None
 
@@ -273,7 +275,7 @@ class CentralTask(Payload):
     task: Identifier
     revision: Count
     state: TaskState
-    since: Count
+    since: Moment
     round: Count = 0
     rounds: Count
     reason: Reason | None = None

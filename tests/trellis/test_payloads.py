@@ -27,6 +27,7 @@ KINDS: list[type[Payload]] = [
 COUNTS = st.integers(0, 2**53)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=20)
+MOMENTS = st.integers(0, 253_402_214_400_000)
 NAMES = st.from_regex(PATTERN, fullmatch=True)
 REASONS = st.builds(payloads.Reason, code=TEXTS, message=TEXTS)
 METRICS = st.dictionaries(TEXTS, NUMBERS, max_size=3)
@@ -39,16 +40,16 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 BUILT = st.one_of(
     st.builds(
         payloads.State,
-        ts=COUNTS,
+        ts=MOMENTS,
         state=st.sampled_from(payloads.Presence),
         boot_id=st.text(min_size=1, max_size=64),
-        since=COUNTS,
+        since=MOMENTS,
         api=maybe(TEXTS),
         parent=maybe(TEXTS),
     ),
     st.builds(
         payloads.Info,
-        ts=COUNTS,
+        ts=MOMENTS,
         version=TEXTS,
         python=TEXTS,
         platform=TEXTS,
@@ -68,7 +69,7 @@ BUILT = st.one_of(
     ),
     st.builds(
         payloads.Execution,
-        ts=COUNTS,
+        ts=MOMENTS,
         state=st.sampled_from(ExecutionState),
         phase=maybe(st.sampled_from(payloads.Phase)),
         attempt=COUNTS,
@@ -116,7 +117,7 @@ BUILT = st.one_of(
         task=NAMES,
         revision=COUNTS,
         state=st.sampled_from(payloads.TaskState),
-        since=COUNTS,
+        since=MOMENTS,
         round=COUNTS,
         rounds=COUNTS,
         reason=maybe(REASONS),
@@ -177,7 +178,9 @@ def test_only_payload_errors_come_out_of_any_bytes(kind: type[Payload], data: by
     [
         ({"ts": -1}, "ts: input should be greater than or equal to 0, got -1"),
         ({"ts": "soon"}, "ts: input should be a valid integer, unable to parse string as an integer"),
-        ({"ts": 2**53 + 1}, "ts: input should be less than or equal to 9007199254740992"),
+        # 9999-12-31T00:00:00Z, the last moment that every time zone has in its calendar.
+        ({"ts": 253402214400001}, "ts: input should be less than or equal to 253402214400000"),
+        ({"since": 2**53}, "since: input should be less than or equal to 253402214400000"),
         ({"schema": 2}, "schema: input should be 1, got 2"),
         ({"state": "asleep"}, "state: input should be 'online' or 'offline', got \"asleep\""),
         ({"boot_id": "b" * 65}, "boot_id: string should have at most 64 characters"),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from trellis.cli.logs.lines import Level, Line, rendered
+from trellis.payloads import Log
 
 TRACEBACK = "train failed\nTraceback (most recent call last):\n  File x\nOSError: gone"
 LINE = Line(1_700_000_000_007, "device", "eu-1", "cam-1", Level.ERROR, "device_agent", TRACEBACK)
@@ -45,6 +46,22 @@ def test_what_a_device_says_cannot_steer_the_terminal() -> None:
     shown = rendered(evil, colours=False)
     assert shown.isprintable()
     assert "\\x1b[2Jgone" in shown
+
+
+@pytest.mark.parametrize("ts", [2**53, 253_402_300_800_000, -(2**53), 10**400])
+def test_a_time_that_no_calendar_has_is_shown_as_it_came(ts: int) -> None:
+    line = Line(ts, "server", None, None, Level.INFO, "x", "said")
+    assert rendered(line, colours=False) == f"{ts} ms  server            INFO      said"
+
+
+@pytest.mark.parametrize("zone", ["UTC-14", "UTC+12"])
+def test_every_time_of_a_payload_is_one_of_the_calendar(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    latest = Log(ts=253_402_214_400_000, level="INFO", logger="x", message="said").ts
+    for ts in (0, latest):
+        shown = rendered(Line(ts, "server", None, None, Level.INFO, "x", "said"), colours=False)
+        assert shown[:4] in {"1969", "1970", "9999", "9998"}
 
 
 def test_colours_are_of_the_level_alone() -> None:

@@ -78,12 +78,16 @@ class Line:
 
 def rendered(line: Line, *, colours: bool) -> str:
     """Return time, speaker, level and message; what follows the first line is indented."""
-    moment = dt.datetime.fromtimestamp(line.ts / 1000)
     first, *more = harmless(line.message).splitlines() or [""]
     level = f"{line.level:<8}"
     if colours:
         level = click.style(level, fg=_COLOURS.get(line.level), bold=line.level is Level.CRITICAL or None)
-    head = (
-        f"{moment:%Y-%m-%d %H:%M:%S}.{line.ts % 1000:03}  {harmless_line(line.speaker):<16}  {level}  {first}"
-    )
+    head = f"{_moment(line.ts)}  {harmless_line(line.speaker):<16}  {level}  {first}"
     return "\n".join([head.rstrip(), *(f"{_INDENT}{part}" for part in more)])
+
+
+def _moment(ts: int) -> str:
+    try:
+        return f"{dt.datetime.fromtimestamp(ts / 1000):%Y-%m-%d %H:%M:%S}.{ts % 1000:03}"
+    except (ValueError, OverflowError, OSError):
+        return f"{ts} ms"  # a server that is older, or no friend, has kept what no calendar has
