@@ -20,9 +20,15 @@ from trellis.cli import main
 from trellis.envelope import Envelope
 from trellis.errors import Refused
 from trellis.http.server import HttpServer, create_app
-from trellis.keys.identity import load_keyring
+from trellis.keys.authority import create_authority, issue
+from trellis.keys.identity import Identity, load_keyring
+from trellis.keys.principals import BROKER
+from trellis.tls import TlsFiles
 
 FAULTS = "data set 'digits': 2 faults\n  - data.shape: is (2,)\n  - data.classes: are 3"
+
+
+Started = Callable[..., "Counterpart"]
 
 
 class Counterpart:
@@ -93,9 +99,9 @@ class Counterpart:
         }
 
 
-def _serve(counterpart: Counterpart, ready: Event, stop: Event) -> None:
+def _serve(counterpart: Counterpart, tls: TlsFiles | None, ready: Event, stop: Event) -> None:
     async def serve() -> None:
-        async with HttpServer(counterpart.app, host="127.0.0.1", port=0, tls=None) as server:
+        async with HttpServer(counterpart.app, host="127.0.0.1", port=0, tls=tls) as server:
             counterpart.url = server.url
             ready.set()
             await asyncio.to_thread(stop.wait)
@@ -104,7 +110,7 @@ def _serve(counterpart: Counterpart, ready: Event, stop: Event) -> None:
 
 
 @pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Counterpart]]:
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     """Starts counterparts, in a folder that `trellis init` has filled."""
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0
@@ -113,9 +119,9 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         pool = stack.enter_context(ThreadPoolExecutor())
         stack.callback(stop.set)
 
-        def start() -> Counterpart:
+        def start(tls: TlsFiles | None = None) -> Counterpart:
             counterpart, ready = Counterpart(tmp_path / "keys"), Event()
-            pool.submit(_serve, counterpart, ready, stop)
+            pool.submit(_serve, counterpart, tls, ready, stop)
             assert ready.wait(30)
             return counterpart
 
@@ -126,7 +132,6 @@ def online(gateway: Counterpart) -> dict[str, str]:
     return {"region": "eu-1", "state": "online", "api": gateway.url}
 
 
-Started = Callable[[], Counterpart]
 Said = pytest.CaptureFixture[str]
 
 
@@ -196,6 +201,37 @@ def test_run_posts_to_server_and_gateways_and_tells_the_end(started: Started, ca
     shown = capsys.readouterr()
     assert "task 'digits' succeeded\naccuracy: 97.00%\nmodel:    trellis model get digits" in shown.out
     assert "no live view" in shown.err
+
+
+@pytest.mark.parametrize(
+    "broker", ["mqtt://10.0.0.5:1883", "http://127.0.0.1:1883", "mqtts://127.0.0.1:8883"]
+)
+def test_run_starts_nothing_that_its_options_keep_it_from_following(
+    started: Started, broker: str, tmp_path: Path
+) -> None:
+    server, gateway = started(), started()
+    (tmp_path / "keys" / "operator" / "tls.crt").unlink()
+    named = ["--server", server.url, "--gateway", f"eu-1={gateway.url}", "--broker", broker]
+    assert main(["task", "run", "task.yaml", *named]) == 2
+    assert server.taken == gateway.taken == []
+    assert main(["task", "run", "task.yaml", *named, "--no-watch"]) == 0
+    assert len(server.taken) == 1
+
+
+def test_run_follows_a_task_to_its_end_though_the_broker_is_anothers(
+    started: Started, capsys: Said, tmp_path: Path
+) -> None:
+    server, gateway = started(), started()
+    create_authority(tmp_path / "other")
+    issue(tmp_path / "other", BROKER)
+    stranger = started(Identity.load(tmp_path / "other" / "broker").tls)
+    broker = stranger.url.replace("https", "mqtts")
+    named = ["--server", server.url, "--gateway", f"eu-1={gateway.url}", "--broker", broker]
+    capsys.readouterr()
+    assert main(["task", "run", "task.yaml", *named]) == 0
+    shown = capsys.readouterr()
+    assert "task 'digits' succeeded" in shown.out
+    assert re.search("^no live view: .*the broker's certificate does not pass", shown.err, re.MULTILINE)
 
 
 def test_run_ends_with_1_when_the_task_failed(started: Started, capsys: Said) -> None:

@@ -22,7 +22,7 @@ from trellis.cli.demo.summary import summarise
 from trellis.cli.fleet_keys import make_keys
 from trellis.cli.options import server_client
 from trellis.cli.task import delivery
-from trellis.cli.task.following import Ending, Source, ending_of
+from trellis.cli.task.following import Ending, ending_of
 from trellis.cli.watching.command import filters, open_bus
 from trellis.cli.watching.follower import Follower
 from trellis.cli.watching.picture import DeviceView, Picture
@@ -161,8 +161,7 @@ class Stage:
         await _in_time(follower, "every gateway", self._gateways_online)
         urls = {region: self._ports.gateway_url(n) for n, region in enumerate(self._plan.regions)}
         await delivery.post_to_gateways(task, urls, self._keys)
-        source = Source(self._ports.server_url, self._ports.broker_url, self._keys, self._topics)
-        async with server_client(source.server, source.keys) as client:
+        async with server_client(self._ports.server_url, self._keys) as client:
             return await ending_of(client, self._task.task)
 
     def _gateways_online(self, picture: Picture) -> bool:

@@ -25,6 +25,7 @@ from trellis.cli.options import (
 )
 from trellis.cli.task import delivery, following, tables
 from trellis.cli.task.delivery import Delivered, SignedTask
+from trellis.cli.watching.command import open_bus
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import Refused, Unavailable
 from trellis.payloads import TaskState
@@ -99,14 +100,16 @@ def run(
       trellis task run task.yaml --server https://10.0.0.5:8080 --no-watch
     """
     task = delivery.read_signed(file, keys)
-    source = following.Source(server, broker, keys, Topics(base))
+    topics = Topics(base)
+    # What cannot be followed for its options is not started.
+    live = following.Live(open_bus(broker, keys), topics) if watch and not as_json else None
     named = delivery.gateways_by_region(gateway or [], task.descriptor.regions)
     delivered = asyncio.run(delivery.deliver(task, server, named, keys))
     if not watch:
         _report(delivered, task.descriptor.task, as_json)
         return
     try:
-        ending = asyncio.run(following.until_ended(task.descriptor.task, source, quiet=as_json))
+        ending = asyncio.run(following.until_ended(task.descriptor.task, server, keys, live))
     except KeyboardInterrupt:
         name = task.descriptor.task
         typer.echo(f"task {name!r} goes on: `trellis task cancel {name}` calls it off", err=True)

@@ -14,16 +14,19 @@ from pydantic import ValidationError
 
 from trellis.cli.foreign_text import harmless
 from trellis.cli.options import server_client
-from trellis.cli.watching.command import filters, open_bus
+from trellis.cli.watching.command import filters
 from trellis.cli.watching.follower import Follower
 from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.screen import Screen
 from trellis.errors import TrellisError, Unavailable
 from trellis.http.client import ServiceClient
+from trellis.mqtt import MqttBus
+from trellis.mqtt.messages import BusMessage
 from trellis.payloads import CentralTask, TaskState
 from trellis.topics import Topics
 
 POLL_S = 0.5
+CONNECT_S = 3.0
 SILENCE_S = 60.0
 """How long the server may be away, for a restart, before following it is given up."""
 
@@ -53,22 +56,24 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a task is followed."""
+class Live:
+    """What is shown of a task until it has ended.
 
-    server: str
-    broker: str
-    keys: Path
+    Attributes:
+        bus: Where it is heard of, not entered yet.
+    """
+
+    bus: MqttBus
     topics: Topics
 
 
-async def until_ended(task: str, source: Source, *, quiet: bool) -> Ending:
-    """Show a task until it has ended, and return how.
+async def until_ended(task: str, server: str, keys: Path, live: Live | None) -> Ending:
+    """Show a task, unless `live` is None, until it has ended, and return how.
 
     Raises:
         Unavailable: The server is away for longer than a restart takes.
     """
-    async with _shown(task, source, quiet), server_client(source.server, source.keys) as client:
+    async with _shown(task, live), server_client(server, keys) as client:
         return await ending_of(client, task)
 
 
@@ -96,24 +101,35 @@ async def ending_of(client: ServiceClient, task: str) -> Ending:
 
 
 @contextlib.asynccontextmanager
-async def _shown(task: str, source: Source, quiet: bool) -> AsyncIterator[None]:
-    if quiet:
-        yield
-        return
-    async with open_bus(source.broker, source.keys) as bus:
-        try:
-            await bus.wait_connected(3.0)
-        except Unavailable as error:
-            print(f"no live view: {harmless(str(error))}", file=sys.stderr)
+async def _shown(task: str, live: Live | None) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        messages = None if live is None else await _heard(stack, live)
+        if live is None or messages is None:
             yield
             return
-        async with bus.subscribe(*filters(source.topics, None)) as messages:
-            with Screen(task=task) as screen:
-                shown = asyncio.create_task(Follower(source.topics, screen).run(messages), name="view")
-                try:
-                    yield
-                finally:
-                    # What the server's last answer told is on its way by MQTT too: let it be drawn.
-                    await asyncio.sleep(POLL_S)
-                    shown.cancel()
-                    await asyncio.gather(shown, return_exceptions=True)
+        with Screen(task=task) as screen:
+            shown = asyncio.create_task(Follower(live.topics, screen).run(messages), name="view")
+            try:
+                yield
+            finally:
+                # What the server's last answer told is on its way by MQTT too: let it be drawn.
+                await asyncio.sleep(POLL_S)
+                shown.cancel()
+                await asyncio.wait([shown])
+        if not shown.cancelled() and (error := shown.exception()) is not None:
+            print(f"the live view broke: {harmless(str(error))}", file=sys.stderr)
+
+
+async def _heard(stack: contextlib.AsyncExitStack, live: Live) -> AsyncIterator[BusMessage] | None:
+    """Return what is said from now on; None, having told why, where nothing can be heard.
+
+    The task runs, whatever keeps us from looking on: that is no failure of it.
+    """
+    try:
+        bus = await stack.enter_async_context(live.bus)
+        await bus.wait_connected(CONNECT_S)
+        return await stack.enter_async_context(bus.subscribe(*filters(live.topics, None)))
+    except TrellisError as error:
+        await stack.aclose()
+        print(f"no live view: {harmless(str(error))}", file=sys.stderr)
+        return None
