@@ -33,7 +33,7 @@ from trellis.artefacts.serving import create_artefact_app
 from trellis.errors import ConfigError, Unavailable
 from trellis.http.server import HttpServer, advertised
 from trellis.keys.expiry import reminding
-from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
+from trellis.mqtt import FLEET, Birth, BrokerSettings, Bus, MqttBus, Publication
 from trellis.payloads import TaskState
 from trellis.tier.faults import own_fault
 from trellis.tier.fleet import TaskFleet
@@ -43,8 +43,6 @@ from trellis.tier.hosting import OpenSuperLink, TierHost, superlinks
 logger = logging.getLogger(__name__)
 
 CLIENT_ID = "central/server"
-_INCOMING = 65_536
-"""Two retained messages of each device come at once when a task starts."""
 
 OpenBus = Callable[[Publication, Birth], Bus]
 
@@ -57,7 +55,7 @@ async def serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         # each other off the broker for ever.
         client_id = f"{CLIENT_ID}/{secrets.token_hex(4)}"
         broker = BrokerSettings(settings.broker_url, client_id, tls=settings.tls)
-        return MqttBus(broker, will=will, birth=birth, limits=Limits(incoming=_INCOMING))
+        return MqttBus(broker, will=will, birth=birth, limits=FLEET)
 
     open_superlink = superlinks(settings.runs / ".superlink", "central_server.rounds.app")
     async with reminding(settings.tls):

@@ -9,14 +9,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from regional_gateway.settings import BROKER_WAIT_S
 from trellis.errors import ConfigError, Unavailable
-from trellis.mqtt import Birth, BrokerSettings, Bus, Limits, MqttBus, Publication
+from trellis.mqtt import FLEET, Birth, BrokerSettings, Bus, MqttBus, Publication
 from trellis.mqtt.settings import DEFAULT_PORTS
 from trellis.tls import TlsFiles
-
-INCOMING = 65_536
-"""After a connect all that the region's devices retain comes at once: state, info and executions of each.
-What does not fit is lost: QoS 1 counts it as delivered, and it does not come again before the next connect.
-"""
 
 
 class Connect(Protocol):
@@ -30,7 +25,7 @@ def mqtt(tls: TlsFiles | None) -> Connect:
 
     def connect(url: str, client_id: str, *, will: Publication, birth: Birth) -> Bus:
         settings = BrokerSettings(url, client_id, tls=tls)
-        return MqttBus(settings, will=will, birth=birth, limits=Limits(incoming=INCOMING))
+        return MqttBus(settings, will=will, birth=birth, limits=FLEET)
 
     return connect
 

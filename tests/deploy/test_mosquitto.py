@@ -292,6 +292,20 @@ def test_retained_messages_outlive_the_broker(broker: Broker) -> None:
         assert client.until(topic) == [topic]
 
 
+def test_all_that_a_large_fleet_retains_reaches_who_subscribes(broker: Broker) -> None:
+    # 500 devices with 21 tasks a day, each kept for a day after its end; here all are one device's.
+    topics = {f"{BASE}/eu-1/devices/cam-7/tasks/t-{number}/execution" for number in range(500 * 21)}
+    with broker.client(CAM) as client:
+        for topic in topics:
+            client.paho.publish(topic, b"x", qos=1, retain=True)
+        client.publish(f"{BASE}/eu-1/devices/cam-7/state", retain=True)  # behind all of them
+    with broker.client(EU) as reader:
+        reader.subscribe(f"{BASE}/eu-1/devices/+/tasks/+/execution")
+        deadline = time.monotonic() + LIMIT_S
+        while topics:
+            topics.remove(reader.received.get(timeout=max(0.01, deadline - time.monotonic()))[0])
+
+
 def test_the_largest_task_passes_and_more_does_not(broker: Broker, listener: Client) -> None:
     topic = f"{BASE}/eu-1/tasks/t/descriptor"
     with broker.client(EU) as client:

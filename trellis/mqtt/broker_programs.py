@@ -51,7 +51,11 @@ def mosquitto_command(program: str, listener: Listener, folder: Path) -> list[st
         "log_type notice",
         "log_type information",
         "set_tcp_nodelay true",
-        "max_queued_messages 10000",
+        # What waits for one client: who subscribes to a fleet gets all that it retains at once. What is
+        # beyond a limit mosquitto drops, and tells neither end. Before 2.0.22
+        # it takes 0 not for «no limit», but cuts off who publishes what its rights do not allow.
+        "max_queued_messages 1000000",
+        "max_queued_bytes 134217728",
         "max_packet_size 270336",  # the largest payload of ours, 256 KiB, and its topic
         "memory_limit 536870912",
         f"listener {listener.port} {listener.host}",

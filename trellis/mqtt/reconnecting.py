@@ -36,6 +36,13 @@ class Limits:
     incoming: int = 4096
 
 
+FLEET = Limits(incoming=65_536)
+"""For who subscribes to a region or more: after a connect all that its devices retain comes at once: state,
+info and executions of each. What does not fit is lost: QoS 1 counts it as delivered, and it does not come
+again before the next connect.
+"""
+
+
 class ReconnectingBus:
     """A `Bus` over the connections of a dialer.
 

@@ -13,10 +13,13 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from trellis.cli.watching.command import filters, open_bus
 from trellis.errors import ConfigError, Unavailable
-from trellis.mqtt import BrokerSettings, MqttBus, TlsFiles
+from trellis.mqtt import BrokerSettings, Limits, MqttBus, TlsFiles
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
+from trellis.mqtt.inbox import Subscription
+from trellis.topics import Topics
 
 ROOT = str(Path(__file__).parents[3])
 FILES = TlsFiles(Path("ca.crt"), Path("a.crt"), Path("a.key"))
@@ -65,6 +68,22 @@ async def test_it_answers_once_entered_and_is_gone_once_left(tmp_path: Path) -> 
     await gone(pid)
     assert "trellis-probe" in (tmp_path / "broker.log").read_text(encoding="utf-8")
     assert not (tmp_path / "broker.pid").exists()
+
+
+async def test_all_that_a_large_fleet_retains_reaches_a_watcher_that_is_slow(tmp_path: Path) -> None:
+    fleet = 500 * 21  # devices, and tasks of each
+    async with EmbeddedBroker(port=0, state_dir=tmp_path) as broker:
+        settings = BrokerSettings(broker.url, "devices")
+        async with MqttBus(settings, limits=Limits(outgoing=fleet)) as devices:
+            topics = [f"trellis/v1/eu-1/tasks/t-{number}/execution" for number in range(fleet)]
+            await devices.wait_connected(30)
+            await asyncio.gather(*(devices.publish(topic, b"x", retain=True) for topic in topics))
+        async with open_bus(broker.url, tmp_path) as bus, bus.subscribe(*filters(Topics(), None)) as messages:
+            assert isinstance(messages, Subscription)
+            async with asyncio.timeout(60):
+                while len(messages._waiting) < fleet:
+                    assert messages.dropped == 0
+                    await asyncio.sleep(0.05)
 
 
 async def test_the_port_it_takes_for_0_is_none_that_an_outgoing_connection_may_get(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from trellis.cli.watching.screen import Screen
 from trellis.errors import ConfigError, PayloadError, Unavailable
 from trellis.mqtt.bus import MqttBus
 from trellis.mqtt.messages import Bus, BusMessage
+from trellis.mqtt.reconnecting import FLEET
 from trellis.mqtt.settings import BrokerSettings
 from trellis.service_options import BaseOption
 from trellis.topics import DEFAULT_BASE, Topics
@@ -62,7 +63,8 @@ def watch(
 def open_bus(broker: str, keys: Path) -> MqttBus:
     """Return a bus of our own, not entered yet."""
     tls = operator_tls(broker, keys)
-    return MqttBus(BrokerSettings(broker, client_id=f"trellis-watch-{secrets.token_hex(4)}", tls=tls))
+    settings = BrokerSettings(broker, client_id=f"trellis-watch-{secrets.token_hex(4)}", tls=tls)
+    return MqttBus(settings, limits=FLEET)
 
 
 def filters(topics: Topics, region: str | None) -> tuple[str, ...]:
