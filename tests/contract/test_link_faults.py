@@ -32,11 +32,13 @@ class Stumbling:
     """A front, or a proxy before it, that answers the next calls of some names with a status of its own.
 
     Attributes:
+        headers: What it says besides.
         late: Whether the SuperLink has done by then what it was asked.
     """
 
     front: ASGIApp
     statuses: dict[str, int] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     late: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +46,7 @@ class Stumbling:
         if status is None or self.late:
             await self.front(scope, receive, send if status is None else _unheard)
         if status is not None:
-            await PlainTextResponse("try again", status)(scope, receive, send)
+            await PlainTextResponse("try again", status, self.headers)(scope, receive, send)
 
 
 async def _unheard(message: MutableMapping[str, Any]) -> None:
@@ -151,5 +153,15 @@ async def test_a_refusal_of_a_device_whose_clock_is_right_is_not_laid_on_its_clo
     way.stumbling.statuses["register-node"] = 401
     link = FlowerLink(way.federation.front, folder=tmp_path, tls=None)
     with pytest.raises(Refused, match=r"refuses this device: HTTP 401: try again$"):
+        await asyncio.to_thread(link.connect)
+    await asyncio.to_thread(link.close, deactivate=False)
+
+
+async def test_a_device_is_not_sent_on_to_another_server(way: Way, tmp_path: Path) -> None:
+    elsewhere = f"http://{way.federation.superlink.address}/v1/fleet/register-node"
+    way.stumbling.statuses["register-node"] = 307
+    way.stumbling.headers["location"] = elsewhere
+    link = FlowerLink(way.federation.front, folder=tmp_path, tls=None)
+    with pytest.raises(Unavailable, match="HTTP 307"):
         await asyncio.to_thread(link.connect)
     await asyncio.to_thread(link.close, deactivate=False)

@@ -18,6 +18,7 @@ from members import is_running
 
 from trellis.errors import Unavailable
 from trellis.flower.front import FleetFront
+from trellis.flower.link import FlowerLink
 from trellis.flower.superlink import SuperLink
 from trellis.http.server import HttpServer
 
@@ -142,3 +143,22 @@ async def test_what_cannot_be_started_is_said_with_flowers_reason(tmp_path: Path
     async with SuperLink(folder=tmp_path, preload=("no_such_module",)) as superlink:
         with pytest.raises(Unavailable, match=r"(?s)its process ended: .*No module named 'no_such_module'"):
             await superlink.submit(APP, {})
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+async def test_a_machines_proxy_stands_between_neither_apps_nor_devices_and_their_superlink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name.lower(), "example.org" if name == "NO_PROXY" else proxy)
+    async with (
+        SuperLink(folder=tmp_path) as superlink,
+        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        scripted_app(superlink, tmp_path) as app,
+    ):
+        link = FlowerLink(f"127.0.0.1:{front.port}", folder=tmp_path / "device", tls=None)
+        node_id = await asyncio.to_thread(link.connect)
+        assert await app("nodes") == {"nodes": [node_id]}
+        await superlink.stop_run(app.run_id)
+        await asyncio.to_thread(link.close, deactivate=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import ssl
 import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 _BEAT_SHARE = 0.75
 """A heartbeat is sent after this share of its interval; Flower forgives two intervals."""
+
+
+_REQUEST_S = 30.0
+"""How long a server may take to go on with a request; as Flower's own."""
 
 
 class FlowerNode:
@@ -177,9 +182,7 @@ class FlowerNode:
             self._client.close()
         scheme = "http" if self._tls is None else "https"
         verify = False if self._tls is None else client_context(self._tls)
-        self._client = FleetHttpClient(
-            f"{scheme}://{self.address}", interceptors=[DeviceHeaders(key)], verify=verify
-        )
+        self._client = _StraightClient(f"{scheme}://{self.address}", DeviceHeaders(key), verify)
         return self._client
 
     def _try_activate(self, client: FleetHttpClient, key: ec.EllipticCurvePrivateKey) -> int | None:
@@ -214,3 +217,17 @@ class FlowerNode:
             except Exception as error:  # noqa: BLE001 - whatever it is, the next beat must come
                 # Two intervals are forgiven, and a pull that fails makes its caller connect again.
                 logger.warning("link: heartbeat to %s failed: %s", self.address, error)
+
+
+class _StraightClient(FleetHttpClient):
+    """Flower's client, whose requests go to the server that it is given, and nowhere else.
+
+    Its own constructor makes one that obeys the machine's proxy variables, even for loopback, and follows
+    redirects.
+    """
+
+    def __init__(self, url: str, headers: DeviceHeaders, verify: ssl.SSLContext | bool) -> None:
+        self._base_url = url
+        self._interceptors = (headers,)
+        self._retry_invoker = None
+        self._client = httpx.Client(verify=verify, timeout=_REQUEST_S, trust_env=False)

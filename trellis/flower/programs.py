@@ -14,6 +14,7 @@ import psutil
 from trellis.errors import ConfigError
 from trellis.processes import terminate_tree
 
+_LOOPBACK = "127.0.0.1,localhost,::1"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,16 @@ def program(name: str) -> str:
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return what a Flower program inherits: this process's environment, a home of its own, and `more`."""
+    """Return what a Flower program inherits: this process's environment, a home of its own, and `more`.
+
+    The machine's proxy stays what it is, but for loopback, where Flower's programs speak with each other.
+    """
     # flower-superlink and flower-supernode start flower-superexec by its bare name: it must be found beside
     # our Python.
     bin_folder = str(Path(sys.executable).parent)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not _is_socks(name, value)},
+        **_past_proxies(),
         "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -45,6 +50,18 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
         "PYTHONUNBUFFERED": "1",
         **(more or {}),
     }
+
+
+def _is_socks(name: str, value: str) -> bool:
+    # At one of these httpx, which Flower's clients are made of, ends at once, wherever the request would go.
+    return name.lower().endswith("_proxy") and value.lower().startswith("socks")
+
+
+def _past_proxies() -> dict[str, str]:
+    # The lower case counts where both are given.
+    said = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    hosts = ",".join([_LOOPBACK, said] if said else [_LOOPBACK])
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def end_orphans(home: Path) -> None:
