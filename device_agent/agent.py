@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_S = 15.0
 LOOK_AGAIN_S = 5.0
-"""How often tasks that came before this device's clock are looked at again."""
+"""How often tasks that are out of their time by this device's clock are looked at again."""
 LOGGED = ("device_agent", "models", "trellis.flower")
 """The loggers whose lines belong on a task's log topic."""
 

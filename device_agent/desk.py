@@ -99,7 +99,7 @@ class TaskDesk:
                 now=self._now(),
             )
         except (Refused, InvalidInput) as error:
-            if isinstance(error, Refused) and error.code == "clock":
+            if isinstance(error, Refused) and error.code in {"clock", "expired"}:
                 self._shelf.put_untimely(task, payload)
             await report.refuse(error)
             return
@@ -171,7 +171,7 @@ class TaskDesk:
             await self._end(task, ending)
 
     async def look_again(self) -> None:
-        """Look again at the tasks that came before this device's clock, or found its disk full."""
+        """Look again at tasks that were out of their time by this device's clock, or found its disk full."""
         while (timely := self._shelf.take_timely(self._now())) is not None:
             await self.descriptor(*timely)
         if not self._shelf.starved or not await asyncio.to_thread(has_room, self._device.settings.state):

@@ -249,5 +249,6 @@ def _require_window(descriptor: TaskDescriptor, now: datetime) -> None:
         raise Refused(
             "expired",
             f"task {descriptor.task!r} expired {descriptor.expires_at.isoformat()}, and it is "
-            f"{now.isoformat(timespec='seconds')}: post a new revision",
+            f"{now.isoformat(timespec='seconds')} by this device's clock: post a new revision, or set the "
+            "clock; the device looks again by itself",
         )

@@ -597,11 +597,14 @@ async def test_a_rejected_task_is_looked_at_anew_after_a_restart(device, fleet, 
         assert execution.attempt == 1  # it never began before
 
 
-async def test_a_task_from_the_future_is_rejected_until_its_time_comes(
-    device, fleet, flower, make_task, signed, monkeypatch
+@pytest.mark.parametrize(
+    ("off_by", "code"), [(timedelta(days=-400), "clock"), (timedelta(days=400), "expired")]
+)
+async def test_a_task_that_is_out_of_its_time_is_rejected_until_the_clock_is_right(
+    device, fleet, flower, make_task, signed, monkeypatch, off_by, code
 ):
-    now, looks = datetime.now(UTC), 0
-    soon = now + timedelta(minutes=1)
+    right, looks = datetime.now(UTC), 0
+    now = right + off_by
 
     def clock() -> datetime:
         nonlocal looks
@@ -611,13 +614,14 @@ async def test_a_task_from_the_future_is_rejected_until_its_time_comes(
     monkeypatch.setattr(device_agent.agent, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(device_agent.agent, "_utc_now", clock)
     async with running(device, fleet.broker):
-        await fleet.post("blobs", signed(make_task(issued_at=soon.isoformat())))
+        await fleet.post("blobs", signed(make_task()))
         rejected = await fleet.state("blobs", ExecutionState.REJECTED)
-        assert rejected.reason.code == "clock"
+        assert rejected.reason.code == code
+        assert "the device looks again by itself" in rejected.reason.message
         before = looks
         await fleet.until(lambda: looks >= before + 5)
         assert fleet.executions("blobs")[-1] == rejected
-        now = soon
+        now = right
         await fleet.execution("blobs", lambda e: e.phase is Phase.WAITING)
     assert [e.state for e in fleet.executions("blobs")].count(ExecutionState.REJECTED) == 1
 
