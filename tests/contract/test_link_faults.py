@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+import re
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from flwr.supercore.date import now
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trellis.errors import Refused, Unavailable
+from trellis.errors import ConfigError, Refused, Unavailable
 from trellis.flower.front import FleetFront
 from trellis.flower.inbox import Inbox, Letter
 from trellis.flower.link import FlowerLink
@@ -164,4 +165,47 @@ async def test_a_device_is_not_sent_on_to_another_server(way: Way, tmp_path: Pat
     link = FlowerLink(way.federation.front, folder=tmp_path, tls=None)
     with pytest.raises(Unavailable, match="HTTP 307"):
         await asyncio.to_thread(link.connect)
+    await asyncio.to_thread(link.close, deactivate=False)
+
+
+def a_folder_for_the_key(folder: Path) -> Path:
+    (folder / "node.pem").mkdir()
+    return folder / "node.pem"
+
+
+def a_file_for_the_folder(folder: Path) -> Path:
+    folder.rmdir()
+    folder.write_text("")
+    return folder
+
+
+def a_folder_for_the_id(folder: Path) -> Path:
+    (folder / "node-id.json").mkdir()
+    return folder / "node-id.json"
+
+
+def a_folder_for_a_message(folder: Path) -> Path:
+    (folder / "inbox" / "ab12.message").mkdir(parents=True)
+    return folder / "inbox" / "ab12.message"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        a_folder_for_the_key,
+        a_file_for_the_folder,
+        a_folder_for_the_id,
+        a_folder_for_a_message,
+    ],
+)
+async def test_what_is_wrong_with_a_devices_own_folder_is_told_with_its_path_and_not_laid_on_the_server(
+    federation: Federation, tmp_path: Path, spoil: Callable[[Path], Path]
+) -> None:
+    folder = tmp_path / "flower"
+    folder.mkdir()
+    wrong = spoil(folder)
+    link = FlowerLink(federation.front, folder=folder, tls=None)
+    with pytest.raises(ConfigError, match=re.escape(str(wrong))) as told:
+        await asyncio.to_thread(link.connect)
+    assert federation.front not in str(told.value)
     await asyncio.to_thread(link.close, deactivate=False)

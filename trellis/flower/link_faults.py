@@ -2,6 +2,7 @@
 
 FlowerLink.connect / pull / push
 ├── Unavailable         the server does not answer, or does not know this node any more: connect again
+├── ConfigError         this client's own folder, or a file in it, is not its own, or something else
 ├── DiskFailed          a message, or who we are, cannot be kept: the disk is full
 ├── Refused "reply"     the SuperLink did not take a reply (the run is over, or it took an error instead)
 └── Refused "link"      the server refuses this device, perhaps for its clock
@@ -18,7 +19,7 @@ import httpx
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 
 from trellis.durations import in_words
-from trellis.errors import DiskFailed, Refused, Unavailable
+from trellis.errors import ConfigError, DiskFailed, Refused, Unavailable
 from trellis.flower.device_headers import (
     CLOCK_AHEAD_S,
     CLOCK_BEHIND_S,
@@ -27,6 +28,7 @@ from trellis.flower.device_headers import (
 )
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_PASSING = {errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
 _MINUTE_S = 60.0
 _REFUSED = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
 
@@ -57,6 +59,11 @@ def told(address: str, folder: Path, *, connecting: bool = False, replying: bool
     except (httpx.TransportError, OSError, ObjectPullError, ObjectPushError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise DiskFailed(f"{folder} cannot be written: {error.strerror}; free space there") from error
+        if isinstance(error, OSError) and error.filename is not None and error.errno not in _PASSING:
+            raise ConfigError(
+                f"Flower node's {str(error.filename)!r}",
+                f"{error.strerror}: this user's own belongs there: mend its owner and mode, or remove it",
+            ) from error
         raise Unavailable(f"{address} does not answer: {error or type(error).__name__}") from error
 
 
