@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from typing import Annotated, Any, Protocol
 
@@ -18,10 +19,13 @@ from central_server.tasks import Tasks
 from central_server.views import task_view
 from trellis import __version__
 from trellis.envelope import MAX_ENVELOPE_BYTES
-from trellis.errors import Refused
+from trellis.errors import Refused, Unavailable
+from trellis.flower.backchannel import RoundRecord
 from trellis.http.readers import require_reader
 from trellis.http.server import create_app, read_body
 from trellis.payloads import now_ms
+
+logger = logging.getLogger(__name__)
 
 _READING = [Depends(require_reader)]
 _OVERLAP_MS = 1000
@@ -55,12 +59,14 @@ def create_api(tasks: Tasks, gateways: Gateways, health: Health) -> FastAPI:
 
     @app.get("/v1/tasks", dependencies=_READING)
     async def list_tasks() -> Response:
-        views = [task_view(task, whole=False).model_dump(mode="json") for task in tasks]
+        views = [task_view(task, await _last_round(task)).model_dump(mode="json") for task in tasks]
         return JSONResponse({"tasks": views})
 
     @app.get("/v1/tasks/{name}", dependencies=_READING)
     async def show_task(name: str) -> Response:
-        return _json(task_view(tasks.find(name), whole=True).model_dump_json())
+        task = tasks.find(name)
+        history = await task.history()
+        return _json(await asyncio.to_thread(task_view(task, history).model_dump_json))
 
     @app.get("/v1/tasks/{name}/state", dependencies=_READING)
     async def show_state(name: str) -> Response:
@@ -69,7 +75,7 @@ def create_api(tasks: Tasks, gateways: Gateways, health: Health) -> FastAPI:
 
     @app.get("/v1/tasks/{name}/round", dependencies=_READING)
     async def show_round(name: str) -> Response:
-        return _json(tasks.find(name).round.to_bytes())
+        return _json((await tasks.find(name).standing()).to_bytes())
 
     @app.get("/v1/tasks/{name}/model", dependencies=_READING)
     async def get_model(name: str) -> Response:
@@ -121,6 +127,15 @@ def _add_surroundings(app: FastAPI, tasks: Tasks, gateways: Gateways, health: He
 
 def _brief(task: ServerTask) -> dict[str, Any]:
     return {"task": task.name, "revision": task.record.revision, "state": task.record.state}
+
+
+async def _last_round(task: ServerTask) -> list[RoundRecord]:
+    try:
+        last = await task.last_round()
+    except Unavailable as error:  # the list must not end at one task's file
+        logger.error("task=%s: listed without its last round: %s", task.name, error)
+        return []
+    return [] if last is None else [last]
 
 
 def _logs(task: ServerTask, wanted: Wanted, limit: int) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 from central_server.report.page import render
-from central_server.store import REPORT, SUMMARY, TaskRecord
+from central_server.store import METRICS, REPORT, SUMMARY, TaskRecord
 from central_server.summary import summarise
 from trellis.descriptor import TaskDescriptor
 from trellis.files import write_atomically
 from trellis.flower.backchannel import FleetDevice, RoundRecord
+from trellis.tier.history import read_content, rounds_in
 
 logger = logging.getLogger(__name__)
 
@@ -20,21 +22,27 @@ def write_papers(
     folder: Path,
     record: TaskRecord,
     descriptor: TaskDescriptor,
-    history: Sequence[RoundRecord],
     devices: Iterable[FleetDevice],
 ) -> None:
-    """Write a task's papers into its folder; one that cannot be made is named in the log, with why.
+    """Write a task's papers into its folder, of the rounds that stand there.
+
+    One that cannot be made is named in the log, with why.
 
     Raises:
         OSError: The disk does not take them.
     """
     devices = tuple(devices)
+    metrics = folder / METRICS
+
+    @cache
+    def history() -> list[RoundRecord]:
+        return rounds_in(read_content(metrics), metrics, record.round)
 
     def summary() -> str:
-        return summarise(record, history, devices, folder).model_dump_json(indent=2) + "\n"
+        return summarise(record, history(), devices, folder).model_dump_json(indent=2) + "\n"
 
     def report() -> str:
-        return render(summarise(record, history, devices, folder), history, descriptor)
+        return render(summarise(record, history(), devices, folder), history(), descriptor)
 
     makers: dict[str, Callable[[], str]] = {SUMMARY: summary, REPORT: report}
     for name, make in makers.items():

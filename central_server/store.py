@@ -24,7 +24,7 @@ from trellis.files import sync_folder, write_atomically
 from trellis.flower.backchannel import RoundRecord
 from trellis.identifiers import identifier
 from trellis.payloads import CentralTask, Count, TaskState, now_ms
-from trellis.tier.history import append_round, read_rounds
+from trellis.tier.history import append_round
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,11 @@ class TaskRecord(CentralTask):
 
 @dataclass(frozen=True)
 class StoredTask:
-    """A task as the disk has it; the descriptor is the envelope's, parsed."""
+    """A task as the disk has it, without its rounds; the descriptor is the envelope's, parsed."""
 
     envelope: Envelope
     descriptor: TaskDescriptor
     record: TaskRecord
-    history: tuple[RoundRecord, ...] = ()
 
 
 class Store:
@@ -178,7 +177,7 @@ def _read_task(folder: Path) -> StoredTask:
     record = TaskRecord.parse(state.read_bytes()) if state.is_file() else posted(descriptor)
     # The envelope is written first: after a kill between the two it is the newer one.
     record = record.model_copy(update={"revision": descriptor.revision})
-    return StoredTask(envelope, descriptor, record, tuple(read_rounds(folder / METRICS)))
+    return StoredTask(envelope, descriptor, record)
 
 
 def posted(descriptor: TaskDescriptor) -> TaskRecord:

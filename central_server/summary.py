@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -114,12 +114,12 @@ def summarise(
     )
 
 
-def standing_of(record: TaskRecord, history: Sequence[RoundRecord]) -> Round:
+def standing_of(record: TaskRecord, last: RoundRecord | None) -> Round:
     """Return where the rounds stand: done with the last once the task has ended, gathering before.
 
     The same at each call, `ts` too: whoever asks again sees that nothing is new.
     """
-    if not record.state.ended or not history:
+    if not record.state.ended or last is None:
         ended = record.state.ended
         return Round(
             ts=record.since if ended else record.ts,
@@ -127,7 +127,6 @@ def standing_of(record: TaskRecord, history: Sequence[RoundRecord]) -> Round:
             rounds=record.rounds,
             phase=RoundPhase.DONE if ended else RoundPhase.GATHERING,
         )
-    last = history[-1]
     lost = sum((one.phase, one.outcome) == ("train", "lost") for one in last.outcomes)
     return Round(
         ts=record.since,

@@ -11,7 +11,7 @@ from pathlib import Path
 from central_server.papers import write_papers
 from central_server.publisher import Publisher
 from central_server.scalars import Scalars
-from central_server.store import REPORT, Store, StoredTask, TaskRecord
+from central_server.store import METRICS, REPORT, Store, StoredTask, TaskRecord
 from central_server.summary import standing_of
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope
@@ -21,6 +21,7 @@ from trellis.payloads import Reason, Round, RoundPhase, TaskState, now_ms
 from trellis.tier.disk import RETRY_S, Disk
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.headline import headline
+from trellis.tier.history import read_content, read_last_round, rounds_in
 from trellis.tier.running import RunWatch
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ class ServerTask:
     ) -> None:
         self._stored, self._store, self._publisher = stored, store, publisher
         self._data = data
-        self._history = {record.round: record for record in stored.history}
         self._round: Round | None = None
         self._writing = asyncio.Lock()
         self._closed = False
@@ -68,20 +68,37 @@ class ServerTask:
         """Its state."""
         return self._stored.record
 
-    @property
-    def history(self) -> tuple[RoundRecord, ...]:
-        """The finished rounds in order."""
-        return tuple(self._history[number] for number in sorted(self._history))
+    async def history(self) -> list[RoundRecord]:
+        """Return the finished rounds in order, from the disk: they grow with the devices.
 
-    @property
-    def round(self) -> Round:
-        """Where its rounds stand, by the ServerApp, or while that has said nothing by what is stored."""
-        standing = self._round or standing_of(self.record, self.history)
-        if not self.ended or standing.phase is RoundPhase.DONE:
-            return standing
-        # Newer than what the ServerApp announced, or a gateway would pass over it.
-        ts = max(standing.ts + 1, self.record.since)
-        return standing.model_copy(update={"phase": RoundPhase.DONE, "ts": ts})
+        Raises:
+            Unavailable: They cannot be read.
+        """
+        async with self._writing:  # or the last might be half there
+            done = self.record.round
+            content = await self.disk.read(self._metrics, read_content)
+        return await asyncio.to_thread(rounds_in, content, self._metrics, done)
+
+    async def last_round(self) -> RoundRecord | None:
+        """Return the last finished round, None if there is none; raises as `history`."""
+        async with self._writing:
+            return await self._last_round()
+
+    async def standing(self) -> Round:
+        """Return where its rounds stand, by the ServerApp, or while that is silent by what is stored.
+
+        Raises:
+            Unavailable: The last round cannot be read.
+        """
+        if not self.ended:
+            return self._round or standing_of(self.record, None)
+        standing = self._round or standing_of(self.record, await self.last_round())
+        if standing.phase is not RoundPhase.DONE:
+            # Newer than what the ServerApp announced, or a gateway would pass over it.
+            ts = max(standing.ts + 1, self.record.since)
+            standing = standing.model_copy(update={"phase": RoundPhase.DONE, "ts": ts})
+        self._round = standing
+        return standing
 
     @property
     def folder(self) -> Path:
@@ -166,14 +183,13 @@ class ServerTask:
 
     async def finish_round(self, finished: RoundRecord) -> None:
         """Keep a finished round; one that is kept already, as a resumed app reports it, changes nothing."""
-        if self._history.get(finished.round) == finished and self.record.round >= finished.round:
-            return
         async with self._writing:
+            if self.record.round >= finished.round and await self._last_round() == finished:
+                return
             await self.disk.write(lambda: self._keep_round(finished))
             metrics = _measured(finished)
             round = max(self.record.round, finished.round)
             await self._replace(self.record.model_copy(update={"round": round, "metrics": metrics}))
-            self._history[finished.round] = finished
         logger.info(
             "task=%s round=%d/%d loss=%s accuracy=%s replied=%d/%d failed=%d in %.2f s",
             self.name,
@@ -242,12 +258,22 @@ class ServerTask:
         self._store.append_round(self.name, finished)
         self._scalars.write(finished)
 
+    async def _last_round(self) -> RoundRecord | None:
+        done = self.record.round
+        if not done:
+            return None
+        return await self.disk.read(self._metrics, lambda path: read_last_round(path, done))
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / METRICS
+
     async def _write_papers(self, record: TaskRecord) -> None:
-        history, devices = self.history, self.fleet.view.devices
+        devices = self.fleet.view.devices
 
         def write() -> None:
             self._scalars.close()
-            write_papers(self.folder, record, self.descriptor, history, devices)
+            write_papers(self.folder, record, self.descriptor, devices)
 
         await self.disk.write(write)
 

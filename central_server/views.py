@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -33,8 +34,8 @@ class TaskView(BaseModel):
     descriptor: dict[str, Any]  # as JSON: it was validated when it came
 
 
-def task_view(task: ServerTask, *, whole: bool) -> TaskView:
-    """Return the view of `task`; with all its rounds if `whole`."""
+def task_view(task: ServerTask, history: Iterable[RoundRecord]) -> TaskView:
+    """Return the view of `task` with these of its rounds."""
     record = task.record
     return TaskView(
         task=task.name,
@@ -47,6 +48,6 @@ def task_view(task: ServerTask, *, whole: bool) -> TaskView:
         reason=record.reason,
         metrics=record.metrics,
         devices=task.fleet.view.devices,
-        history=task.history if whole else task.history[-1:],
+        history=tuple(history),
         descriptor=task.descriptor.model_dump(mode="json", exclude_none=True),
     )

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from trellis.disk import probe
 from trellis.errors import Unavailable
@@ -15,9 +16,11 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
+T = TypeVar("T")
+
 
 class Disk:
-    """Writes into one task's folder off the event loop.
+    """Writes into one task's folder, and reads there, off the event loop.
 
     Attributes:
         refusal: Why the last write failed, None if it did not.
@@ -46,6 +49,18 @@ class Disk:
         if self.refusal is not None:
             logger.info("task=%s: %s can be written again", self._task, self._folder)
             self.refusal = None
+
+    async def read(self, path: Path, read: Callable[[Path], T]) -> T:
+        """Return what `read` makes of a file.
+
+        Raises:
+            Unavailable: The disk does not give it.
+        """
+        try:
+            return await asyncio.to_thread(read, path)
+        except OSError as error:
+            why = f"{path} cannot be read: {error.strerror or error}"
+            raise Unavailable(f"task {self._task!r}: {why}") from error
 
     async def wait_writable(self) -> bool:
         """Return once the folder takes a write; say whether it refused one before."""
