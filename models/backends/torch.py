@@ -8,7 +8,6 @@ generator that is passed in, and so does what dropout draws. Processor kernels n
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +19,7 @@ from models.arrays import Arrays, copied, require_like
 from models.backends.loop import (
     Batch,
     GradientOutcome,
+    LoopResult,
     Outcome,
     evaluate_loop,
     require_feedable,
@@ -27,30 +27,11 @@ from models.backends.loop import (
     train_loop,
 )
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
+from models.backends.torch_randomness import DrewUnseen, TorchRandomness
 from models.datasets import Dataset
 from models.registry import ModelSpec
 from trellis.errors import InvalidInput, TrainingFailed, TrellisError
 from trellis.seeds import generator
-
-# torch has one generator a process, and dropout and initialisation draw from no other.
-_TORCH_GENERATOR = threading.Lock()
-
-
-class _TorchRandomness:
-    """A stream of torch's randomness: while `drawn` it is torch's generator, which then is as it was."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        with _TORCH_GENERATOR, torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed accelerators, too, beyond this fork.
-            torch.default_generator.manual_seed(int(rng.integers(2**63 - 1)))
-            self._state = torch.get_rng_state()
-
-    @contextmanager
-    def drawn(self) -> Iterator[None]:
-        with _TORCH_GENERATOR, torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._state)
-            yield
-            self._state = torch.get_rng_state()
 
 
 def open_model(
@@ -70,7 +51,7 @@ def build_module(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, seed:
         InvalidInput: It cannot be built, has arrays that cannot be sent, or does not turn such samples into
             logits.
     """
-    with _TorchRandomness(generator(seed, "initial", spec.name)).drawn():
+    with TorchRandomness(_drawn_seed(generator(seed, "initial", spec.name))).drawn():
         with _users_failures_named(
             spec, f"cannot be built for samples of shape {shape} in {classes} classes"
         ):
@@ -104,29 +85,34 @@ class TorchBackend:
         on_step: Callable[[StepReport], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainResult:
-        module = self._loaded(arrays, data)
         initial_loss = None
         if plan.report_initial_loss:
             initial_loss = self.evaluate(arrays, data, should_stop=should_stop).loss
         # A spawned stream, so that the order of samples is the same on runtimes without dropout.
-        randomness = _TorchRandomness(rng.spawn(1)[0])
-        trainable = {
-            name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
-        }
-        module.train()
+        seed, order = _drawn_seed(rng.spawn(1)[0]), rng.bit_generator.state
 
-        def gradient(x: Batch, y: Batch) -> GradientOutcome:
-            return self._gradient(module, trainable, randomness, x, y)
+        def attempt(*, used: bool | None) -> tuple[torch.nn.Module, LoopResult]:
+            module, randomness = self._loaded(arrays, data), TorchRandomness(seed, used=used)
+            module.train()
+            trainable = {
+                name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
+            }
+            rng.bit_generator.state = order
+            return module, train_loop(
+                {name: parameter.detach().numpy() for name, parameter in trainable.items()},
+                data,
+                plan,
+                rng,
+                lambda x, y: self._gradient(module, trainable, randomness, x, y),
+                on_step=on_step,
+                should_stop=should_stop,
+            )
 
-        result = train_loop(
-            {name: parameter.detach().numpy() for name, parameter in trainable.items()},
-            data,
-            plan,
-            rng,
-            gradient,
-            on_step=on_step,
-            should_stop=should_stop,
-        )
+        try:
+            module, result = attempt(used=None)
+        except DrewUnseen:
+            # Such as noise from the second step on: all again, and reported again.
+            module, result = attempt(used=True)
         trained = copied(_views(module))
         require_finite(trained, model=self._model, steps=result.steps, plan=plan)
         return TrainResult(trained, len(data), result.loss, initial_loss, result.steps, result.accuracy)
@@ -182,7 +168,7 @@ class TorchBackend:
         self,
         module: torch.nn.Module,
         trainable: dict[str, torch.nn.Parameter],
-        randomness: _TorchRandomness,
+        randomness: TorchRandomness,
         x: Batch,
         y: Batch,
     ) -> GradientOutcome:
@@ -202,6 +188,10 @@ class TorchBackend:
             yield
         except (RuntimeError, ValueError) as error:
             raise TrainingFailed(f"model {self._model!r} failed in torch: {error}") from error
+
+
+def _drawn_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63 - 1))
 
 
 def _views(module: torch.nn.Module) -> Arrays:
