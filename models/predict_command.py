@@ -14,7 +14,7 @@ import typer
 from models.data_option import DataOption
 from models.datasets import Split, load
 from models.inference import Predictions, Predictor, open_predictor, predict
-from trellis.files import writable_file, write_atomically
+from trellis.files import output_file, writable_file, write_atomically
 
 app = typer.Typer(name="predict")
 
@@ -69,7 +69,8 @@ def run(
     dataset = load(data, split=part)
     predictions = predict(predictor, dataset, batch=batch)
     if output is not None:
-        write_atomically(output, _table(predictions), mode=0o644)
+        with output_file(output):
+            write_atomically(output, _table(predictions), mode=0o644)
     typer.echo((_as_json if as_json else _as_text)(predictor, dataset.name, part, predictions))
 
 

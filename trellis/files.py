@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from trellis.errors import ConfigError
+from trellis.errors import ConfigError, DiskFailed
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int | None = None) -> None:
@@ -52,6 +52,21 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)  # a full disk must not be kept full by what it did not take
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[None]:
+    """Tell of what a command writes to `path` within the block that the disk did not take it.
+
+    Raises:
+        DiskFailed: It is full, or fails.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read it has gone: that is the edge's business
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be written: {error.strerror}; free space there") from error
 
 
 def writable_file(path: Path, *, option: str, only_files: bool = False) -> Path:

@@ -18,7 +18,7 @@ import httpx
 
 from trellis.config import DEVICE_SERVER
 from trellis.errors import ConfigError, Fault, TrellisError, Unavailable
-from trellis.files import replacing
+from trellis.files import output_file, replacing
 from trellis.http.errors import from_json
 from trellis.loopback import is_loopback
 from trellis.tls import TlsFiles, client_context
@@ -73,13 +73,17 @@ class ServiceClient:
         return await self._call("POST", path, content=body, headers={"content-type": "application/json"})
 
     async def download(self, path: str, to: Path) -> int:
-        """Write what stands at `path` into the file `to`, whole or not at all; return its bytes."""
+        """Write what stands at `path` into the file `to`, whole or not at all; return its bytes.
+
+        Raises:
+            DiskFailed: The disk does not take it.
+        """
         try:
             async with self._client.stream("GET", path, timeout=httpx.Timeout(60.0, connect=5.0)) as response:
                 if response.is_error:
                     await response.aread()
                     raise self._error(response)
-                with replacing(to) as file:
+                with output_file(to), replacing(to) as file:
                     return sum([file.write(chunk) async for chunk in response.aiter_bytes()])
         except httpx.TransportError as error:
             raise self._unanswered(error) from None

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
+from models.artefacts import ModelCard, save_model
 from trellis.cli import main
 from trellis.cli.root import every_command
 
@@ -79,3 +81,21 @@ def test_these_are_all_the_options_that_name_a_file_to_write() -> None:
                 if option in {"--output", "--json"}
             }
     assert found == set(WRITERS)
+
+
+@pytest.mark.parametrize("writer", ["task sign --output", "predict --output"])
+def test_a_disk_that_is_full_is_told_and_no_fault_of_the_input(
+    writer: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init"]) == 0
+    arrays = {"fc.weight": np.zeros((10, 64), np.float32), "fc.bias": np.zeros(10, np.float32)}
+    save_model(folder / "m.safetensors", arrays, ModelCard("softmax", (1, 8, 8), 10, "t", 1).metadata())
+    arguments = {
+        "task sign --output": ("task", "sign", "task.yaml", "-o", "/dev/full"),
+        "predict --output": ("predict", "--model", "m.safetensors", "--data", "digits", "-o", "/dev/full"),
+    }
+    capsys.readouterr()
+    assert main([*arguments[writer]]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "error: /dev/full cannot be written: No space left on device; free space there\n"

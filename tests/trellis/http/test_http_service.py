@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
-from trellis.errors import ConfigError, InvalidInput, Refused, TrellisError, Unavailable
+from trellis.errors import ConfigError, DiskFailed, InvalidInput, Refused, TrellisError, Unavailable
 from trellis.http.client import ServiceClient
 from trellis.http.server import HttpServer, create_app, read_body
 from trellis.keys.authority import create_authority, issue
@@ -145,6 +145,13 @@ async def test_a_download_that_breaks_off_leaves_what_was_there(
         await client.download("/refused", tmp_path / "m")
     assert (tmp_path / "m").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+async def test_a_disk_that_takes_no_download_is_said(client: ServiceClient) -> None:
+    with pytest.raises(
+        DiskFailed, match=r"^/dev/full cannot be written: No space left on device; free space"
+    ):
+        await client.download("/model", Path("/dev/full"))
 
 
 async def test_nobody_listening_is_said_with_what_to_start(tmp_path: Path) -> None:

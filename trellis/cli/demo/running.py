@@ -20,7 +20,7 @@ from trellis.cli.demo.plan import FEW, DemoPlan
 from trellis.cli.demo.stage import Stage
 from trellis.cli.watching.screen import Screen
 from trellis.errors import ConfigError
-from trellis.files import write_atomically
+from trellis.files import output_file, write_atomically
 
 
 def run(plan: DemoPlan, *, data: str, keep: bool, summary: Path | None) -> None:
@@ -39,7 +39,8 @@ def run(plan: DemoPlan, *, data: str, keep: bool, summary: Path | None) -> None:
         typer.echo("stopped: nothing of the demo runs any more", err=True)
         raise typer.Exit(128 + received[0] if received else 1) from None
     if summary is not None:
-        write_atomically(summary, f"{json.dumps(found, indent=2)}\n".encode())
+        with output_file(summary):
+            write_atomically(summary, f"{json.dumps(found, indent=2)}\n".encode())
     typer.echo(_told(found, data))
 
 

@@ -11,7 +11,7 @@ from trellis import descriptor
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.task import delivery
 from trellis.errors import ConfigError
-from trellis.files import writable_file, write_atomically
+from trellis.files import output_file, writable_file, write_atomically
 from trellis.tier.strategies import STRATEGY_RULES
 
 app = typer.Typer(name="task")
@@ -52,7 +52,8 @@ def sign(
     if envelope is not None:
         raise ConfigError(f"task file {str(file)!r}", "is signed already: post it as it is")
     task = delivery.signed(unsigned, keys)
-    write_atomically(output, task.envelope.to_bytes())
+    with output_file(output):
+        write_atomically(output, task.envelope.to_bytes())
     keyid = task.envelope.signatures[0].keyid
     if as_json:
         print_json({"task": task.descriptor.task, "file": str(output), "keyid": keyid})
