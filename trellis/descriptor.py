@@ -7,6 +7,7 @@ envelope (`trellis.envelope`). Its JSON Schema is published by `trellis task sch
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from trellis.descriptor_work import DataDemands, Train
 from trellis.errors import DescriptorError, Fault, InvalidInput
 from trellis.faults import faults_of
 from trellis.identifiers import Identifier, RegionName
+from trellis.plain_json import unique_keys
 
 MAX_DESCRIPTOR_BYTES = 128 * 1024
 _WHAT = "task descriptor"
@@ -228,14 +230,19 @@ def parse_json(text: str | bytes, *, rules: Iterable[Rule] = (), what: str = _WH
         what: What it is called in an error.
 
     Raises:
-        DescriptorError: Too large, not JSON, or against the schema; every fault is named with its field.
+        DescriptorError: Too large, not JSON, a key stands twice in it, or against the schema; every fault is
+            named with its field.
     """
     if len(text) > MAX_DESCRIPTOR_BYTES:
         raise DescriptorError(what, f"is {len(text)} long, at most {MAX_DESCRIPTOR_BYTES}")
     try:
-        return TaskDescriptor.model_validate_json(text, context={TaskDescriptor: tuple(rules)})
+        task = TaskDescriptor.model_validate_json(text, context={TaskDescriptor: tuple(rules)})
+        json.loads(text, object_pairs_hook=unique_keys)  # of equal keys pydantic takes the last
     except ValidationError as error:
         raise DescriptorError(what, faults_of(error)) from None
+    except ValueError as error:
+        raise DescriptorError(what, str(error)) from None
+    return task
 
 
 def parse_mapping(value: object, *, rules: Iterable[Rule] = (), what: str = _WHAT) -> TaskDescriptor:

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from trellis.errors import ConfigError, Fault, PayloadError, Refused
 from trellis.faults import faults_of
+from trellis.plain_json import unique_keys
 from trellis.signing_key import SigningKey, keyid_of, public_keys
 
 PAYLOAD_TYPE: Final = "application/vnd.trellis.task+json"
@@ -214,21 +215,13 @@ def _small(data: bytes) -> bytes:
 
 def _json(data: bytes) -> Any:
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise PayloadError("envelope", f"is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
         raise PayloadError("envelope", "is nested too deeply") from error
     except ValueError as error:
         raise PayloadError("envelope", f"is not JSON: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Readers differ on which of two equal keys counts; an envelope must read the same everywhere.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return result
 
 
 def _no_constant(name: str) -> Any:

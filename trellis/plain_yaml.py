@@ -7,12 +7,19 @@ only `true` and `false`.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
+from typing import Any
 
 import yaml
 
 from trellis.errors import InvalidInput
+from trellis.faults import shown
 
 _YAML_1_1_ONLY = {f"tag:yaml.org,2002:{name}" for name in ("bool", "timestamp", "merge")}
+
+
+class _TwiceError(Exception):
+    """A key stands twice."""
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -20,6 +27,22 @@ class _CoreLoader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave `<<` a key like any other: merges of merges grow exponentially, and YAML 1.2 has none."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse a key that stands twice (YAML 1.2, section 3.2.1.1), where PyYAML takes the last."""
+        first: dict[Hashable, yaml.Node] = {}
+        # `!!map x` is no mapping, and told of below.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # no key of ours: below it is found unhashable
+            key = self.construct_object(key_node)
+            if key in first:
+                lines = (one.start_mark.line + 1 for one in (first[key], key_node))
+                raise _TwiceError(
+                    "key {} stands in line {} and in line {}: remove one".format(shown(key), *lines)
+                )
+            first[key] = key_node
+        return super().construct_mapping(node, deep=deep)
 
 
 _CoreLoader.yaml_implicit_resolvers = {
@@ -41,12 +64,14 @@ def load(raw: bytes, *, what: str) -> object:
     """Return the value of one YAML document (JSON is YAML).
 
     Raises:
-        InvalidInput: Not UTF-8, not YAML, or nested too deeply.
+        InvalidInput: Not UTF-8, not YAML, a key stands twice, or nested too deeply.
     """
     try:
         return yaml.load(raw.decode("utf-8"), Loader=_CoreLoader)  # noqa: S506 - a subclass of SafeLoader
     except UnicodeDecodeError as error:
         raise InvalidInput(what, f"is not UTF-8: {error.reason} at byte {error.start}") from None
+    except _TwiceError as error:
+        raise InvalidInput(what, str(error)) from None
     except yaml.YAMLError as error:
         raise InvalidInput(what, f"is not YAML: {error}") from None
     except RecursionError:

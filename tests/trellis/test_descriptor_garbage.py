@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_descriptor import SMALL
 
 from trellis.descriptor import MAX_DESCRIPTOR_BYTES, TaskDescriptor, load, parse_json, parse_mapping
 from trellis.errors import DescriptorError
@@ -107,6 +108,13 @@ def test_ten_megabytes_of_garbage_are_refused_by_their_size(path: Path) -> None:
         (b'task: "\\ud800"', "task: input should be a valid string"),
         (b"1: 2", "1: keys should be strings, got 1"),
         (b"? [a]\n: b", "found unhashable key"),
+        (b"task: a\nregions: [eu-1]\ntask: b\n", 'key "task" stands in line 1 and in line 3: remove one'),
+        (
+            b"data:\n  name: a\n  # two\n  'name': b\n",
+            'key "name" stands in line 2 and in line 4: remove one',
+        ),
+        (b'{"train": {"rounds": 1, "rounds": 2}}', 'key "rounds" stands in line 1 and in line 1: remove one'),
+        (b"1: a\n0x1: b\n", "key 1 stands in line 1 and in line 2: remove one"),
         (b"[" * 100_000, "is nested too deeply"),
         (b"{" * 100_000, "is nested too deeply"),
         (b"- " * 60_000, "is nested too deeply"),
@@ -146,6 +154,16 @@ def test_a_text_that_is_no_json_object_is_refused(text: str | bytes, message: st
     with pytest.raises(DescriptorError, match=message) as caught:
         parse_json(text)
     str(caught.value).encode()
+
+
+def test_a_key_that_stands_twice_in_a_text_is_refused() -> None:
+    text = json.dumps(SMALL)
+    twice = text.replace('"rounds":', '"rounds":1, "rounds":')
+    with pytest.raises(DescriptorError, match=r'^task descriptor: key "rounds" stands twice in one object'):
+        parse_json(twice)
+    with pytest.raises(DescriptorError, match='key "task" stands twice'):
+        parse_json(text.replace("{", '{"task":"t",', 1).encode())
+    parse_json(text)
 
 
 def test_the_largest_text_that_is_read_is_128_kb() -> None:

@@ -111,7 +111,7 @@ def test_an_empty_keyring_trusts_nobody(key: SigningKey) -> None:
         (b'{"relay":' * 20_000, "nested too deeply"),
         (b"[]", "dictionary"),
         (b'{"payload":NaN}', "NaN is no JSON value"),
-        (b'{"relay":{},"relay":{}}', "same key twice"),
+        (b'{"relay":{},"relay":{}}', 'key "relay" stands twice'),
         (b'{"payload":' + b"9" * 10_000 + b"}", "not JSON"),
         (b" " * (MAX_ENVELOPE_BYTES + 1), "the limit is 262144"),
     ],
