@@ -24,6 +24,7 @@ from trellis.errors import ConfigError, Refused, Unavailable
 from trellis.mqtt import BrokerSettings, BusMessage, MqttBus, Publication, TlsFiles
 from trellis.mqtt.broker import EmbeddedBroker
 from trellis.mqtt.broker_programs import find_mosquitto
+from trellis.mqtt.reconnecting import IN_FLIGHT
 
 CONNACK_ACCEPTED = b"\x20\x02\x00\x00"
 CONNACK_NOT_AUTHORISED = b"\x20\x02\x00\x05"
@@ -216,6 +217,27 @@ async def test_who_leaves_before_its_birth_is_acknowledged_is_not_said_to_be_the
             assert (await take(got))[0].payload == b"online"
             assert not a.connected  # the broker's answer is still on its way
         assert (await take(got))[0].payload == b"offline"
+
+
+async def test_births_do_not_wait_for_each_others_answer_and_come_in_order(mosquitto: BrokerRig) -> None:
+    wire = await mosquitto.wire("a")
+
+    def birth() -> list[Publication]:
+        wire.hold_answers()
+        return [Publication("t/state", b"%d" % number) for number in range(3 * IN_FLIGHT)]
+
+    async with (
+        mosquitto.open("b") as b,
+        b.subscribe("t/#") as got,
+        mosquitto.open("a", wait=False, birth=birth) as a,
+    ):
+        unanswered = await take(got, IN_FLIGHT)
+        assert not a.connected
+        wire.resume()
+        rest = await take(got, 2 * IN_FLIGHT)
+        await a.wait_connected(WAIT_S)
+    said = [message.payload for message in unanswered + rest]
+    assert said == [b"%d" % number for number in range(3 * IN_FLIGHT)]
 
 
 async def test_who_leaves_before_its_farewell_is_acknowledged_is_said_to_have_gone(

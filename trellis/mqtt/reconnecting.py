@@ -20,7 +20,10 @@ from trellis.mqtt.session import ConnectionLost, Dialer, Session
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 20
-"""Publications sent and not yet acknowledged; also what paho keeps in flight."""
+"""Publications sent and not yet acknowledged; also what paho keeps in flight.
+
+Each has its task: tasks start in the order of their making, so publications leave in order.
+"""
 
 STABLE_S = 10.0
 """A connection that held for so long was a good one: the next wait is short again."""
@@ -182,7 +185,7 @@ class ReconnectingBus:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(session), name="mqtt receive")
-                await self._greet(session)
+                await self._greet(session, group)
                 self._session, self._failure = session, None
                 self._notify()
                 logger.info("%s: connected", self._who())
@@ -199,9 +202,13 @@ class ReconnectingBus:
         if lost is not None:
             raise lost
 
-    async def _greet(self, session: Session) -> None:
+    async def _greet(self, session: Session, group: asyncio.TaskGroup) -> None:
+        window = asyncio.Semaphore(IN_FLIGHT)
+        said: list[asyncio.Task[None]] = []
         for publication in self._birth() if callable(self._birth) else self._birth:
-            await session.publish(publication)
+            await window.acquire()
+            said.append(group.create_task(_say(session, publication, window), name="mqtt birth"))
+        await asyncio.gather(*said)
         done: set[Subscription] = set()
         while missing := [one for one in self._subscriptions if one not in done]:
             filters = dict.fromkeys(filter for one in missing for filter in one.filters)
@@ -225,16 +232,14 @@ class ReconnectingBus:
             for entry in self._outbox.unsent():
                 await window.acquire()
                 if self._outbox.mark_sent(entry):
-                    # Tasks start in the order of their making, so publications leave in order.
                     group.create_task(self._send_one(session, entry, window), name="mqtt publish")
                 else:
                     window.release()
             await self._outgoing.wait()
 
     async def _send_one(self, session: Session, entry: Entry, window: asyncio.Semaphore) -> None:
-        await session.publish(entry.publication)
+        await _say(session, entry.publication, window)
         self._outbox.acknowledge(entry)
-        window.release()
 
     async def _flush(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -275,3 +280,9 @@ class ReconnectingBus:
 
     def _who(self) -> str:
         return f"broker {self._dialer.url}, client {self._dialer.client_id!r}"
+
+
+async def _say(session: Session, publication: Publication, window: asyncio.Semaphore) -> None:
+    """Return when the broker has a publication, and has made room for another."""
+    await session.publish(publication)
+    window.release()
