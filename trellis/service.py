@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from trellis.errors import TrellisError, leaves
+from trellis.foreign_text import harmless
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,21 @@ def configure_logging(level: str = "INFO", *, whose: Callable[[], str] | None = 
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(whose)s%(message)s"))
+        handler.setFormatter(_Harmless("%(whose)s%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(whose)s%(message)s"))
+        handler.setFormatter(_Harmless("%(asctime)s %(levelname)s %(name)s: %(whose)s%(message)s"))
     handler.addFilter(_Signed(whose or str))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("httpx", "httpcore", "uvicorn", "flwr"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
+
+
+class _Harmless(logging.Formatter):
+    """Escapes what would steer the terminal of whoever reads the log: others' words stand in it, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
 
 class _Signed(logging.Filter):
@@ -74,7 +82,7 @@ def run_service(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> i
 
 def _report(errors: list[TrellisError]) -> int:
     for error in errors:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {harmless(str(error))}\n")
     return max(error.exit_code for error in errors)
 
 

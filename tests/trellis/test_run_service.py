@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import asyncio, sys
+SCRIPT = r"""
+import asyncio, logging, sys
 from trellis.errors import ConfigError, Refused, TrellisError, Unavailable
-from trellis.service import run_service
+from trellis.service import configure_logging, run_service
 
 async def wait(stop):
     print("ready", flush=True)
@@ -33,6 +33,15 @@ async def stubborn(stop):
 async def ends(stop): pass
 async def config(stop): raise ConfigError("option --port", "must be a number")
 async def unavailable(stop): raise Unavailable("the broker is away")
+async def foreign(stop):
+    configure_logging()
+    logging.getLogger("x").warning("said: %s", "\x1b[2J\x07\x9b\u202e größer\n  two")
+    try:
+        raise RuntimeError("\x1b]0;mine\x07")
+    except RuntimeError:
+        logging.getLogger("x").exception("broke")
+    raise Refused("token", "no \x1b[2J token")
+
 async def bug(stop): raise RuntimeError("a bug")
 
 async def fail(error): raise error
@@ -91,6 +100,15 @@ def test_a_group_of_our_errors_is_said_line_by_line_with_the_gravest_code() -> N
     code, _, err = ended(start("group"))
     assert code == 2
     assert sorted(err.splitlines()) == ["error: keys: are missing", "error: no token"]
+
+
+def test_what_others_say_steers_nobodys_terminal_by_the_log() -> None:
+    code, _, err = ended(start("foreign"))
+    assert code == 1
+    assert err.replace("\n", "").isprintable()
+    said, two, *_, broke, error = err.splitlines()
+    assert said.endswith(r" WARNING x: said: \x1b[2J\x07\x9b\u202e größer")
+    assert (two, broke, error) == ("  two", r"RuntimeError: \x1b]0;mine\x07", r"error: no \x1b[2J token")
 
 
 @pytest.mark.parametrize("service", ["bug", "mixed"])

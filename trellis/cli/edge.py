@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import click
 
-from trellis.cli.foreign_text import harmless
 from trellis.cli.root import root
 from trellis.errors import TrellisError, leaves
+from trellis.foreign_text import harmless
 
 INTERRUPTED = 130
 PROGRAM = "trellis"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trellis.cli.foreign_text import json_text
+from trellis.foreign_text import json_text
 from trellis.http.client import ServiceClient
 from trellis.tls import TlsFiles
 

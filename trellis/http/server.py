@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 
 from trellis.errors import ConfigError, Fault, InvalidInput, Refused, TrellisError, Unavailable
 from trellis.faults import shown
+from trellis.foreign_text import harmless_line
 from trellis.http.connections import PeerProtocol
 from trellis.http.errors import status_of, to_json
 from trellis.loopback import is_loopback
@@ -48,8 +49,9 @@ def create_app(title: str) -> FastAPI:
     async def ours(request: Request, error: TrellisError) -> JSONResponse:
         if request.method == "POST" and isinstance(error, Refused | InvalidInput):
             who = request.client.host if request.client else "unknown"
-            said = " ".join(str(error).split())
-            logger.warning("%s %s from %s refused: %s", request.method, request.url.path, who, said)
+            # What came must not feign a line of its own.
+            path, said = harmless_line(request.scope["path"]), harmless_line(" ".join(str(error).split()))
+            logger.warning("%s %s from %s refused: %s", request.method, path, who, said)
         return JSONResponse(to_json(error), status_code=status_of(error))
 
     @app.exception_handler(RequestValidationError)

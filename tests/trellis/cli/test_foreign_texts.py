@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from trellis.cli.edge import main
-from trellis.cli.foreign_text import harmless, harmless_line, json_text
 from trellis.cli.root import root
 from trellis.cli.task import tables
 from trellis.cli.watching.narration import narrate
 from trellis.cli.watching.picture import DeviceView, LogLine, Picture, TaskPicture
 from trellis.cli.watching.screen import Screen
 from trellis.errors import TrellisError
+from trellis.foreign_text import harmless, harmless_line, json_text
 from trellis.payloads import (
     CentralTask,
     Execution,

@@ -34,6 +34,10 @@ def app() -> FastAPI:
     async def refused() -> None:
         raise Refused("revision", "task 't' has revision 2, revision 1 came")
 
+    @app.post("/tasks/{name}/cancel")
+    async def unknown(name: str) -> None:
+        raise Refused("unknown", f"there is no task {name}")
+
     @app.get("/bug")
     async def bug() -> None:
         raise RuntimeError("a bug")
@@ -115,6 +119,23 @@ async def test_answers_and_errors_arrive_as_what_they_are(client: ServiceClient)
         await client.get("/nowhere")
     with pytest.raises(TrellisError, match="answered HTTP 500 with something that is not Trellis's"):
         await client.get("/bug")
+
+
+async def test_a_refused_path_is_one_harmless_line_of_the_log(
+    server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "x%0a2026-11-22 00:00:00,000 INFO central_server: task=demo: canceled%1b[2J%c2%9b"
+    async with httpx.AsyncClient(timeout=30) as client:
+        assert (await client.post(f"{server.url}/tasks/{name}/cancel")).status_code == 404
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "trellis.http.server")
+    assert line.isprintable()
+    assert line.startswith(
+        r"POST /tasks/x\n2026-11-22 00:00:00,000 INFO central_server: task=demo: canceled\x1b[2J"
+    )
+    assert line.endswith(
+        r"refused: there is no task x 2026-11-22 00:00:00,000 INFO central_server: task=demo: "
+        r"canceled\x1b[2J\x9b"
+    )
 
 
 @pytest.mark.parametrize("path", ["/list", "/text"])

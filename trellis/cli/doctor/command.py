@@ -16,9 +16,9 @@ from trellis.cli.doctor import keys as key_checks
 from trellis.cli.doctor import machine, ports, services
 from trellis.cli.doctor import settings as setting_checks
 from trellis.cli.doctor.check import Check, Probe, Status, blocking, examine
-from trellis.cli.foreign_text import harmless, harmless_line
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
 from trellis.cli.root import every_command
+from trellis.foreign_text import harmless, harmless_line
 
 DEADLINE_S = 10.0
 """With interpreter, imports and goodbyes the command ends within 15 s, whatever does not answer."""

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from trellis import identifiers
-from trellis.cli.foreign_text import harmless
 from trellis.cli.logs.following import Following, Wanted, lines_of, stored
 from trellis.cli.logs.lines import Level, Line, rendered
 from trellis.cli.logs.since import moment
@@ -23,6 +22,7 @@ from trellis.cli.options import (
     server_client,
 )
 from trellis.cli.watching.command import open_bus
+from trellis.foreign_text import harmless
 from trellis.http.client import ServiceClient
 from trellis.mqtt.messages import Bus
 from trellis.service_options import BaseOption

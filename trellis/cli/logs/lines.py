@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import click
 
-from trellis.cli.foreign_text import harmless, harmless_line, json_text
+from trellis.foreign_text import harmless, harmless_line, json_text
 
 _INDENT = "    "
 _COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from trellis import identifiers
-from trellis.cli.foreign_text import harmless, harmless_line, json_text
 from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
@@ -28,6 +27,7 @@ from trellis.cli.task.delivery import Delivered, SignedTask
 from trellis.cli.watching.command import open_bus
 from trellis.descriptor import TaskDescriptor
 from trellis.errors import Refused, Unavailable
+from trellis.foreign_text import harmless, harmless_line, json_text
 from trellis.payloads import TaskState
 from trellis.service_options import BaseOption
 from trellis.topics import DEFAULT_BASE, Topics

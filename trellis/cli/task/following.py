@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trellis.cli.foreign_text import harmless
 from trellis.cli.options import server_client
 from trellis.cli.watching.command import filters
 from trellis.cli.watching.follower import Follower
 from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.screen import Screen
 from trellis.errors import TrellisError, Unavailable
+from trellis.foreign_text import harmless
 from trellis.http.client import ServiceClient
 from trellis.mqtt import MqttBus
 from trellis.mqtt.messages import BusMessage

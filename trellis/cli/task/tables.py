@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trellis.cli.foreign_text import harmless_line
 from trellis.durations import in_words
+from trellis.foreign_text import harmless_line
 
 Row = Mapping[str, Any]
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from trellis import identifiers
-from trellis.cli.foreign_text import json_text
 from trellis.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_KEYS,
@@ -22,6 +21,7 @@ from trellis.cli.options import (
 from trellis.cli.watching.follower import Follower
 from trellis.cli.watching.screen import Screen
 from trellis.errors import ConfigError, PayloadError, Unavailable
+from trellis.foreign_text import json_text
 from trellis.mqtt.bus import MqttBus
 from trellis.mqtt.messages import Bus, BusMessage
 from trellis.mqtt.reconnecting import FLEET

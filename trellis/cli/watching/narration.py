@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trellis.cli.foreign_text import harmless_line
 from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.picture import Picture, TaskPicture, TierPicture
+from trellis.foreign_text import harmless_line
 from trellis.payloads import ExecutionState, Round, State
 
 _TOLD = {

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from trellis.cli.foreign_text import harmless_line
 from trellis.cli.watching.metrics import accuracy_of
 from trellis.cli.watching.picture import DeviceView, Picture, TaskPicture, TierPicture
+from trellis.foreign_text import harmless_line
 from trellis.payloads import Execution, ExecutionState, Presence, Progress, Round, State, TaskState
 
 ROUNDS_SHOWN = 8
