@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
 import pytest
 from members import command_line
+from process_superlink import ProcessSuperLink
 
 from tests.central_server.parts import QUICK, Launcher, descriptor, signed, until
+from trellis.errors import Unavailable
 
 
 async def test_a_dead_app_is_followed_by_another_run_within_5_s(launch: Launcher) -> None:
@@ -100,6 +104,32 @@ async def test_an_app_that_polls_and_says_nothing_else_is_not_stuck(launch: Laun
             assert app.alive
             await asyncio.sleep(0.1)
         assert len(running.superlinks[0].runs) == 1
+
+
+async def test_a_task_is_called_off_while_the_superlink_does_not_start(
+    launch: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_superlink = launch._superlink
+
+    @contextlib.asynccontextmanager
+    async def starts_once(environment: dict[str, str]) -> AsyncIterator[ProcessSuperLink]:
+        if launch.superlinks:
+            raise Unavailable("it does not start: no memory")
+        async with open_superlink(environment) as superlink:
+            yield superlink
+
+    monkeypatch.setattr(launch, "_superlink", starts_once)
+    launch.script = ["obeys"]
+    async with launch() as running:
+        await running.post(descriptor())
+        await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
+        running.superlinks[0].died.set()
+        await until(lambda: "no memory" in (running.server._host.keeper.trouble or ""))
+        await running.http.post("/v1/tasks/digits-mlp/cancel", content=signed(descriptor().canceled()))
+        view = await running.reach("canceled")
+        assert view["reason"]["message"] == (
+            "called off by the operator while the SuperLink was down: it does not start: no memory"
+        )
 
 
 async def test_an_app_deaf_to_cancellation_is_stopped(launch: Launcher) -> None:

@@ -46,7 +46,7 @@ class OnDemand:
             return "running"
         if not self._users:
             return "idle"
-        return "down" if self._keeper.failed else "starting"
+        return "down" if self._keeper.trouble is not None else "starting"
 
     @contextlib.contextmanager
     def needed(self) -> Iterator[None]:

@@ -75,14 +75,14 @@ class SuperLinkKeeper:
 
     Attributes:
         current: The one that runs.
-        failed: Whether the last one ended by itself, or did not start.
+        trouble: Why the last one ended by itself, or did not start; None if it did neither.
     """
 
     def __init__(self, open_superlink: OpenSuperLink, on_started: Callable[[str], None]) -> None:
         self._open, self._on_started = open_superlink, on_started
         self._started = asyncio.Event()
         self.current: RunningSuperLink | None = None
-        self.failed = False
+        self.trouble: str | None = None
 
     async def run(self) -> None:
         """Keep one running until canceled.
@@ -97,7 +97,7 @@ class SuperLinkKeeper:
                 async with self._open() as superlink:
                     self._on_started(superlink.address)
                     self.current, first = superlink, False
-                    self.failed = False
+                    self.trouble = None
                     self._started.set()
                     try:
                         status = await superlink.wait_ended()
@@ -105,10 +105,10 @@ class SuperLinkKeeper:
                         # At once: clearing up after it takes seconds.
                         self.current = None
                         self._started.clear()
-                    self.failed = True
+                    self.trouble = f"it ended by itself with status {status}"
                     logger.error("the SuperLink ended by itself with status %d: it is started again", status)
             except (TrellisError, OSError) as error:
-                self.failed = True
+                self.trouble = str(error)
                 if first:
                     raise
                 logger.error("the SuperLink does not start: %s", error)
@@ -139,10 +139,14 @@ class Supervisor:
         """Return when the task has ended and its ServerApp has left."""
         fruitless, why = 0, ""
         while not task.ended:
-            superlink = await self._keeper.running()
+            superlink = await self._wait_superlink(task)
             if task.canceled:
-                await task.end(TaskState.CANCELED, "canceled", "called off by the operator")
+                trouble = self._keeper.trouble if superlink is None else None
+                down = "" if trouble is None else f" while the SuperLink was down: {trouble}"
+                await task.end(TaskState.CANCELED, "canceled", f"called off by the operator{down}")
                 return
+            if superlink is None:
+                continue  # the task has ended
             if fruitless > MAX_FRUITLESS:
                 message = (
                     f"{fruitless} ServerApps in a row ended without a finished round; of the last: {why}"
@@ -157,6 +161,16 @@ class Supervisor:
                 continue  # what it did could not be kept: no fault of the app
             if self._keeper.current is superlink:
                 fruitless = 1 if task.rounds_done > rounds else fruitless + 1
+
+    async def _wait_superlink(self, task: SupervisedTask) -> RunningSuperLink | None:
+        """Return the SuperLink once there is one; None: the task was called off, or has ended, before."""
+        starting = asyncio.create_task(self._keeper.running(), name=f"superlink for {task.name}")
+        try:
+            while not (starting.done() or task.canceled or task.ended):
+                await asyncio.wait({starting}, timeout=self._timing.watch_s)
+            return starting.result() if starting.done() else None
+        finally:
+            starting.cancel()
 
     async def abandon(self, task: SupervisedTask) -> None:
         """See that no app of a task goes on that nobody drives any more."""
