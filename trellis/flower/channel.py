@@ -39,6 +39,8 @@ from trellis.payloads import Log, Payload, Round
 logger = logging.getLogger(__name__)
 
 _POLL_S = 10.0
+_REST_S = 50e-6
+"""Between two views of the fleet, for each device in it."""
 _LAST_LINES_S = 2.0
 """An app that fails logs why just before it ends: so long may those lines take."""
 _GONE_AFTER_S = 15.0
@@ -188,6 +190,8 @@ class ServiceChannel:
             with self._changed:
                 self._view = view
                 self._changed.notify_all()
+            # A view is of all devices, and each makes new ones: hundreds would keep us at nothing else.
+            self._ended.wait(len(view.devices) * _REST_S)
 
     def _give_up(self, why: str) -> None:
         with self._changed:

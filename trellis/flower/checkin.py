@@ -108,7 +108,7 @@ class CheckIn:
             self._pull_answers([question for _, question in answered])
             for device, question in answered:
                 self._take_answer(device, question)
-        if not self._members or self.members(view):
+        if not self._members or any(is_taking_part(d) and self._knows(d) for d in view.devices):
             self._deserted_at = None
         elif self._deserted_at is None:
             self._deserted_at = now

@@ -56,7 +56,7 @@ class Slot:
 
     def worked_on(self, present: set[int]) -> bool:
         """Whether one of these nodes may still answer."""
-        return any(flight.node_id in present for flight in self.open_flights.values())
+        return any(f.outcome == "open" and f.node_id in present for f in self.flights.values())
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class Exchange:
     def give_up(self, view: FleetView) -> None:
         """Note as failed what devices that have ended the task on their own will not answer any more."""
         ended = {d.node_id: d for d in view.devices if d.online and d.state is not None and d.state.ended}
+        if not ended:
+            return
         for slot in self.slots:
             for message_id, flight in slot.open_flights.items():
                 device = ended.get(flight.node_id)
@@ -182,8 +184,8 @@ class Exchange:
     def lost(self, view: FleetView) -> int:
         """Return how many devices that were asked are away, their messages open."""
         present = _present(view)
-        awaited = (flight for slot in self.slots for flight in slot.open_flights.values())
-        return sum(flight.node_id not in present for flight in awaited)
+        flights = (flight for slot in self.slots for flight in slot.flights.values())
+        return sum(flight.outcome == "open" and flight.node_id not in present for flight in flights)
 
     def is_deserted(self, view: FleetView) -> bool:
         """Whether replies are wanted, and whoever could give one is away."""

@@ -237,11 +237,14 @@ class Phase:
         """Give the messages of slots that nobody works on to members that stand by."""
         if self._type != "train":
             return False
+        vacant = self._exchange.vacant(view)
+        if not vacant:
+            return False
         busy = self._exchange.busy_nodes()
         free = [member for member in self._checkin.members(view) if member.node_id not in busy]
         pairs = [
             (slot, Message(slot.content, member.node_id, slot.message_type))
-            for slot, member in zip(self._exchange.vacant(view), free, strict=False)
+            for slot, member in zip(vacant, free, strict=False)
         ]
         if pairs:
             logger.info("replaced by standby: %s", ", ".join(str(m.metadata.dst_node_id) for _, m in pairs))

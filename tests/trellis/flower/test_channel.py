@@ -160,6 +160,22 @@ async def test_waiting_ends_at_its_deadline_with_the_present_view(
         assert 0.15 < time.monotonic() - started < 15
 
 
+async def test_between_two_views_it_rests_for_each_device_and_not_beyond_its_end(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "_REST_S", 600.0)
+    with ServiceChannel("mnist", service.environment) as channel:
+        await asyncio.to_thread(channel.hello, 1)
+        assert (await asyncio.to_thread(channel.wait, 0, 60.0)).version == 1
+        device = FleetDevice(region="eu-1", device="cam-1", online=True)
+        service.show(FleetView(version=2, devices=(device,)))
+        assert (await asyncio.to_thread(channel.wait, 1, 60.0)).version == 2  # of an empty fleet: no rest
+        service.show(FleetView(version=3, devices=(device,)))
+        assert (await asyncio.to_thread(channel.wait, 2, 0.5)).version == 2
+    await asyncio.to_thread(channel._thread.join, 60.0)
+    assert not channel._thread.is_alive()
+
+
 async def test_a_service_that_is_gone_ends_the_waiting(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
