@@ -8,7 +8,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 
-from trellis.errors import ConfigError, PayloadError
+from trellis.errors import Displaced, PayloadError
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import CentralTask, Presence, Round, State, now_ms
 from trellis.topics import Kind, Topics
@@ -46,7 +46,7 @@ class Publisher:
         """Keep `central/state` true until canceled: a will that covers the birth is answered with it.
 
         Raises:
-            ConfigError: A younger server is online on this broker: each topic has one writer.
+            Displaced: A younger server is online on this broker: each topic has one writer.
         """
         topic = self._topics.path(Kind.CENTRAL_STATE)
         async with bus.subscribe(topic) as messages:
@@ -63,10 +63,9 @@ class Publisher:
         if heard.state is Presence.OFFLINE:
             return True
         if heard.boot_id != self._boot_id and (heard.since, heard.boot_id) > (self._since, self._boot_id):
-            raise ConfigError(
-                f"topic {self._topics.path(Kind.CENTRAL_STATE)}",
-                f"another central server has started on this broker (its API: {heard.api or 'unknown'}): "
-                "a broker has one, so this one ends",
+            raise Displaced(
+                f"topic {self._topics.path(Kind.CENTRAL_STATE)}: another central server has started on this "
+                f"broker (its API: {heard.api or 'unknown'}): a broker has one, so this one ends"
             )
         return False
 

@@ -1,8 +1,8 @@
 """The central server: its HTTP API, the front, the SuperLink behind it, and its tasks, in one event loop.
 
 CentralServer.run
-├── ConfigError   a port is taken, the runs folder is another server's, no broker listens, or a younger
-│                 server has come to the same broker
+├── ConfigError   a port is taken, the runs folder is another server's, or no broker listens
+├── Displaced     a younger server has come to the same broker
 ├── Refused       the task given at the start is new, and is not taken
 └── Unavailable   the SuperLink does not start
 """

@@ -12,7 +12,7 @@ from device_agent.desk import TaskDesk
 from device_agent.participation import Device
 from device_agent.presence import Self
 from device_agent.reporting import SPEAKER, TaskLog
-from trellis.errors import ConfigError, PayloadError, Unavailable
+from trellis.errors import ConfigError, Displaced, PayloadError, Unavailable
 from trellis.mqtt import Birth, Bus, BusMessage, Publication
 from trellis.payloads import Round, TaskStatus
 from trellis.topics import Kind
@@ -50,7 +50,8 @@ class DeviceAgent:
         """Return when `stop` is set; the task in hand is left so that the next start goes on with it.
 
         Raises:
-            ConfigError: The broker is not there or not ours, or another process has this device's name.
+            ConfigError: The broker is not there or not ours.
+            Displaced: Another process has this device's name.
         """
         SPEAKER.set(self._device.settings.principal)
         async with self._open_bus(will=self._self.will, birth=self._births) as bus:
@@ -100,7 +101,7 @@ class DeviceAgent:
     async def _hear_of_self(self, payload: bytes, bus: Bus) -> None:
         try:
             repeat = self._self.must_repeat(payload)
-        except ConfigError:
+        except Displaced:
             self._displaced = True
             raise
         if repeat:

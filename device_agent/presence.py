@@ -11,7 +11,7 @@ import psutil
 from device_agent.settings import DeviceSettings
 from models.datasets import Dataset
 from trellis import __version__
-from trellis.errors import ConfigError, PayloadError
+from trellis.errors import Displaced, PayloadError
 from trellis.mqtt import Publication
 from trellis.payloads import DataInfo, Info, Presence, State, now_ms
 from trellis.topics import Kind
@@ -60,7 +60,7 @@ class Self:
         """Return whether the birth must be said again after `payload` on the own state topic.
 
         Raises:
-            ConfigError: A later process has this device's name: this one is a duplicate's elder and ends.
+            Displaced: A later process has this device's name: this one is a duplicate's elder and ends.
         """
         if not payload:
             return True
@@ -73,10 +73,10 @@ class Self:
             # The broker may take an old connection of ours for lost after the new one has said its birth.
             return state.state is Presence.OFFLINE
         if state.state is Presence.ONLINE and state.boot_id > self.boot_id:
-            raise ConfigError(
-                f"device {self.settings.name!r} of region {self.settings.region!r}",
-                f"was started a second time (boot {state.boot_id}, this one is {self.boot_id}): this one "
-                "ends; give each device a name and a state folder of its own",
+            raise Displaced(
+                f"device {self.settings.name!r} of region {self.settings.region!r}: was started a second "
+                f"time (boot {state.boot_id}, this one is {self.boot_id}): this one ends; give each device a "
+                "name and a state folder of its own"
             )
         return True
 

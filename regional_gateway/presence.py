@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from regional_gateway.outlet import Outlet
-from trellis.errors import ConfigError, PayloadError, Unavailable
+from trellis.errors import Displaced, PayloadError, Unavailable
 from trellis.identifiers import CENTRAL
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import Presence, State, now_ms
@@ -54,15 +54,14 @@ class OwnPresence:
         """Whether the birth must be said again: a will, an old one or a late one, has covered it.
 
         Raises:
-            ConfigError: A younger gateway of this region is online.
+            Displaced: A younger gateway of this region is online.
         """
         if heard.state is Presence.OFFLINE:
             return True
         if heard.boot_id != self.boot_id and heard.since > self.since:
-            raise ConfigError(
-                f"topic {self.topic}",
-                f"another gateway of this region has started (its API: {heard.api or 'unknown'}): "
-                "a region has one, so this one ends",
+            raise Displaced(
+                f"topic {self.topic}: another gateway of this region has started (its API: "
+                f"{heard.api or 'unknown'}): a region has one, so this one ends"
             )
         return False
 
@@ -75,7 +74,7 @@ async def watch_own(own: OwnPresence, bus: Bus, outlet: Outlet) -> None:
     """Say the birth again whenever another word covers it, until cancelled.
 
     Raises:
-        ConfigError: A younger gateway of this region is online.
+        Displaced: A younger gateway of this region is online.
     """
     async with bus.subscribe(own.topic) as messages:
         async for message in messages:

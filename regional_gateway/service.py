@@ -161,7 +161,8 @@ class Gateway:
         """Serve the region until `stop` is set.
 
         Raises:
-            ConfigError: The region's broker does not answer, or a younger gateway has taken over.
+            ConfigError: The region's broker does not answer.
+            Displaced: A younger gateway has taken over.
         """
         topic = self.topics.path(Kind.GATEWAY_STATE, region=self.settings.region)
         async with AsyncExitStack() as stack:

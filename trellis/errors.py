@@ -14,6 +14,7 @@ A class says what the caller does next; a message says who, what came, what was 
     ├── DiskFailed                this machine's disk did not take it: free space, then try again
     ├── Unavailable               nobody answered (broker, server, SuperLink): try again, or start it
     ├── MissingExtra              exit code 2: install the named extra
+    ├── Displaced                 exit code 3: another process has come under this one's name; don't come back
     ├── TrainingFailed            local training or evaluation failed; the update is dropped
     └── Canceled                  the work was called off; not a failure
 """
@@ -132,6 +133,12 @@ class MissingExtra(TrellisError):
     def __init__(self, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
         super().__init__(f"{package} is not installed: pip install 'trellis-fl[{extra}]'")
+
+
+class Displaced(TrellisError):
+    """A younger process is there under the same name, and this one ends: two would end each other in turn."""
+
+    exit_code = 3
 
 
 class TrainingFailed(TrellisError):

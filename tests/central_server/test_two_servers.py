@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.central_server.parts import Launcher, until
-from trellis.errors import ConfigError
+from trellis.errors import Displaced
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import Presence, State, now_ms
 
@@ -37,7 +37,7 @@ async def test_the_elder_says_so_and_ends_and_leaves_the_topic_to_the_younger(tm
 
     with pytest.raises(BaseExceptionGroup) as caught:
         await run()
-    assert caught.group_contains(ConfigError, match="another central server has started on this broker")
+    assert caught.group_contains(Displaced, match="another central server has started on this broker")
     assert await last_state(elder.broker) == younger
 
 

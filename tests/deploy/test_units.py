@@ -16,6 +16,7 @@ import pytest
 
 from trellis.cli.root import load_command
 from trellis.cli.table import ENTRIES
+from trellis.errors import Displaced
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import SERVER, device, gateway
 
@@ -119,6 +120,9 @@ def test_it_tries_again_for_as_long_as_the_machine_is_on(unit: str) -> None:
     (delay,) = setting(unit, "RestartSec")
     assert 5 <= int(delay) <= 60
     assert [tries_again(unit, code) for code in (0, 1, 2)] == [False, True, True]
+    # Two devices with one name, as of a copied card, would end each other for ever. Of gateways and servers
+    # the clock says who is the elder: one may be its own dead predecessor's, and must try again.
+    assert tries_again(unit, Displaced.exit_code) == (unit != "trellis-device@.service")
     assert setting(unit, "KillMode") == ["mixed"]
 
 

@@ -30,7 +30,7 @@ from trellis import task_log
 from trellis.artefacts.offer import NotYet, Offer
 from trellis.artefacts.serving import create_artefact_app
 from trellis.envelope import Envelope
-from trellis.errors import ConfigError
+from trellis.errors import ConfigError, Displaced
 from trellis.http.server import HttpServer
 from trellis.mqtt import MemoryBroker
 from trellis.payloads import (
@@ -183,8 +183,8 @@ async def test_the_elder_of_two_with_one_name_ends_and_says_so(device, fleet):
         with pytest.raises(ExceptionGroup) as group:
             elder.result()
         error = group.value.exceptions[0]
-        assert isinstance(error, ConfigError)
-        assert error.exit_code == 2
+        assert isinstance(error, Displaced)
+        assert error.exit_code == 3
         assert "device 'cam-7' of region 'eu-1': was started a second time" in str(error)
     assert fleet.states()[-1].boot_id == "99999999999999-x"  # the elder's goodbye would hide the younger
 

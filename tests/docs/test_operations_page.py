@@ -16,7 +16,7 @@ from regional_gateway import api as gateway_api
 from trellis.cli.broker import PLAIN_PORT, TLS_PORT
 from trellis.cli.edge import INTERRUPTED
 from trellis.cli.root import every_command
-from trellis.errors import InvalidInput, MissingExtra, Refused, Unavailable
+from trellis.errors import Displaced, InvalidInput, MissingExtra, Refused, Unavailable
 from trellis.http.errors import status_of
 from trellis.payloads import TaskState
 
@@ -69,7 +69,7 @@ def test_the_brokers_ports_are_the_defaults() -> None:
 
 def test_the_exit_codes_are_the_codes() -> None:
     listed = [int(row[0]) for row in rows(section(PAGE, "Exit codes"))]
-    errors = (Unavailable("x"), InvalidInput("x"))
+    errors = (Unavailable("x"), InvalidInput("x"), Displaced("x"))
     assert listed == [0, *(error.exit_code for error in errors), INTERRUPTED]
     assert MissingExtra("x", "y").exit_code == InvalidInput.exit_code
 

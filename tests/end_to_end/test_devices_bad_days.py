@@ -241,7 +241,7 @@ async def test_of_two_devices_with_one_name_the_elder_ends_and_the_younger_goes_
     await in_training(fleet, "d2", "twins")
     elder.wanted = False
     younger.start()
-    assert await elder.ended(within_s=60) == 2
+    assert await elder.ended(within_s=60) == 3
     assert "was started a second time" in elder.said().splitlines()[-1]
     third = await fleet.ground.command(*younger.arguments)
     assert (third.code, "in use" in third.err) == (2, True), "nor may two share a folder"

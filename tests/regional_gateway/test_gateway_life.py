@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trellis.errors import ConfigError
+from trellis.errors import Displaced
 from trellis.mqtt import Publication
 from trellis.payloads import ExecutionState, Presence, State, TaskState
 
@@ -62,7 +62,7 @@ async def test_the_elder_of_two_gateways_of_a_region_ends_and_says_why(world: An
             async with world.gateway():
                 await wait_until(first.task.done)
             await first.task
-    assert caught.group_contains(ConfigError, match="another gateway of this region has started")
+    assert caught.group_contains(Displaced, match="another gateway of this region has started")
 
 
 @pytest.mark.parametrize("end", ["at the centre", "canceled"])
