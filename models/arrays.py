@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -39,6 +40,21 @@ def require_like(
             faults.append(Fault("", f"tensor {name!r} is {came.dtype}, the model has {due.dtype}"))
     if faults:
         raise TensorError("the arrays do not fit the model", faults)
+
+
+def require_same(arrays: Mapping[str, np.ndarray[Any, Any]], digests: Mapping[str, str]) -> None:
+    """Pass if the arrays so named have those SHA-256.
+
+    Raises:
+        TensorError: With every tensor that has another.
+    """
+    faults = [
+        Fault("", f"tensor {name!r} has other numbers than stand in the artefact", "export the model anew")
+        for name, digest in digests.items()
+        if hashlib.sha256(np.ascontiguousarray(arrays[name]).tobytes()).hexdigest() != digest
+    ]
+    if faults:
+        raise TensorError("the arrays do not fit the artefact", faults)
 
 
 def first_not_finite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str | None:

@@ -38,6 +38,7 @@ Name = Annotated[str, Field(min_length=1, max_length=512)]
 MAX_SIZE = 2**31 - 1
 """Of an axis, and of all that an array holds."""
 MAX_AXES = 8
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 PROGRAMS: Mapping[Purpose, frozenset[str]] = {
@@ -165,6 +166,8 @@ class Manifest(_Part):
         opset: The set of operators that the graph uses: `ai.onnx 18`, `tflite 3`.
         batch: The graph's fixed number of samples, or None where any number goes.
         tensors: The model's arrays in the order of `state_dict()`.
+        inside: SHA-256, by name, of the arrays that stand in the graph: those that come to be trained are the
+            same (`training` only).
         masks: What dropout draws; empty for models without.
         programs: By name, see `PROGRAMS`.
         normalize: How samples are scaled for a trained model, if they are (`inference` only).
@@ -177,10 +180,11 @@ class Manifest(_Part):
     model: Name
     shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=MAX_AXES)]
     classes: Size
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Sha256
     opset: Name
     batch: Size | None
     tensors: tuple[TensorEntry, ...]
+    inside: dict[Name, Sha256] = {}
     masks: tuple[DropoutMask, ...] = ()
     programs: dict[str, Program]
     normalize: Scaling | None = None
@@ -191,6 +195,9 @@ class Manifest(_Part):
         names = [tensor.name for tensor in self.tensors]
         if len(set(names)) < len(names):
             raise ValueError("tensors name one array twice")
+        constants = {tensor.name for tensor in self.tensors if tensor.kind == "constant"}
+        if unknown := sorted(set(self.inside) - constants):
+            raise ValueError(f"inside names {unknown[0][:80]!r}, which is no constant of it")
         if self.purpose != "inference" and (self.normalize or self.quantization):
             raise ValueError(
                 f"normalize and quantization are an inference artefact's, this is for {self.purpose}"

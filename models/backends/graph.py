@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from models.arrays import Arrays, copied, require_like
+from models.arrays import Arrays, copied, require_like, require_same
 from models.backends.loop import (
     Batch,
     GradientOutcome,
@@ -143,6 +143,7 @@ class GraphBackend:
     def _loaded(self, arrays: Arrays, data: Dataset) -> Arrays:
         """Return the model's arrays, in its order and of this call alone, once they and the data fit."""
         require_like(arrays, self._model)
+        require_same(arrays, self._manifest.inside)
         require_feedable(data, shape=self._manifest.shape, classes=self._manifest.classes)
         return copied({name: arrays[name] for name in self._model})
 

@@ -30,5 +30,10 @@ def model_digest(
         if node.op == "get_attr":
             inside = getattr(forward, str(node.target))
             if isinstance(inside, torch.Tensor):
-                digest.update(inside.detach().contiguous().numpy().tobytes())
+                digest.update(content_of(inside))
     return digest.hexdigest()
+
+
+def content_of(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor's numbers, in their order, also of a dtype that numpy has not."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

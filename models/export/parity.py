@@ -29,6 +29,8 @@ from models.registry import ModelSpec
 TOLERANCE = 1e-5
 _FLOOR = 0.01
 _DRAWS = 3
+_GROSS = 1e-2
+"""What no draw may differ by where nothing jumps: the first has the seed that the file was made with."""
 _SAMPLES = 6
 _MASKED = 2
 
@@ -54,12 +56,13 @@ def require_gradients(spec: ModelSpec, graphs: Iterable[Located], manifest: Mani
     """Pass if the file gives the losses, gradients, buffers and logits of PyTorch, to `TOLERANCE`.
 
     The measure is `Difference.share`. Of three draws of weights and samples one must pass: a ReLU whose
-    input is within rounding of zero may fall to either side, and then both sides are right.
+    input is within rounding of zero may fall to either side, and then both sides are right. Of losses, logits
+    and buffers, which do not jump, none may differ by more than a hundredth.
 
     Raises:
         InvalidInput: Another result, or the runtime does not run the file.
     """
-    _require(lambda run, seed: greatest_difference(run, spec, manifest, seed=seed), graphs, manifest, path)
+    _require(lambda run, seed: differences(run, spec, manifest, seed=seed), graphs, manifest, path)
 
 
 def require_logits(module: nn.Module, graphs: Iterable[Located], manifest: Manifest, path: Path) -> None:
@@ -69,49 +72,63 @@ def require_logits(module: nn.Module, graphs: Iterable[Located], manifest: Manif
         InvalidInput: Another result, or the runtime does not run the file.
     """
 
-    def compare(run: Run, seed: int) -> Difference:
+    def compare(run: Run, seed: int) -> list[Difference]:
         samples = (manifest.batch or _SAMPLES, *manifest.shape)
         x = np.random.default_rng(seed).standard_normal(samples, dtype=np.float32)
         with torch.no_grad():
             due = module(torch.from_numpy(x)).numpy()
-        return _difference("predict", "logits", run("predict", {"x": x})["logits"], due, 1.0)
+        return [_difference("predict", "logits", run("predict", {"x": x})["logits"], due, 1.0)]
 
     _require(compare, graphs, manifest, path)
 
 
 def _require(
-    compare: Callable[[Run, int], Difference], graphs: Iterable[Located], manifest: Manifest, path: Path
+    compare: Callable[[Run, int], list[Difference]], graphs: Iterable[Located], manifest: Manifest, path: Path
 ) -> None:
-    found: list[Difference] = []
     try:
         run = open_file(path, manifest)
-        for seed in range(_DRAWS):
-            found.append(compare(run, seed))
-            if found[-1].share <= TOLERANCE:
-                return
+        draws = [compare(run, seed) for seed in range(_DRAWS)]
     except NO_FAULT_OF_THE_MODEL:
         raise
     except Exception as error:  # ONNX Runtime's errors have no base but Exception
         raise unsupported_operator(manifest.model, manifest.runtime, graphs, error) from error
-    least = min(found, key=lambda difference: difference.share)
+    least = min((_greatest(draw) for draw in draws), key=lambda difference: difference.share)
+    steady = _greatest(one for draw in draws for one in draw if not _jumps(one.role))
+    worst, most = (least, TOLERANCE) if least.share > TOLERANCE else (steady, _GROSS)
+    if worst.share <= most:
+        return
     problem = (
-        f"its {least.program} program gives another {least.role} than PyTorch: they differ by "
-        f"{least.share:.1e} of its greatest element, at most {TOLERANCE:.0e} is due"
+        f"its {worst.program} program gives another {worst.role} than PyTorch: they differ by "
+        f"{worst.share:.1e} of its greatest element, at most {most:.0e} is due"
     )
     raise not_exportable(manifest.model, manifest.runtime, problem, TRAIN_WITH_TORCH.removeprefix("or "))
 
 
 def greatest_difference(run: Run, spec: ModelSpec, manifest: Manifest, *, seed: int) -> Difference:
     """Return the output of `train` and `eval` that is farthest from PyTorch's, on one draw."""
+    return _greatest(differences(run, spec, manifest, seed=seed))
+
+
+def differences(run: Run, spec: ModelSpec, manifest: Manifest, *, seed: int) -> list[Difference]:
+    """Return how far all outputs of `train` and `eval` are from PyTorch's, on one draw."""
     draw = _Draw(spec, manifest, seed)
-    differences = []
+    found = []
     for program, due in (("train", draw.trained()), ("eval", draw.evaluated())):
         came = run(program, draw.inputs)
         gradients = [float(np.abs(array).max()) for role, array in due.items() if _is_gradient(role)]
         for role, array in due.items():
             floor = _FLOOR * max(gradients) if _is_gradient(role) else 1.0
-            differences.append(_difference(program, role, came[role], array, floor))
-    return max(differences, key=lambda difference: difference.share)
+            found.append(_difference(program, role, came[role], array, floor))
+    return found
+
+
+def _greatest(found: Iterable[Difference]) -> Difference:
+    return max(found, key=lambda difference: difference.share)
+
+
+def _jumps(role: str) -> bool:
+    """Return whether an output may jump where an input moves within rounding."""
+    return _is_gradient(role) or role == "correct"
 
 
 class _Draw:

@@ -35,6 +35,7 @@ class Source:
         shape: The shape of one sample.
         classes: How many classes it tells apart.
         module: Of its own, with dropout by `dropout` and without counters of batches.
+        another: The model built with another seed.
         dropout: Feeds the masks.
         tensors: The arrays of `state_dict()`.
         masks: What dropout takes, in its order.
@@ -44,6 +45,7 @@ class Source:
     shape: tuple[int, ...]
     classes: int
     module: nn.Module
+    another: nn.Module
     dropout: MaskedDropout
     tensors: tuple[TensorEntry, ...]
     masks: tuple[DropoutMask, ...]
@@ -70,13 +72,13 @@ def open_source(spec: ModelSpec, *, shape: tuple[int, ...], classes: int, runtim
     Raises:
         InvalidInput: It does not take such samples, or cannot be exported for a reason that shows already.
     """
-    module = build_module(spec, shape=shape, classes=classes, seed=0)
+    module, another = (build_module(spec, shape=shape, classes=classes, seed=seed) for seed in (0, 1))
     probe = _Probe(spec.name, runtime, module, shape, classes)
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.num_batches_tracked = None  # a counter that only momentum=None reads
     dropout = MaskedDropout(module)
-    return Source(spec.name, shape, classes, module, dropout, probe.tensors, probe.masks)
+    return Source(spec.name, shape, classes, module, another, dropout, probe.tensors, probe.masks)
 
 
 class _Probe:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.export import MOST_AT_ONCE, formats, parity, writing
-from models.export.digest import model_digest
+from models.export import MOST_AT_ONCE, constants, formats, parity, writing
 from models.export.graph import Graph, trace
 from models.export.source import Source, open_source
 from models.manifest import Manifest, Runtime
@@ -20,9 +19,11 @@ def export(
 ) -> Manifest:
     """Write the artefact; see `models.export.export_training`."""
     source = open_source(spec, shape=shape, classes=classes, runtime=runtime)
+    constants.require_seedless(source, runtime)
     if not any(tensor.kind == "buffer" for tensor in source.tensors):
         batch = min(batch, MOST_AT_ONCE)
     graphs = _traced(source, runtime, batch)
+    digest = constants.seedless_digest(source, runtime)
     converted = formats.convert(source.model, graphs, runtime)
     manifest = Manifest(
         purpose="training",
@@ -30,10 +31,11 @@ def export(
         model=source.model,
         shape=shape,
         classes=classes,
-        digest=model_digest(source.model, source.module, source.tensors, shape=shape, classes=classes),
+        digest=digest,
         opset=converted.opset,
         batch=None if runtime == "onnx" else batch,
         tensors=source.tensors,
+        inside=constants.inside(source),
         masks=source.masks,
         programs=converted.programs,
     )

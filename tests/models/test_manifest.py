@@ -24,7 +24,9 @@ TRAINING: dict[str, Any] = {
         {"name": "fc.weight", "shape": [3, 4], "dtype": "float32", "kind": "parameter"},
         {"name": "norm.mean", "shape": [4], "dtype": "float32", "kind": "buffer"},
         {"name": "norm.count", "shape": [], "dtype": "int64", "kind": "constant"},
+        {"name": "order", "shape": [4], "dtype": "int64", "kind": "constant"},
     ],
+    "inside": {"order": "1" * 64},
     "masks": [{"name": "dropout", "shape": [4], "keep": 0.5}],
     "programs": {
         "train": {
@@ -70,6 +72,8 @@ def test_a_manifest_is_read_back_as_it_was_written() -> None:
         (changed("shape", 0, to=0), "shape.0: input should be greater than or equal to 1, got 0"),
         (changed("code", to="import os"), "code: is no field of it"),
         (changed("tensors", 1, "name", to="fc.weight"), "tensors name one array twice"),
+        (changed("inside", "order", to="11"), "inside.order: string should match pattern"),
+        (changed("inside", "norm.mean", to="1" * 64), "inside names 'norm.mean', which is no constant of it"),
         (changed("purpose", to="inference"), "predict are due for inference"),
         (changed("programs", "eval", to=...), r"\['train'\] came, eval and train are due for training"),
         (changed("programs", "train", "inputs", "w", to=...), "train.inputs: 'w' is missing"),
