@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from trellis.artefacts.offer import NotYet
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import SERVER, device
 from trellis.loopback import free_ports
 
 LIMIT_S = 60.0
 SHIPPED = Path(__file__).parents[2] / "deploy" / "reverse-proxy" / "trellis.conf"
-CAM = device("eu-1", "cam-7")
+CAM, OTHER = device("eu-1", "cam-7"), device("eu-1", "cam-8")
+
+SLOW = f"/v1/artefacts/{'5' * 64}"
+"""What the stand-in sends only once the test lets it."""
 
 # Paths as they stand on the wire. Whatever they mean after decoding, none is a request of a device.
 FORBIDDEN = (
@@ -51,6 +57,7 @@ class Front(BaseHTTPRequestHandler):
     """Stands for the front of `trellis server`, and answers with the path it was asked for."""
 
     protocol_version = "HTTP/1.1"
+    asked, released = threading.Semaphore(0), threading.Event()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -61,6 +68,9 @@ class Front(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def do_GET(self) -> None:
+        if self.path == SLOW:
+            self.asked.release()
+            assert self.released.wait(LIMIT_S)
         self.send_response(200)
         self.send_header("content-length", str(len(self.path)))
         self.end_headers()
@@ -115,6 +125,7 @@ def keys(tmp_path: Path) -> Path:
     create_authority(tmp_path / "keys")
     issue(tmp_path / "keys", SERVER)
     issue(tmp_path / "keys", CAM)
+    issue(tmp_path / "keys", OTHER)
     return tmp_path / "keys"
 
 
@@ -174,6 +185,21 @@ def test_artefacts_are_had_by_get_alone(port: int, keys: Path) -> None:
     for path in ("/v1/tasks/digits-1/artefacts/onnx", f"/v1/artefacts/{'0123456789abcdef' * 4}"):
         assert ask(port, tls, path, "GET") == (200, path.encode())
         assert ask(port, tls, path)[0] == 404
+
+
+def test_one_device_leaves_room_for_the_others_artefacts(port: int, keys: Path) -> None:
+    cam, other = (context(keys / one.folder, ssl.Purpose.SERVER_AUTH) for one in (CAM, OTHER))
+    with ThreadPoolExecutor() as pool:
+        try:
+            sent = [pool.submit(ask, port, cam, SLOW, "GET") for _ in range(4)]
+            assert all(Front.asked.acquire(timeout=LIMIT_S) for _ in sent)
+            status, answer = ask(port, cam, "/v1/artefacts/0123", "GET")
+            assert (status, json.loads(answer)["error"]["code"]) == (503, NotYet.code)
+            assert ask(port, cam, "/v1/fleet/pull-messages")[0] == 200
+            assert ask(port, other, "/v1/artefacts/0123", "GET") == (200, b"/v1/artefacts/0123")
+        finally:
+            Front.released.set()
+        assert [one.result()[0] for one in sent] == [200] * 4
 
 
 def test_nobody_comes_in_without_a_certificate_of_this_fleet(port: int, keys: Path, tmp_path: Path) -> None:

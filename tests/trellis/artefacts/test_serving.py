@@ -19,6 +19,7 @@ from trellis.artefacts import serving
 from trellis.artefacts.offer import file_path
 from trellis.artefacts.serving import create_artefact_app
 from trellis.http.server import HttpServer
+from trellis.keys.principals import SERVER
 
 LARGE = bytes(32 * 1024**2)
 """More than two sockets hold."""
@@ -83,6 +84,19 @@ async def test_one_principal_leaves_room_for_the_others(tmp_path: Path) -> None:
             again = await client.get(path, headers={"who": "slow", **part})
             assert (again.status_code, again.json()["error"]["code"]) == (503, "not-yet")
             assert (await client.get(path, headers={"who": "other", **part})).content == bytes(10)
+
+
+async def test_a_proxy_with_the_servers_certificate_has_room_for_all_devices_behind_it(
+    tmp_path: Path,
+) -> None:
+    source = OneFile(tmp_path, LARGE)
+    async with server(source) as port, asker(port) as client:
+        with ExitStack() as asking:
+            for _ in range(serving.MOST_EACH):
+                await asyncio.to_thread(asking.enter_context, unread(port, source, SERVER.common_name))
+            asked = {"who": SERVER.common_name, "range": "bytes=0-9"}
+            part = await client.get(file_path(source.offered.sha256), headers=asked)
+            assert part.content == bytes(10)
 
 
 async def test_without_certificates_nobody_is_told_apart(tmp_path: Path) -> None:
