@@ -173,8 +173,8 @@ class ServerTask:
             logger.error("task=%s: %s", self.name, error)
 
     async def was_disk_full(self) -> bool:
-        """Whether a full disk kept the ServerApp from working; returns once there is room."""
-        return await self.disk.wait_writable()
+        """Whether a full disk, or one that gives no checkpoint, kept the ServerApp from working."""
+        return await self.disk.wait_usable(lambda: self.ended or self.canceled)
 
     async def announce(self, round: Round) -> None:
         """Publish where the rounds stand, at once: devices wait for it."""

@@ -184,8 +184,8 @@ class RegionTask:
             await self._telling.recovers(why)
 
     async def was_disk_full(self) -> bool:
-        """Whether a full disk kept the app from working; returns once there is room."""
-        return await self._disk.wait_writable()
+        """Whether a full disk, or one that gives no checkpoint, kept the app from working."""
+        return await self._disk.wait_usable(lambda: self.ended or self.canceled)
 
     async def settle(self) -> None:
         """Say its end, once nothing of its app follows; what has not begun here has no end either."""

@@ -12,6 +12,7 @@ A class says what the caller does next; a message says who, what came, what was 
     │   └── ArtefactError         an exported model file that is broken, hostile or another model's
     ├── Refused                   a rule said no: don't retry; `code` says which (exit code 2: mend the task)
     ├── DiskFailed                this machine's disk did not take it: free space, then try again
+    ├── Damaged                   what was kept is there and cannot be understood: begin anew
     ├── Unavailable               nobody answered (broker, server, SuperLink): try again, or start it
     ├── MissingExtra              exit code 2: install the named extra
     ├── Displaced                 exit code 3: another process has come under this one's name; don't come back
@@ -119,6 +120,10 @@ class Refused(TrellisError):
 
 class DiskFailed(TrellisError):
     """What must be kept could not be written: the disk is full, read-only or broken."""
+
+
+class Damaged(TrellisError):
+    """What was kept cannot be understood any more; the message names the files."""
 
 
 class Unavailable(TrellisError):

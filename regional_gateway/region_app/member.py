@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from trellis.errors import PayloadError, TrainingFailed, Unavailable
+from trellis.errors import Damaged, PayloadError, TrainingFailed, Unavailable
 from trellis.flower.backchannel import Outcome, Tally, Uplink
 from trellis.flower.channel import ServiceChannel
 from trellis.flower.questions import Membership, Question, answered, nonce_of, question_of, who_answers
@@ -62,7 +62,7 @@ class RegionMember:
         self._strategy, self._entry = tier.strategy, tier.entry
         self._grid, self._tier = tier.grid, tier.rounds
         self._channel, self._checkpoints, self._give_up = channel, checkpoints, give_up
-        last = checkpoints.latest()
+        last = self._latest()
         if last is not None:
             restore_strategy(self._strategy, last.strategy, self._entry.state)
             if last.record is not None:
@@ -104,13 +104,21 @@ class RegionMember:
     def _taken_up(self, question: Question, before: int) -> Checkpoint:
         """Return how far this very question was answered already, or its beginning."""
         digest = _digest(question)
-        last = self._checkpoints.latest()
+        last = self._latest()
         if last is not None and last.question == digest:
             logger.info("round %d: goes on after regional round %d", question.round, last.round)
             return last
         # The tier above may have gone back to an older checkpoint of its own.
         self._checkpoints.drop_from(before + 1)
         return Checkpoint(before, unpack_arrays(question.arrays), question=digest)
+
+    def _latest(self) -> Checkpoint | None:
+        try:
+            return self._checkpoints.latest()
+        except Damaged as error:
+            # The model comes from above with each question: what was done of the last one is done again.
+            logger.error("%s", error)
+            return None
 
     def _round(self, before: Checkpoint, question: Question) -> Checkpoint:
         number = before.round + 1

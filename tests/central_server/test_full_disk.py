@@ -78,6 +78,28 @@ async def test_a_task_does_not_end_without_its_summary(launch: Launcher) -> None
         assert (running.runs / "digits-mlp" / REPORT).is_file()
 
 
+async def test_a_task_whose_checkpoints_the_disk_does_not_give_waits_and_can_be_called_off(
+    launch: Launcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    launch.script = ["dies"]
+    checkpoints = launch.runs / "digits-mlp" / "checkpoints"
+    async with launch() as running:
+        await running.post(descriptor())
+        checkpoints.mkdir()
+        (checkpoints / "round-0002.safetensors").symlink_to("/proc/self/mem")  # gives nothing
+        await until(lambda: "round-0002.safetensors'; until then nothing of it goes on" in caplog.text)
+        assert len(running.superlinks[0].runs) == 1
+        launch.script += ["deaf", "dies"]
+        (checkpoints / "round-0001.safetensors").touch()
+        await until(lambda: len(running.superlinks[0].runs) == 2)
+        app = await until(lambda: running.server._tasks.find("digits-mlp").runs.app)
+        (checkpoints / "round-0001.safetensors").unlink()
+        app.process.kill()
+        await until(lambda: caplog.text.count("until then nothing of it goes on") == 2)
+        await running.http.post("/v1/tasks/digits-mlp/cancel", content=signed(descriptor().canceled()))
+        await running.reach("canceled")
+
+
 async def test_a_folder_that_went_away_stops_its_task_alone(launch: Launcher) -> None:
     launch.script = ["deaf", "works"]
     async with launch() as running:

@@ -151,6 +151,15 @@ def test_what_was_finished_before_a_crash_is_not_done_again(region: Region) -> N
     assert idle.asked == []
 
 
+def test_where_no_checkpoint_is_whole_the_question_is_answered_from_its_beginning(region: Region) -> None:
+    region.member(Rounds(fails_in=3)).answer(asked(1), 7)
+    for path in (region.folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    again = Rounds()
+    assert weights(region.member(again).answer(asked(1), 8)) == [3.0] * 4
+    assert [number for number, _ in again.asked] == [1, 2, 3]
+
+
 def test_another_model_is_another_question(region: Region) -> None:
     region.member(Rounds()).answer(asked(1), 7)
     anew = Rounds()

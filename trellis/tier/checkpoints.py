@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trellis.errors import Damaged
 from trellis.files import write_atomically
 from trellis.flower.backchannel import RoundRecord
 from trellis.tensors import Arrays
@@ -84,12 +85,27 @@ class Checkpoints:
                 path.unlink()
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest readable checkpoint, or None. A damaged one is passed over, and said so."""
+        """Return the newest readable checkpoint, None if there is none. One that is not is passed over.
+
+        Raises:
+            OSError: There are some, and the disk gives none of those that may be whole.
+            Damaged: There are some, and none is whole: what was done before must not be begun anew unseen.
+        """
+        unread: list[str] = []
+        refused: OSError | None = None
         for path in reversed(self._files()):
             try:
                 return _read(path)
             except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-                logger.error("checkpoint %s cannot be read: %s; taking the one before it", path, error)
+                logger.error("checkpoint %s cannot be read: %s", path, error)
+                unread.append(f"{path}: {error}")
+                if isinstance(error, OSError):
+                    refused = OSError(error.errno, error.strerror or str(error), str(path))
+        if refused is not None:
+            raise refused
+        if unread:
+            remedy = "post the task under a higher revision to begin anew"
+            raise Damaged(f"no checkpoint is whole ({'; '.join(unread)}): {remedy}")
         return None
 
     def _files(self) -> list[Path]:

@@ -15,6 +15,8 @@ from trellis.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+CHECKPOINTS = "checkpoints/round-*"
+"""Where, in a task's folder, `trellis.tier.checkpoints` keeps what an app goes on from."""
 
 T = TypeVar("T")
 
@@ -62,8 +64,29 @@ class Disk:
             why = f"{path} cannot be read: {error.strerror or error}"
             raise Unavailable(f"task {self._task!r}: {why}") from error
 
-    async def wait_writable(self) -> bool:
-        """Return once the folder takes a write; say whether it refused one before."""
+    async def wait_usable(self, is_over: Callable[[], bool]) -> bool:
+        """Return once it takes a write and gives a checkpoint, if it need do that; say whether it refused."""
+        return await self._wait_writable() | await self._wait_readable(is_over)
+
+    async def _wait_readable(self, is_over: Callable[[], bool]) -> bool:
+        refused = False
+        while not is_over():
+            try:
+                await asyncio.to_thread(_give_checkpoint, self._folder)
+            except OSError as error:
+                if not refused:
+                    logger.error(
+                        "task=%s: no checkpoint can be read: %s; until then nothing of it goes on",
+                        self._task,
+                        error,
+                    )
+                refused = True
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        return refused
+
+    async def _wait_writable(self) -> bool:
         refused = False
         while True:
             if self.refusal is not None:
@@ -72,3 +95,18 @@ class Disk:
             with contextlib.suppress(Unavailable):
                 await self.write(lambda: probe(self._folder))
                 return refused
+
+
+def _give_checkpoint(folder: Path) -> None:
+    """Return if the disk gives a byte of a checkpoint, or there is none; else raise what it says."""
+    refused: OSError | None = None
+    for path in folder.glob(CHECKPOINTS):
+        try:
+            with path.open("rb") as file:
+                file.read(1)
+        except OSError as error:
+            refused = OSError(error.errno, error.strerror, str(path))
+        else:
+            return
+    if refused is not None:
+        raise refused

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from trellis.errors import Damaged
 from trellis.tensors import Arrays
 from trellis.tier.checkpoints import Checkpoint, Checkpoints
 
@@ -92,6 +93,19 @@ def test_a_damaged_newest_is_passed_over_and_said(
     assert read.round == 1
     assert same(read.arrays, model(1))
     assert "round-0002.safetensors cannot be read" in caplog.text
+
+
+def test_if_none_of_them_can_be_read_that_is_no_beginning(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.write(Checkpoint(number, model(number)))
+        (tmp_path / "checkpoints" / f"round-000{number}.safetensors").write_bytes(b"")
+    with pytest.raises(Damaged, match=r"round-0002\.safetensors.*round-0001\.safetensors.*higher revision"):
+        checkpoints.latest()
+    (tmp_path / "checkpoints" / "round-0001.safetensors").unlink()
+    (tmp_path / "checkpoints" / "round-0001.safetensors").symlink_to("/proc/self/mem")  # gives nothing
+    with pytest.raises(OSError, match=r"round-0001\.safetensors"):
+        checkpoints.latest()
 
 
 def test_what_a_crash_left_half_written_is_no_checkpoint(tmp_path: Path) -> None:
