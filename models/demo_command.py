@@ -77,7 +77,8 @@ def demo(
       trellis demo --data mnist.npz --rounds 3 --json summary.json
     """
     if summary is not None:
-        summary = writable_file(summary, option="--json")
+        source = parse_source(data).path
+        summary = writable_file(summary, option="--json", apart_from=[source] if source else [])
     chosen = parse_backends(backends) if backends is not None else ()
     for backend in chosen:
         python_of(backend)

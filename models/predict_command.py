@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from models.data_option import DataOption
-from models.datasets import Split, load
+from models.datasets import Split, load, parse_source
 from models.inference import Predictions, Predictor, open_predictor, predict
 from trellis.files import output_file, writable_file, write_atomically
 
@@ -63,7 +63,8 @@ def run(
       trellis predict --model model.tflite --data twenty.npz --split all
     """
     if output is not None:
-        output = writable_file(output, option="--output")
+        source = parse_source(data).path
+        output = writable_file(output, option="--output", apart_from=[model, *([source] if source else [])])
     predictor = open_predictor(model)
     part = _SPLITS[split]
     dataset = load(data, split=part)

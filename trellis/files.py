@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -69,7 +69,9 @@ def output_file(path: Path) -> Iterator[None]:
         raise DiskFailed(f"{path} cannot be written: {error.strerror}; free space there") from error
 
 
-def writable_file(path: Path, *, option: str, only_files: bool = False) -> Path:
+def writable_file(
+    path: Path, *, option: str, only_files: bool = False, apart_from: Iterable[Path] = ()
+) -> Path:
     """Return the file to write where an option asks for `path`, once it is known that it can be written.
 
     Behind a link it is what that leads to, so that the link stays. What stands there is left alone: it is
@@ -79,10 +81,11 @@ def writable_file(path: Path, *, option: str, only_files: bool = False) -> Path:
         path: What the option gives.
         option: Its name, for the error.
         only_files: Whether a device such as /dev/null, or the shell's pipe, is refused.
+        apart_from: Files that are read, and are to stay.
 
     Raises:
-        ConfigError: It is a folder, a pipe with a name (perhaps nobody reads it) or a disk; or its folder
-            is not there, none, or takes no file.
+        ConfigError: It is a folder, a pipe with a name (perhaps nobody reads it), a disk, or a file that is
+            read; or its folder is not there, none, or takes no file.
     """
     what = f"{option} {str(path)!r}"
     try:
@@ -94,6 +97,8 @@ def writable_file(path: Path, *, option: str, only_files: bool = False) -> Path:
             raise ConfigError(what, "is a folder: name a file in it")
         if is_stream or (path.exists() and not path.is_file()):
             raise ConfigError(what, "is no ordinary file: name another one")
+        if target.exists() and any(other.exists() and target.samefile(other) for other in apart_from):
+            raise ConfigError(what, "is read by the same command: name another one")
         folder = target.parent
         if not folder.exists():
             raise ConfigError(what, f"folder {str(folder)!r} does not exist: make it, or name another")

@@ -87,6 +87,16 @@ def test_an_option_that_names_a_link_writes_what_the_link_leads_to(path: Path) -
     assert sorted(one.name for one in path.parent.iterdir()) == ["later", "state.json"]
 
 
+def test_what_is_read_is_not_written(path: Path) -> None:
+    link = path.with_name("link")
+    link.symlink_to(path.name)
+    for one, read in ((path, path), (link, path), (path, link)):
+        with pytest.raises(ConfigError, match=f"-o '{one}': is read by the same command: name another one"):
+            writable_file(one, option="-o", apart_from=[path.with_name("none"), read])
+    other = path.with_name("other")
+    assert writable_file(other, option="-o", apart_from=[path, other]) == other  # it is not there yet
+
+
 def test_links_in_a_circle_and_into_no_folder_are_told(path: Path) -> None:
     link = path.with_name("link")
     link.symlink_to("link")

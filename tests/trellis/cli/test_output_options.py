@@ -68,6 +68,24 @@ def test_what_stands_there_is_left_alone_until_there_is_something_to_write(
     assert sorted(path.name for path in folder.iterdir()) == ["file", "folder", "pipe"]
 
 
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--output", ("task", "sign", "file", "-o", "file")),
+        ("--output", ("predict", "--model", "file", "--data", "digits", "-o", "file")),
+        ("--output", ("predict", "--model", "none.onnx", "--data", "mine=file", "-o", "file")),
+        ("--json", ("demo", "--data", "file", "--json", "file")),
+    ],
+)
+def test_what_a_command_reads_it_does_not_write(
+    option: str, arguments: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments]) == 2
+    told = capsys.readouterr().err
+    assert told == f"error: {option} 'file': is read by the same command: name another one\n"
+    assert (folder / "file").read_text() == "mine"
+
+
 def test_these_are_all_the_options_that_name_a_file_to_write() -> None:
     found = set()
     for name, command in every_command().items():

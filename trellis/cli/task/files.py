@@ -47,7 +47,7 @@ def sign(
       trellis task sign task.yaml -o task.signed.json
       trellis task post task.signed.json --gateway https://10.0.1.5:8081
     """
-    output = writable_file(output, option="--output")
+    output = writable_file(output, option="--output", apart_from=[file])
     unsigned, envelope = delivery.read(file, rules=STRATEGY_RULES)
     if envelope is not None:
         raise ConfigError(f"task file {str(file)!r}", "is signed already: post it as it is")
