@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from trellis.cli.doctor import keys as key_checks
-from trellis.cli.doctor import machine, ports, services
+from trellis.cli.doctor import machine, peers, ports, services
 from trellis.cli.doctor import settings as setting_checks
 from trellis.cli.doctor.check import Check, Probe, Status, blocking, examine
 from trellis.cli.options import DEFAULT_KEYS, JsonOption, KeysOption, print_json
@@ -108,6 +108,7 @@ async def _examined(asked: Asked) -> list[Check]:
 def _probes(asked: Asked) -> list[Probe]:
     central = services.Service("server", asked.server, "trellis server")
     regional = services.Service("gateway", asked.gateway, "trellis gateway")
+    urls = {"broker": asked.broker, "server": asked.server, "gateway": asked.gateway}
     return [
         blocking(("python", "flwr"), machine.python),
         blocking((f"extra.{package}" for package in machine.EXTRAS), machine.extras),
@@ -116,10 +117,20 @@ def _probes(asked: Asked) -> list[Probe]:
         Probe(services.BROKER_NAMES, lambda: services.broker(asked.broker, asked.keys)),
         Probe(central.names, lambda: services.service(central, asked.keys)),
         Probe(regional.names, lambda: services.service(regional, asked.keys)),
+        *(_shown_by(name, url, asked.keys) for name, url in urls.items()),
         blocking(("disk.runs",), lambda: [machine.disk("disk.runs", asked.runs)]),
         blocking(("disk.state",), lambda: [machine.disk("disk.state", asked.state)]),
         blocking(("memory",), machine.memory),
     ]
+
+
+def _shown_by(who: str, url: str | None, keys: Path) -> Probe:
+    name = f"{who}.certificate"
+
+    async def look() -> list[Check]:
+        return [await peers.certificate(name, url, keys)]
+
+    return Probe((name,), look)
 
 
 def _report(checks: list[Check], *, colours: bool) -> str:
