@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import socket
 from pathlib import Path
 
@@ -31,37 +30,39 @@ async def looked(url: str | None, keys: Path) -> Check:
     return await certificate("server.certificate", url, keys)
 
 
-def day(days: int) -> str:
-    return f"{dt.datetime.now(dt.UTC) + dt.timedelta(days=days):%Y-%m-%d}"
+def renewed(keys: Path, days: int) -> str:
+    """Renew the server's certificate, and return the day of its end."""
+    (entry,) = renew(keys, ["central/server"], days=days)
+    return f"{entry.not_after:%Y-%m-%d}"
 
 
 async def test_what_was_renewed_counts_once_it_is_shown(keys: Path) -> None:
-    renew(keys, ["central/server"], days=29)
+    first = renewed(keys, 29)
     tls = Identity.load(keys / "server").tls
     async with HttpServer(FastAPI(), host="127.0.0.1", port=0, tls=tls) as server:
         check = await looked(server.url, keys)
         assert (check.status, check.found) == (
             Status.WARNING,
-            f"that of 'central/server' holds until {day(29)}",
+            f"that of 'central/server' holds until {first}",
         )
         assert "trellis keys renew central/server" in check.remedy
-        renew(keys, ["central/server"])
+        second = renewed(keys, 365)
         assert await looked(server.url, keys) == check
     async with HttpServer(FastAPI(), host="127.0.0.1", port=0, tls=tls) as server:
         check = await looked(server.url.replace("https", "mqtts"), keys)
-        assert (check.status, check.found) == (Status.OK, f"that of 'central/server' holds until {day(365)}")
+        assert (check.status, check.found) == (Status.OK, f"that of 'central/server' holds until {second}")
 
 
 async def test_one_that_has_ended_is_a_failure_with_its_end(
     keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificates, "_days", lambda days: days)
-    renew(keys, ["central/server"], days=0)
+    end = renewed(keys, 0)
     own = keys / "server"
     tls = TlsFiles(own / "ca.crt", own / "tls.crt", own / "tls.key")
     async with HttpServer(FastAPI(), host="127.0.0.1", port=0, tls=tls) as server:
         check = await looked(server.url, keys)
-    assert (check.status, check.found) == (Status.FAILURE, f"that of 'central/server' ended {day(0)}")
+    assert (check.status, check.found) == (Status.FAILURE, f"that of 'central/server' ended {end}")
 
 
 @pytest.mark.parametrize("url", [None, "http://127.0.0.1:1", "mqtt://127.0.0.1:1", "127.0.0.1:8000"])
