@@ -40,17 +40,19 @@ class TaskRecord:
         """Return the seconds from its posting here to its end, or to now."""
         return max((self.ended_ms or now_ms) - self.posted_ms, 0) / 1000
 
-    @property
-    def runs(self) -> bool:
+    def runs(self, now_ms: int) -> bool:
         """Whether there is anything left to hear of it from the centre."""
-        return self.descriptor.desired == "run" and not self.cleared and self.ended_ms is None
+        return self.descriptor.desired == "run" and not self.cleared and now_ms < self.over_ms
 
     @property
-    def over_ms(self) -> int | None:
-        """When it ended, ms: as learned, or when it expired without the centre ever having begun it."""
-        if self.ended_ms is None and self.central is None:
-            return int(self.descriptor.expires_at.timestamp() * 1000)
-        return self.ended_ms
+    def over_ms(self) -> int:
+        """When it is over, ms: as learned, else when it expires. By then devices have stopped, too."""
+        return self.ended_ms or self.expires_ms
+
+    @property
+    def expires_ms(self) -> int:
+        """When its window ends, ms."""
+        return int(self.descriptor.expires_at.timestamp() * 1000)
 
     def is_at_work(self, *, begun: bool) -> bool:
         """Whether its work may not change now; `begun` by devices decides while the centre is silent."""

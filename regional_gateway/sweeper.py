@@ -29,12 +29,11 @@ async def sweep(ledger: Ledger, announcer: Announcer, *, keep_s: float) -> None:
 
 def is_due(record: TaskRecord, *, now_ms: int, keep_ms: int) -> bool:
     """Whether the topics of `record` have stood long enough."""
-    return not record.cleared and record.over_ms is not None and now_ms - record.over_ms >= keep_ms
+    return not record.cleared and now_ms - record.over_ms >= keep_ms
 
 
 async def _look_at(record: TaskRecord, ledger: Ledger, announcer: Announcer, keep_ms: int) -> None:
-    expires_ms = int(record.descriptor.expires_at.timestamp() * 1000)
-    if record.cleared and now_ms() > expires_ms + keep_ms:
+    if record.cleared and now_ms() > record.expires_ms + keep_ms:
         # Nobody would take its envelope up again: its revision need not be remembered.
         await ledger.change(record.task, lambda _: None)
         return

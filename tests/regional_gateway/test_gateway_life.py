@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -91,6 +92,19 @@ async def test_the_topics_of_an_old_task_are_cleared(
         async with world.gateway(), watching(world.region, "later") as later:
             await wait_until(lambda: "eu-1/gateway/state" in later.retained)
             assert not any(topic.startswith("eu-1/tasks/") for topic in later.retained)
+
+
+async def test_a_task_whose_server_has_vanished_is_cleared_after_its_window(
+    *, world: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+) -> None:
+    world.keep_hours = 0.0
+    async with world.gateway() as running, watching(world.region) as seen:
+        soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+        await running.post(operator.envelope(expires_at=soon))
+        await seen.publish(CENTRAL_STATE, say.central(TaskState.RUNNING))  # and nothing more is said of it
+        await wait_until(lambda: running.gateway.ledger.get("digits").central is TaskState.RUNNING)
+        assert seen.retained[DESCRIPTOR] != b""
+        await wait_until(lambda: seen.retained.get(DESCRIPTOR) == b"")
 
 
 async def test_a_running_task_is_not_cleared(
