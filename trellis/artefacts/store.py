@@ -150,12 +150,15 @@ class ArtefactStore:
         return self.folder / sha256
 
     def _make_room(self, newest: Path) -> None:
-        found = [path for path in self.folder.iterdir() if _WHOLE.fullmatch(path.name) and path != newest]
-        found.sort(key=lambda path: path.stat().st_atime, reverse=True)
-        left = self._holds * self.limit - newest.stat().st_size
-        for path in found:
-            left -= path.stat().st_size
-            if left < 0:
+        used: dict[Path, os.stat_result] = {}
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another thread has just made room
+                if _WHOLE.fullmatch(path.name):
+                    used[path] = path.stat()
+        left = self._holds * self.limit
+        for path in sorted(used, key=lambda path: (path == newest, used[path].st_atime), reverse=True):
+            left -= used[path].st_size
+            if left < 0 and path != newest:
                 logger.info("artefact %s makes room", path.name)
                 path.unlink(missing_ok=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,23 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert len(left) == 8
     assert old not in left
     assert used in left
+
+
+def test_several_make_room_at_once(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "files", limit=10, holds=1)
+    together = threading.Barrier(4)
+
+    def take(who: int) -> None:
+        together.wait(30)
+        for number in range(100):
+            made = tmp_path / f"{who}-{number}"
+            made.write_bytes(f"{who} {number}".encode())
+            store.take(made)
+
+    with ThreadPoolExecutor(4) as pool:
+        for taken in [pool.submit(take, who) for who in range(4)]:
+            taken.result()
+    assert names(store) == {put(store, b"the last")}  # 8 of 10 bytes: no other has room beside it
 
 
 def test_a_download_broken_off_long_ago_is_tidied_away(tmp_path: Path) -> None:
