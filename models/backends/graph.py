@@ -177,12 +177,22 @@ class GraphBackend:
             for mask in self._manifest.masks
         }
         found = self._run("train", tensors, x, y, drawn)
+        self._require_statistics(found, len(y))
         for name in self._buffers:
             tensors[name][...] = found[buffer_role(name)].reshape(tensors[name].shape)
         gradients = {
             name: found[gradient_role(name)].reshape(tensors[name].shape) for name in self._parameters
         }
         return GradientOutcome(*_told(found), gradients)
+
+    def _require_statistics(self, found: Mapping[str, Array], samples: int) -> None:
+        """Pass unless one sample gives no statistics of a batch: no learning rate helps there."""
+        if samples > 1 or all(np.isfinite(found[buffer_role(name)]).all() for name in self._buffers):
+            return
+        raise TrainingFailed(
+            f"model {self._manifest.model!r} has statistics of its batches ({self._buffers[0]!r}), which a "
+            "batch of one sample does not give: 2 samples and a batch_size of 3, or more, are due"
+        )
 
     def _score(self, tensors: Arrays, x: Batch, y: Batch) -> Outcome:
         return Outcome(*_told(self._run("eval", tensors, x, y, {})))

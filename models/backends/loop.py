@@ -149,11 +149,23 @@ def require_feedable(data: Dataset, *, shape: tuple[int, ...], classes: int) -> 
 
 def _shuffled(samples: int, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Batch]:
     """Yield the indices of `steps` mini-batches; every pass over the data has an order of its own."""
+    starts = _starts(samples, batch_size)
     done = 0
     while True:
         order = rng.permutation(samples)
-        for start in range(0, samples, batch_size):
+        for start, end in zip(starts, [*starts[1:], samples], strict=True):
             if done == steps:
                 return
             done += 1
-            yield order[start : start + batch_size]
+            yield order[start:end]
+
+
+def _starts(samples: int, batch_size: int) -> list[int]:
+    """Return where the batches of a pass begin; no last one is a single sample where that can be.
+
+    Batch normalisation knows no variance of one. For all models alike, so that they take the same steps.
+    """
+    starts = list(range(0, samples, batch_size))
+    if batch_size > 2 and len(starts) > 1 and samples - starts[-1] == 1:
+        starts[-1] -= 1
+    return starts
