@@ -47,6 +47,8 @@ class Observer(Protocol):
 
     def checked_in(self, node_id: int, nonce: str) -> None: ...
 
+    def asked(self) -> None: ...
+
     def working(self, phase: Phase, round_number: int) -> None: ...
 
     def step(self, round_number: int, report: StepReport) -> None: ...
@@ -100,7 +102,7 @@ class _Handlers:
         if (known := self.answers.answer(key)) is not None:
             logger.info("round %d was trained before: answered from the journal", question.round)
             return _content(known)
-        with self.turns.turn(self.should_stop):
+        with self.turns.turn(self.should_stop, self.observer.asked):
             self.observer.working(Phase.TRAINING, question.round)
             trained = self.trainer.train(
                 unpack_arrays(question.arrays),
@@ -125,7 +127,7 @@ class _Handlers:
         if (known := self.answers.answer(key)) is not None:
             logger.info("round %d was evaluated before: answered from the journal", question.round)
             return _content(known)
-        with self.turns.turn(self.should_stop):
+        with self.turns.turn(self.should_stop, self.observer.asked):
             self.observer.working(Phase.EVALUATING, question.round)
             metrics = self.trainer.evaluate(unpack_arrays(question.arrays), should_stop=self.should_stop)
         answer = Answer(metrics)

@@ -53,6 +53,10 @@ class Teller:
     def checked_in(self, node_id: int, nonce: str) -> None:
         self._tell(self._report.checked_in(node_id, nonce))
 
+    def asked(self) -> None:
+        """Say that the device has a message, and cannot begin yet."""
+        self._tell(self._report.phase(Phase.ASKED))
+
     def working(self, phase: Phase, round_number: int) -> None:
         self._began = time.monotonic()
         self._tell(self._report.phase(phase, round_number=round_number))

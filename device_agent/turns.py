@@ -19,15 +19,21 @@ class Turns:
         self._free = threading.BoundedSemaphore(most)
 
     @contextmanager
-    def turn(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+    def turn(self, should_stop: Callable[[], bool], waits: Callable[[], None]) -> Iterator[None]:
         """Hold a turn inside, which is waited for as long as need be.
+
+        Args:
+            should_stop: Asked while it is waited for.
+            waits: Called once if it must be waited for.
 
         Raises:
             Canceled: `should_stop` said so before the turn came.
         """
-        while not self._free.acquire(timeout=LOOK_S):
-            if should_stop():
-                raise Canceled("training was called off before its turn came")
+        if not self._free.acquire(blocking=False):
+            waits()
+            while not self._free.acquire(timeout=LOOK_S):
+                if should_stop():
+                    raise Canceled("training was called off before its turn came")
         try:
             yield
         finally:

@@ -63,7 +63,7 @@ class Telling:
                 await report.connected(_due(news, news.node_id, "node_id"), news.in_hand)
             case "checked-in":
                 await report.checked_in(_due(news, news.node_id, "node_id"), _due(news, news.nonce, "nonce"))
-            case "training" | "evaluating":
+            case "asked" | "training" | "evaluating":
                 self._turn.came()
                 await report.phase(Phase(news.event), round_number=news.round)
             case "replying":

@@ -138,12 +138,16 @@ class ExecutionState(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a device in progress is doing."""
+    """What a device in progress is doing.
+
+    `asked`: a message to train on, or to evaluate, is on its way to it, or waits until the processor is free.
+    """
 
     VERIFYING = "verifying"
     FETCHING = "fetching"
     CONNECTING = "connecting"
     WAITING = "waiting"
+    ASKED = "asked"
     TRAINING = "training"
     UPLOADED = "uploaded"
     EVALUATING = "evaluating"

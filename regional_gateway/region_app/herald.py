@@ -42,6 +42,10 @@ class Herald:
         """The link is a node of the tier above, and has these messages to answer."""
         self._say(Uplink(event="connected", node_id=node_id, in_hand=tuple(sorted(in_hand))))
 
+    def asked(self) -> None:
+        """A message of the tier above is on its way."""
+        self._say(Uplink(event="asked"))
+
     def replying(self, message_id: str) -> None:
         """A reply is about to be uploaded."""
         self._say(Uplink(event="replying", message_id=message_id))

@@ -16,6 +16,7 @@ import pytest_asyncio
 from flower_parts import Federation, connected, pulled
 from flwr.app import Message
 from flwr.supercore.date import now
+from flwr.supernode.fleet_http_client import FleetHttpClient
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -209,3 +210,26 @@ async def test_what_is_wrong_with_a_devices_own_folder_is_told_with_its_path_and
         await asyncio.to_thread(link.connect)
     assert federation.front not in str(told.value)
     await asyncio.to_thread(link.close, deactivate=False)
+
+
+@pytest.mark.parametrize(("kind", "due"), [("train", ["asked"]), ("evaluate", ["asked"]), ("query", [])])
+async def test_whoever_is_asked_for_work_hears_so_before_the_first_object_has_come(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, due: list[str]
+) -> None:
+    link = await connected(federation, tmp_path)
+    sent = await federation.app("push", node=link.node_id, type=kind, floats=3)
+    pull_object, heard = FleetHttpClient.PullObject, []
+
+    def noted(self: FleetHttpClient, request: Any) -> Any:
+        heard.append("object")
+        return pull_object(self, request)
+
+    monkeypatch.setattr(FleetHttpClient, "PullObject", noted)
+    async with asyncio.timeout(90):
+        while (message := await asyncio.to_thread(link.pull, lambda: heard.append("asked"))) is None:
+            assert heard == [], "nobody has asked yet"
+            await asyncio.sleep(0.02)
+    assert message.metadata.message_id == sent["id"]
+    assert heard[: len(due) + 1] == [*due, "object"]
+    assert heard.count("asked") == len(due)
+    await asyncio.to_thread(link.close, deactivate=True)

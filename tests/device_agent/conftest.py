@@ -43,6 +43,7 @@ class FlowerInMemory:
         self.deactivated: list[bool] = []
         self.threads: set[str] = set()
         self.pushing: Callable[[str], None] = lambda _: None
+        self.coming: Callable[[], None] | None = None  # called while a message comes that takes long
         self.found_nothing: Callable[[], None] = lambda: None  # called in the pull that did
         self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._unanswered: dict[str, Message] = {}
@@ -89,7 +90,7 @@ class LinkInMemory:
         self._again = iter(list(self._server._unanswered.values()))
         return NODE_ID
 
-    def pull(self) -> Message | None:
+    def pull(self, asked: Callable[[], None]) -> Message | None:
         self._answering()
         server = self._server
         for message in self._again:
@@ -102,6 +103,9 @@ class LinkInMemory:
             return None
         server.pulls.append((time.monotonic(), True))
         server._unanswered[message.metadata.message_id] = message
+        if server.coming is not None:
+            asked()
+            server.coming()
         return message
 
     def push(self, reply: Message) -> str:

@@ -158,6 +158,33 @@ async def test_a_check_in_shows_node_and_nonce_before_the_reply_is_sent(
     assert versions == list(range(1, len(versions) + 1))
 
 
+async def test_a_device_says_that_it_is_asked_while_its_message_is_still_on_its_way(
+    device, bus, watched, flower, make_task, initial
+):
+    come = threading.Event()
+    flower.coming = lambda: come.wait(30)
+    train = flower.send("train", CONFIG, initial)
+    async with taking_part(device, bus, make_task()):
+        await watched.phase(Phase.ASKED)
+        assert Phase.TRAINING not in [e.phase for e in watched.executions]
+        come.set()
+        await replied(flower, train)
+        await watched.phase(Phase.UPLOADED)
+    phases = [e.phase for e in watched.executions if e.phase is not None]
+    assert phases[2:6] == [Phase.WAITING, Phase.ASKED, Phase.TRAINING, Phase.UPLOADED]
+
+
+async def test_a_device_says_that_it_is_asked_while_another_replica_trains(
+    device, bus, watched, flower, make_task, initial
+):
+    train = flower.send("train", CONFIG, initial)
+    with device.turns.turn(lambda: False, lambda: None):
+        async with taking_part(device, bus, make_task()):
+            asked = await watched.phase(Phase.ASKED)
+            assert asked.flower.connects == 1
+    assert train not in flower.replies
+
+
 async def test_training_follows_descriptor_seed_device_and_round(
     device, bus, watched, flower, make_task, initial
 ):

@@ -164,7 +164,7 @@ def test_so_many_train_at_a_time_and_no_more() -> None:
 
     def train() -> None:
         nonlocal inside, most
-        with turns.turn(lambda: False):
+        with turns.turn(lambda: False, lambda: None):
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -182,12 +182,17 @@ def test_so_many_train_at_a_time_and_no_more() -> None:
 
 
 def test_whoever_waits_for_a_turn_can_be_called_off_and_a_failure_gives_the_turn_back() -> None:
-    turns = Turns()
+    turns, waits = Turns(), []
     called_off = pytest.raises(Canceled, match="before its turn came")
-    with called_off, turns.turn(lambda: False), turns.turn(lambda: True):
+    with (
+        called_off,
+        turns.turn(lambda: False, lambda: waits.append("first")),
+        turns.turn(lambda: True, lambda: waits.append("second")),
+    ):
         pass
-    with turns.turn(lambda: False):
+    with turns.turn(lambda: False, lambda: waits.append("third")):
         pass
+    assert waits == ["second"]
 
 
 async def test_a_log_line_belongs_to_the_device_whose_code_wrote_it() -> None:

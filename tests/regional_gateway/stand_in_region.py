@@ -43,6 +43,7 @@ def uplink(event: str, **more: Any) -> None:
 
 
 def answer(number: int) -> None:
+    uplink("asked")
     uplink("training", round=number)
     call("POST", "round", round=number, rounds=3, phase="train", announced=number)
     outcome = {"region": "eu-1", "device": "cam-1", "phase": "train", "outcome": "replied", "samples": 10}

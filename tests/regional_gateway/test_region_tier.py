@@ -75,6 +75,8 @@ async def test_a_regions_task_from_its_posting_to_its_end(
         assert said is not None
         assert said.flower is not None
         assert (said.round, said.flower.nonce, said.flower.message_id) == (1, "n", "m1")
+        phases = [Execution.parse(payload).phase for topic, payload in seen.heard if topic == EXECUTION]
+        assert phases[-3:] == [Phase.ASKED, Phase.TRAINING, Phase.UPLOADED]
         assert round_here(seen).phase is RoundPhase.TRAIN
         assert seen.retained[ROUND] != seen.retained[CENTRAL_ROUND]  # its own, and no copy
         view = (await running.http.get("/v1/tasks/digits")).json()

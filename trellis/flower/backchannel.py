@@ -203,7 +203,9 @@ class Uplink(_Model):
         reason: `connecting`, `replied`: what went wrong, if anything did.
     """
 
-    event: Literal["connecting", "connected", "checked-in", "training", "evaluating", "replying", "replied"]
+    event: Literal[
+        "connecting", "connected", "checked-in", "asked", "training", "evaluating", "replying", "replied"
+    ]
     node_id: int | None = None
     nonce: str | None = None
     in_hand: tuple[str, ...] = ()

@@ -3,6 +3,8 @@
 A SuperLink hands a message out once: what is handed out into a connection that breaks is lost, and neither
 end of it notices. A device counts how often it has connected with no message in hand. One that has done so
 since a message was sent to it, and then rests although it would have begun, has not got it.
+
+Whoever fetches one that takes long, or waits until it may begin, says so (`Phase.ASKED`): it does not rest.
 """
 
 from __future__ import annotations

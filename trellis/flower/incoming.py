@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx
+from flwr.app import MessageType
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import Message, ObjectTree
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
@@ -27,6 +29,7 @@ class _Coming:
     run_id: int
     node_id: int
     object_ids: list[str]
+    asks: bool
     objects: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -47,8 +50,12 @@ class Incoming:
         if self._coming is not None and self._coming.node_id != node_id:
             self._coming = None
 
-    def next(self) -> Letter | None:
-        """Return the message that is coming, or else the next one; it is coming until it is `taken`."""
+    def next(self, asked: Callable[[], None]) -> Letter | None:
+        """Return the message that is coming, or else the next one; it is coming until it is `taken`.
+
+        Args:
+            asked: Called before the objects of one that asks for work are fetched, which may take long.
+        """
         if self._coming is None:
             with self._node.told():
                 response = self._node.client.PullMessages(PullMessagesRequest(node=self._node.proto))
@@ -57,6 +64,8 @@ class Incoming:
             inline = self._begin(response.messages_list[0], response.message_object_trees[0])
             if inline is not None:
                 return inline
+        if self._coming is not None and self._coming.asks:
+            asked()
         return self._fetch()
 
     def taken(self) -> None:
@@ -70,7 +79,8 @@ class Incoming:
             return Letter(tree.object_id, run_id, node_id, objects_of(message), inline=True)
         # It is never handed out again: a connection that is cut must cost what was on its way, no more.
         object_ids = [branch.object_id for branch in iterate_object_tree(tree)]
-        self._coming = _Coming(tree.object_id, run_id, node_id, object_ids)
+        asks = proto.metadata.message_type != MessageType.QUERY
+        self._coming = _Coming(tree.object_id, run_id, node_id, object_ids, asks)
         return None
 
     def _fetch(self) -> Letter:

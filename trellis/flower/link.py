@@ -9,7 +9,7 @@ reply. It stands on Flower's Fleet client, which is not public: `node` (who we a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -85,8 +85,12 @@ class FlowerLink:
         self._node.live_as(node_id)
         return node_id
 
-    def pull(self) -> Message | None:
-        """Return the next message, first those that a crash left unanswered, or None if there is none."""
+    def pull(self, asked: Callable[[], None] = lambda: None) -> Message | None:
+        """Return the next message, first those that a crash left unanswered, or None if there is none.
+
+        Args:
+            asked: Called before a message that asks for work is fetched, unless it has come whole.
+        """
         for letter in self._unanswered:
             logger.info("link: message %s was left unanswered", letter.message_id[:8])
             try:
@@ -94,7 +98,7 @@ class FlowerLink:
             except Exception as error:  # noqa: BLE001 - it must not come first for ever
                 logger.error("link: message %s cannot be read: %s", letter.message_id[:8], error)
                 self.forget(letter.message_id)
-        came = self._incoming.next()
+        came = self._incoming.next(asked)
         if came is None:
             return None
         # The SuperLink never hands it out again: what is confirmed must survive a crash.

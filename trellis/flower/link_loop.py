@@ -29,8 +29,12 @@ class Link(Protocol):
     def connect(self) -> int:
         """Be an active node and return its ID; raises Unavailable or Refused."""
 
-    def pull(self) -> Message | None:
-        """Return the next message, first those that a crash left unanswered."""
+    def pull(self, asked: Callable[[], None]) -> Message | None:
+        """Return the next message, first those that a crash left unanswered.
+
+        Args:
+            asked: Called before a message is fetched that asks for work and may take long to come.
+        """
 
     def push(self, reply: Message) -> str:
         """Upload a reply and return the ID of the message it answers; raises Refused `reply`."""
@@ -45,6 +49,8 @@ class LinkEvents(Protocol):
     def connecting(self, reason: str) -> None: ...
 
     def connected(self, node_id: int, in_hand: Collection[str]) -> None: ...
+
+    def asked(self) -> None: ...
 
     def replying(self, message_id: str) -> None: ...
 
@@ -155,7 +161,7 @@ class LinkLoop:
             self._events.connected(self._node_id, self._link.in_hand)
         announced = self._halt.take_news()
         # A message may be one that waits in the inbox: only an empty pull, or a push, shows that all is well.
-        message = self._link.pull()
+        message = self._link.pull(self._events.asked)
         if message is None:
             self._failures = 0
             self._rest(announced=announced)

@@ -21,7 +21,7 @@ import queue
 import re
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +104,12 @@ class SupernodeLink:
             time.sleep(0.1)
         return int(found[1])
 
-    def pull(self) -> Message | None:
-        """Return the next message that the SuperNode hands over, or None after half a second."""
+    def pull(self, asked: Callable[[], None] = lambda: None) -> Message | None:
+        """Return the next message that the SuperNode hands over, or None after half a second.
+
+        Args:
+            asked: Not called: a SuperNode tells of a message once it has come.
+        """
         desk = self._connected().desk
         try:
             question = desk.questions.get(timeout=_LOOK_S)

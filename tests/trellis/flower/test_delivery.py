@@ -35,7 +35,7 @@ def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(cloc
     assert sent.failed(device(3))
 
 
-@pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.TRAINING, Phase.EVALUATING])
+@pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.ASKED, Phase.TRAINING, Phase.EVALUATING])
 def test_one_that_is_at_work_is_let_be_and_its_patience_begins_anew(clock: HeldClock, phase: Phase) -> None:
     sent = Delivery(connects=2)
     assert not sent.failed(device(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from flwr.app import Message
 
@@ -27,7 +27,7 @@ class AwayLink:
             self.news.notify_all()
         raise Unavailable("nobody is there")
 
-    def pull(self) -> Message | None:
+    def pull(self, asked: Callable[[], None]) -> Message | None:
         return None
 
     def push(self, reply: Message) -> str:
@@ -57,6 +57,8 @@ class Unheard:
     def connecting(self, reason: str) -> None: ...
 
     def connected(self, node_id: int, in_hand: Collection[str]) -> None: ...
+
+    def asked(self) -> None: ...
 
     def replying(self, message_id: str) -> None: ...
 
