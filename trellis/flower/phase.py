@@ -128,7 +128,8 @@ class Phase:
         self._closed: Standing | None = None
         self._round = _round_of(outgoing[0])
         view = fleet.wait(-1, 0.0)
-        self._send([(Slot(m.content, self._type), m) for m in outgoing], view, new=True)
+        names = [checkin.name_of(message.metadata.dst_node_id) for message in outgoing]
+        self._send([(Slot(m.content, self._type), m) for m in outgoing], names, view, new=True)
 
     def run(self) -> tuple[list[Message], Standing]:
         """Wait until the phase closes; return the replies for the strategy, and what became of everybody."""
@@ -186,13 +187,16 @@ class Phase:
         self._say(now=True)
         return self._harvest.for_strategy(), self._closed
 
-    def _send(self, pairs: list[tuple[Slot, Message]], view: FleetView, *, new: bool = False) -> None:
+    def _send(
+        self, pairs: list[tuple[Slot, Message]], names: list[str], view: FleetView, *, new: bool = False
+    ) -> None:
+        """Send a message for each slot to the device of that name, by now perhaps another node as well."""
         connects = {device.node_id: device.connects for device in view.devices}
         message_ids = list(self._mail.push_messages(wrapped(message for _, message in pairs)))
-        for (slot, message), message_id in zip(pairs, message_ids, strict=True):
+        for (slot, message), name, message_id in zip(pairs, names, message_ids, strict=True):
             node_id = message.metadata.dst_node_id
             delivery = Delivery(connects.get(node_id, 0))
-            flight = Flight(self._checkin.name_of(node_id), node_id, delivery=delivery)
+            flight = Flight(name, node_id, delivery=delivery)
             if new:
                 self._exchange.add(slot)
             if not message_id:
@@ -247,18 +251,19 @@ class Phase:
             for slot, member in zip(vacant, free, strict=False)
         ]
         if pairs:
-            logger.info("replaced by standby: %s", ", ".join(str(m.metadata.dst_node_id) for _, m in pairs))
-            self._send(pairs, view)
+            names = [member.name for member in free[: len(pairs)]]
+            logger.info("replaced by standby: %s", ", ".join(names))
+            self._send(pairs, names, view)
         return bool(pairs)
 
     def _send_again(self, view: FleetView) -> bool:
         """Send what was lost on its way once more, to the same device."""
         lost = self._exchange.undelivered(view)
         if lost:
-            names = ", ".join(flight.name for _, flight in lost)
-            logger.info("round %d: never reached %s, and is sent again", self._round, names)
+            names = [flight.name for _, flight in lost]
+            logger.info("round %d: never reached %s, and is sent again", self._round, ", ".join(names))
             again = [(slot, Message(slot.content, f.node_id, slot.message_type)) for slot, f in lost]
-            self._send(again, view)
+            self._send(again, names, view)
         return bool(lost)
 
     def _say(self, *, now: bool = False) -> None:
