@@ -23,3 +23,6 @@ class HeldClock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def time(self) -> float:
+        return self.now

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -41,8 +44,9 @@ class PeerProtocol(HttpToolsProtocol):
         self._next_look = self.loop.call_later(SILENCE_S / _LOOKS, self._look)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
+        """Take what came; the answer says the date of now."""
         self._came = True
+        self.server_state.default_headers = [_date(int(time.time())), *self.config.encoded_headers]
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,6 +72,11 @@ class PeerProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             return True
         return self.cycle.more_body and not self.cycle.waiting_for_100_continue
+
+
+@lru_cache(maxsize=1)
+def _date(now_s: int) -> tuple[bytes, bytes]:
+    return b"date", formatdate(now_s, usegmt=True).encode()
 
 
 def _peer(transport: asyncio.BaseTransport) -> str | None:

@@ -37,8 +37,6 @@ from trellis.tls import TlsFiles
 logger = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 5.0
-_TICK_S = 1.0
-"""How often the date in answers is set."""
 
 
 def create_app(title: str) -> FastAPI:
@@ -105,7 +103,11 @@ def _telling(port: int) -> type[ssl.SSLObject]:
 
 
 class _QuietServer(uvicorn.Server):
-    """uvicorn without signal handlers, which the service has, and without looking ten times a second."""
+    """uvicorn without signal handlers, which the service has, and without looking ten times a second.
+
+    It looks whether it is to end, and at the time for the date in its answers: the one it is told here, the
+    other `PeerProtocol` does when something comes.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -116,9 +118,7 @@ class _QuietServer(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._leaving.wait(), _TICK_S)
+        await self._leaving.wait()
 
     def leave(self) -> None:
         """End `serve` as soon as what is being answered is answered."""

@@ -13,8 +13,10 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from held_clock import HeldClock
 
 from trellis.errors import ConfigError, DiskFailed, InvalidInput, Refused, TrellisError, Unavailable
+from trellis.http import connections
 from trellis.http.client import ServiceClient
 from trellis.http.server import HttpServer, create_app, read_body
 from trellis.keys.authority import create_authority, issue
@@ -100,7 +102,7 @@ async def test_a_server_ends_at_once(app: FastAPI) -> None:
         async with HttpServer(app, host="127.0.0.1", port=0, tls=None) as server:
             async with httpx.AsyncClient(timeout=30) as client:
                 assert (await client.get(f"{server.url}/number", params={"n": 1})).json() == {"n": 1}
-            # uvicorn has looked whether it is to end, and would look again in a second.
+            # uvicorn itself would look ten times a second whether it is to end.
             began = time.monotonic()
         took_s.append(time.monotonic() - began)
     assert min(took_s) < 0.5  # a busy machine's pauses are not the server's
@@ -119,6 +121,22 @@ async def test_answers_and_errors_arrive_as_what_they_are(client: ServiceClient)
         await client.get("/nowhere")
     with pytest.raises(TrellisError, match="answered HTTP 500 with something that is not Trellis's"):
         await client.get("/bug")
+
+
+async def test_each_answer_has_the_date_of_its_own_request(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = HeldClock.of(connections, monkeypatch, now=0.0)
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        for clock.now, due in (
+            (0.9, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (1.0, "Thu, 01 Jan 1970 00:00:01 GMT"),
+            (86_400.0, "Fri, 02 Jan 1970 00:00:00 GMT"),
+        ):
+            for path in ("/text", "/nowhere"):
+                answer = await client.get(path)
+                assert answer.headers.get_list("date") == [due]
+                assert answer.headers.get_list("server") == ["uvicorn"]
 
 
 async def test_a_refused_path_is_one_harmless_line_of_the_log(
