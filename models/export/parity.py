@@ -23,8 +23,10 @@ from models.export.faults import (
     unsupported_operator,
 )
 from models.export.running import Run, open_file
+from models.exported import read_artefact
 from models.manifest import Manifest, buffer_role, gradient_role, mask_role, tensor_role
 from models.registry import ModelSpec
+from trellis.errors import ArtefactError
 
 TOLERANCE = 1e-5
 _FLOOR = 0.01
@@ -85,6 +87,12 @@ def require_logits(module: nn.Module, graphs: Iterable[Located], manifest: Manif
 def _require(
     compare: Callable[[Run, int], list[Difference]], graphs: Iterable[Located], manifest: Manifest, path: Path
 ) -> None:
+    try:
+        read_artefact(path, runtime=manifest.runtime, purpose=manifest.purpose)
+    except ArtefactError as error:
+        problem = f"who uses it would refuse the file: {'; '.join(map(str, error.faults))}"
+        remedy = f"use other layers, {TRAIN_WITH_TORCH}"
+        raise not_exportable(manifest.model, manifest.runtime, problem, remedy) from error
     try:
         run = open_file(path, manifest)
         draws = [compare(run, seed) for seed in range(_DRAWS)]

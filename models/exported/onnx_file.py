@@ -1,8 +1,8 @@
 """An ONNX file: its metadata, its inputs and outputs, and what it asks for that we do not allow.
 
 Field numbers are those of onnx.proto3 (IR version 10). Allowed are the operators of ONNX itself, with all
-they need in the one file. Not allowed are operators and functions of others, tensors that lie in other
-files, and graphs that train themselves.
+they need in the one file. Not allowed are operators and functions of others, those with a graph inside,
+which may run for ever, tensors that lie in other files, and graphs that train themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from models.exported.graph_file import GraphFile, MalformedFile, Port, Ports
 from models.exported.protobuf import Budget, Message
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+WITH_A_GRAPH_INSIDE = ("If", "Loop", "Scan", "SequenceMap")
+"""Nothing stops a step that a runtime has begun, and a loop may have any number of turns."""
 
 _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_METADATA, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 8, 14, 20, 25
 _KEY, _VALUE = 1, 2
@@ -103,8 +105,11 @@ def _strange(graph: Message) -> Iterator[str]:
             name = tensor.text(_TENSOR_NAME)[:80]
             yield f"tensor {name!r} lies in another file (external data), all are due in this one"
     for node in graph.messages(_GRAPH_NODES):
+        operator, name = node.text(_NODE_OPERATOR)[:80], node.text(_NODE_NAME)[:80]
+        if operator in WITH_A_GRAPH_INSIDE:
+            problem = "which may never end: steps written out are due"
+            yield f"node {name!r} is the operator {operator!r}, {problem}"
         if (domain := node.text(_NODE_DOMAIN)) not in STANDARD_DOMAINS:
-            operator, name = node.text(_NODE_OPERATOR)[:80], node.text(_NODE_NAME)[:80]
             yield f"node {name!r} is the operator {operator!r} of {domain[:80]!r}, which is not ONNX's own"
         for inner in _parts(node.messages(_NODE_ATTRIBUTES), _ATTRIBUTE_GRAPHS):
             yield from _strange(inner)

@@ -1,7 +1,8 @@
 """A TFLite file: its metadata, its signatures, and what it asks for that we do not allow.
 
 Field numbers are those of LiteRT's schema.fbs, version 3. Allowed are the built-in operators, with all they
-need in the one file. Not allowed are custom operators, and what lies behind the FlatBuffer or beside it.
+need in the one file. Not allowed are custom operators, those that run another subgraph, which may be for
+ever, and what lies behind the FlatBuffer or beside it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ _SIGNATURE_INPUTS, _SIGNATURE_OUTPUTS, _SIGNATURE_KEY, _SIGNATURE_GRAPH = 0, 1, 
 _MAP_NAME, _MAP_TENSOR = 0, 1
 
 _NOT_BUILT_IN = {32: "CUSTOM", 51: "DELEGATE", 127: "PLACEHOLDER", 173: "STABLEHLO_CUSTOM_CALL"}
+_WITH_A_GRAPH_INSIDE = {
+    31: "CALL",
+    118: "IF",
+    119: "WHILE",
+    129: "CALL_ONCE",
+    200: "STABLEHLO_WHILE",
+    209: "STABLEHLO_CASE",
+}
 _OPTIONAL = -1  # an operator's input that is left out
 _ABSENT_BUFFERS = (0, 1)  # LiteRT's own writer leaves a 1 where an offset is to come
 _TYPES = {
@@ -121,6 +130,8 @@ def _strange_parts(model: Table, parts: _Parts) -> Iterator[str]:
         if number in _NOT_BUILT_IN:
             name = code.text(_CODE_CUSTOM)[:80] or _NOT_BUILT_IN[number]
             yield f"it needs the operator {name!r}, which is not built into LiteRT"
+        if (inner := _WITH_A_GRAPH_INSIDE.get(number)) is not None:
+            yield f"it needs the operator {inner!r}, which may never end: steps written out are due"
     for index, buffer in enumerate(parts.buffers):
         buffer.length(_BUFFER_CONTENT)
         if buffer.number(_BUFFER_OFFSET, "Q") not in _ABSENT_BUFFERS:

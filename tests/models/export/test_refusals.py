@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import graph_files
 import pytest
 import torch
 from exported_models import LONGEST_S
 from torch import nn
 from torch.nn import functional
 
-from models.export import export_training
+from models.export import export_training, parity
 from models.manifest import Runtime
 from models.registry import ModelSpec
 from trellis.errors import InvalidInput
@@ -154,3 +155,15 @@ def _with(odd: type[nn.Module]) -> ModelSpec:
         return net
 
     return ModelSpec("odd-one", "one module that is odd", build)
+
+
+def test_a_file_that_a_device_would_refuse_is_not_written(tmp_path: Path) -> None:
+    looping = graph_files.onnx_model(manifest := graph_files.manifest("onnx"))
+    looping.graph.node.add(op_type="Loop", name="l")
+    path = graph_files.write_onnx(tmp_path / "tiny.onnx", looping)
+    with pytest.raises(InvalidInput) as caught:
+        parity.require_gradients(_with(Sorts), [], manifest, path)
+    assert str(caught.value).startswith(
+        "model 'tiny' cannot be exported to onnx: who uses it would refuse the file: node 'l' is the "
+        "operator 'Loop', which may never end"
+    )

@@ -117,6 +117,18 @@ def test_a_tensor_in_another_file_is_found_wherever_it_stands(place: str) -> Non
     )
 
 
+@pytest.mark.parametrize("operator", ["If", "Loop", "Scan", "SequenceMap"])
+def test_an_operator_that_runs_a_graph_inside_may_never_end(operator: str) -> None:
+    odd = model()
+    node = odd.graph.node.add(op_type=operator, name="n")
+    inner = helper.make_node(operator, [], [], name="deep")
+    node.attribute.add(name="body").g.CopyFrom(helper.make_graph([inner], "body", [], []))
+    assert read(odd).strange == tuple(
+        f"node {name!r} is the operator {operator!r}, which may never end: steps written out are due"
+        for name in ("n", "deep")
+    )
+
+
 def test_what_lies_in_the_file_and_onnx_own_operators_are_nothing_strange() -> None:
     sound = model(opsets=("", "ai.onnx"))
     sound.graph.node.add(op_type="Relu", domain="ai.onnx").attribute.add(name="t").t.CopyFrom(PLAIN)

@@ -211,6 +211,9 @@ def _add_function(model: onnx.ModelProto) -> None:
     model.functions.append(helper.make_function("", "Relu", ["a"], ["b"], [], opsets))
 
 
+BRANCHES = (
+    "2 faults\n  - node 'branch' is the operator 'If', which may never end: steps written out are due\n  - "
+)
 OTHERS = "node 'evil' is the operator 'Exec' of 'com.evil', which is not ONNX's own"
 ELSEWHERE = "tensor 'secret' lies in another file (external data), all are due in this one"
 
@@ -219,8 +222,8 @@ ELSEWHERE = "tensor 'secret' lies in another file (external data), all are due i
     ("change", "problem"),
     [
         (_with_node(_foreign()), OTHERS),
-        (_with_node(_branch(_foreign())), OTHERS),
-        (_with_node(_branch(_branch(_foreign()))), OTHERS),
+        (_with_node(_branch(_foreign())), f"{BRANCHES}{OTHERS}"),
+        (_with_node(_branch(_branch(_foreign()))), f"{BRANCHES}{OTHERS}"),
         (
             lambda model: model.opset_import.append(helper.make_opsetid("com.microsoft", 1)),
             "it needs the operators of 'com.microsoft', only those of ONNX itself are due",
@@ -237,7 +240,7 @@ ELSEWHERE = "tensor 'secret' lies in another file (external data), all are due i
         ),
         (
             _with_node(_branch(helper.make_node("Constant", [], ["k"], value=_external(_tensor())))),
-            ELSEWHERE,
+            f"{BRANCHES}{ELSEWHERE}",
         ),
         (
             lambda model: _external(model.graph.sparse_initializer.add().values).MergeFrom(_tensor()),

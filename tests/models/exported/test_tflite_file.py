@@ -159,6 +159,17 @@ def test_an_operator_of_others_is_found_by_either_of_its_numbers(
     assert read(change).strange == (f"it needs the operator {name!r}, which is not built into LiteRT",)
 
 
+@pytest.mark.parametrize("name", ["CALL", "IF", "WHILE", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE"])
+def test_an_operator_that_runs_another_graph_may_never_end(
+    read: Callable[[Change], GraphFile], name: str
+) -> None:
+    def change(model: Any) -> None:
+        model.operatorCodes[0].builtinCode = getattr(schema.BuiltinOperator, name)
+
+    due = f"it needs the operator {name!r}, which may never end: steps written out are due"
+    assert read(change).strange == (due,)
+
+
 def _long_names(model: Any) -> None:
     code, tensor = model.operatorCodes[0], model.subgraphs[0].tensors[3]
     code.builtinCode, code.customCode = schema.BuiltinOperator.CUSTOM, "c" * 90
