@@ -38,12 +38,12 @@ def renew(
         ConfigError: There is no such certificate, it is another CA's, or it takes no hosts.
     """
     with locked(root):
+        authority = load_authority(root)
         found = _known(root)
         chosen = _chosen(found, names) if names else _due(found)
         _require_listening(hosts, chosen, found)
         if CA in chosen:
-            _renew_ca(root, found)
-        authority = load_authority(root)
+            authority = _renew_ca(root, authority, found)
         for name in chosen:
             if name != CA:
                 _renew_leaf(authority, found[name].folder, named(name), hosts, days)
@@ -98,13 +98,13 @@ def _require_listening(hosts: Collection[str], chosen: Collection[str], found: d
         )
 
 
-def _renew_ca(root: Path, found: dict[str, Entry]) -> None:
-    old = load_authority(root)
-    renewed = pem(ca_certificate(old.key))
-    replace_file(root / CA / "ca.crt", renewed, mode=PUBLIC_FILE)
+def _renew_ca(root: Path, old: Authority, found: dict[str, Entry]) -> Authority:
+    new = Authority(ca_certificate(old.key), old.key)
+    replace_file(root / CA / "ca.crt", pem(new.certificate), mode=PUBLIC_FILE)
     for name, entry in found.items():
         if name != CA and issued_by(certificate_in(entry.folder / "tls.crt"), old.certificate):
-            replace_file(entry.folder / "ca.crt", renewed, mode=PUBLIC_FILE)
+            replace_file(entry.folder / "ca.crt", pem(new.certificate), mode=PUBLIC_FILE)
+    return new
 
 
 def _renew_leaf(

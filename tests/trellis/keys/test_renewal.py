@@ -113,9 +113,15 @@ def test_another_cas_certificate_is_refused(fleet: Path, tmp_path: Path) -> None
 
 
 def test_where_the_cas_key_is_not_kept_nothing_is_renewed(fleet: Path) -> None:
+    for names in (["central/server"], []):
+        with pytest.raises(
+            ConfigError, match=r"has no certificate authority.*give the folder that 'trellis keys"
+        ):
+            renew(fleet / "server", names)
     (fleet / "ca" / "ca.key").unlink()
-    with pytest.raises(ConfigError, match=r"ca/ca\.key: No such file.*bring the file back"):
-        renew(fleet, ["central/server"])
+    for names in (["central/server"], []):
+        with pytest.raises(ConfigError, match=r"ca/ca\.key: No such file.*bring the file back"):
+            renew(fleet, names)
 
 
 def test_a_ca_that_ends_before_what_it_would_issue_is_renewed_and_is_the_same(
