@@ -17,7 +17,7 @@ from trellis.keys.certificates import LEAF_DAYS, host_name
 from trellis.keys.files import present
 from trellis.keys.principals import BROKER, SERVER, Principal, device, gateway
 from trellis.keys.register import Entry, entries
-from trellis.keys.renewal import renew
+from trellis.keys.renewal import CA, renew
 from trellis.topics import DEFAULT_BASE, Topics
 
 app = typer.Typer(
@@ -183,11 +183,13 @@ def renew_certificates(
         return
     for entry in renewed:
         typer.echo(f"renewed {entry.folder}: {entry.common_name} until {entry.not_after:%Y-%m-%d}")
-    if renewed:
+    if any(entry.folder == keys / CA for entry in renewed):
+        typer.echo("each machine gets the CA's new ca.crt, which is in its folder, with its next renewal")
+    if any(entry.folder != keys / CA for entry in renewed):
         typer.echo(
             "copy ca.crt and tls.crt of each to its machine, and restart what runs there (reload mosquitto)"
         )
-    else:
+    if not renewed:
         typer.echo(f"nothing in {keys} ends within 30 days: name what is to be renewed all the same")
 
 

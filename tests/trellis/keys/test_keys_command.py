@@ -273,6 +273,10 @@ def test_renew_says_what_it_renewed_until_when_and_what_to_do(keys: Path) -> Non
         "renewed": [str(keys / "broker"), str(keys / "server")],
     }
     assert "nothing in" in run("renew", "--keys", keys)
+    told = run("renew", "ca", "--keys", keys)
+    assert f"renewed {keys / 'ca'}: Trellis CA " in told
+    assert "each machine gets the CA's new ca.crt" in told
+    assert "restart" not in told  # least of all is anything of keys/ca to be copied
 
 
 @pytest.mark.parametrize("command", ["init", "gateway", "device", "renew", "show", "acl"])
