@@ -16,9 +16,7 @@ import psutil
 from trellis.files import write_atomically
 
 _PR_SET_PDEATHSIG = 1
-
-START_TOLERANCE_S = 0.5
-"""Two readings of one process's start may differ by clock rounding; a reused pid is younger by more."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def _libc_prctl() -> Callable[..., int] | None:
@@ -105,7 +103,7 @@ class PidFile:
     """A file that says which child process a service has started.
 
     Attributes:
-        path: JSON with `pid` and `started`, the process's start in seconds since the epoch.
+        path: JSON with `pid` and `born`, what tells the process from others that have had that pid.
     """
 
     path: Path
@@ -113,7 +111,7 @@ class PidFile:
     def write(self, pid: int) -> None:
         """Note a child, unless it has ended already; the file is replaced in one step, so it is whole."""
         try:
-            text = json.dumps({"pid": pid, "started": psutil.Process(pid).create_time()})
+            text = json.dumps({"pid": pid, "born": _born(pid)})
         except psutil.NoSuchProcess:
             self.clear()
             return
@@ -124,13 +122,13 @@ class PidFile:
         """End what a killed predecessor left behind, with its descendants; return whether there was any."""
         try:
             noted = json.loads(self.path.read_text(encoding="utf-8"))
-            pid, started = int(noted["pid"]), float(noted["started"])
+            pid, born = int(noted["pid"]), str(noted["born"])
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError):
             self.clear()  # a torn or foreign file names no process
             return False
-        ours = _started(pid, started)
+        ours = _is_still(pid, born)
         if ours:
             terminate_tree(pid, grace_s=grace_s)
         self.clear()
@@ -141,12 +139,28 @@ class PidFile:
         self.path.unlink(missing_ok=True)
 
 
-def _started(pid: int, started: float) -> bool:
+def _is_still(pid: int, born: str) -> bool:
     try:
-        process = psutil.Process(pid)
-        return _runs(process) and abs(process.create_time() - started) < START_TOLERANCE_S
+        return _runs(psutil.Process(pid)) and _born(pid) == born
     except psutil.NoSuchProcess:
         return False
+
+
+def _born(pid: int) -> str:
+    """Return when a process started, such that no step of the clock changes it.
+
+    Raises:
+        NoSuchProcess: There is none.
+    """
+    if not sys.platform.startswith("linux"):
+        return str(psutil.Process(pid).create_time())
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    # proc_pid_stat(5): field 22 counts ticks since the boot; field 2, a name, may hold brackets and blanks.
+    ticks = fields.rpartition(")")[2].split()[22 - 3]
+    return f"{_BOOT_ID.read_text(encoding='ascii').strip()} {ticks}"
 
 
 def port_owner(port: int) -> str | None:

@@ -77,18 +77,35 @@ def test_what_a_predecessor_left_is_ended(tmp_path: Path) -> None:
     assert not file.end_previous()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boot and ticks are Linux's")
 def test_a_reused_pid_is_not_hit(tmp_path: Path) -> None:
     file = PidFile(tmp_path / "child.pid")
     with tree("polite") as (root, _):
         file.write(root.pid)
         noted = json.loads(file.path.read_text(encoding="utf-8"))
-        file.path.write_text(json.dumps({**noted, "started": noted["started"] - 100}), encoding="utf-8")
-        assert not file.end_previous()
-        assert root.poll() is None
-        assert not file.path.exists()
+        boot, ticks = noted["born"].split()
+        for born in (f"{boot} {int(ticks) - 1}", f"{boot[::-1]} {ticks}", ""):
+            file.path.write_text(json.dumps({**noted, "born": born}), encoding="utf-8")
+            assert not file.end_previous()
+            assert root.poll() is None
+            assert not file.path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "started": 1}', '{"pid": 1}'])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere psutil's own word is taken")
+def test_what_a_predecessor_left_is_ended_though_the_clock_was_set_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = PidFile(tmp_path / "child.pid")
+    with tree("polite") as (root, _):
+        file.write(root.pid)
+        booted_s = psutil.boot_time()
+        # With the clock the time of the boot is set; it is psutil's measure of a process's start.
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted_s - 3600)
+        assert file.end_previous()
+        assert root.wait(timeout=30) == -15
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "born": "1 1"}', '{"pid": 1}'])
 def test_a_torn_file_names_nobody(tmp_path: Path, text: str) -> None:
     file = PidFile(tmp_path / "child.pid")
     file.path.write_text(text, encoding="utf-8")
