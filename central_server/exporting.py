@@ -259,6 +259,18 @@ def _empty(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True)
 
 
+def _exporters_sources() -> list[Path]:
+    """Return what makes a file of a model, what it says of itself, and what it is checked by."""
+    ours = Path(models.__file__).parent
+    folders = [path for name in ("export", "exported") for path in sorted((ours / name).rglob("*.py"))]
+    return [*folders, ours / "manifest.py", ours / "backends" / "torch.py"]
+
+
+def _models_sources(model: str) -> list[Path]:
+    folder = _source_folder(model)
+    return [] if folder is None else sorted(folder.glob("*.py"))
+
+
 def _source_folder(model: str) -> Path | None:
     """Return where a model is defined, if that is a folder: it may be built of its neighbours' parts."""
     spec = find_model(model)
@@ -277,9 +289,8 @@ def _source_digest(model: str) -> str:
         with contextlib.suppress(PackageNotFoundError):
             digest.update(f"{tool} {version(tool)}\n".encode())
     try:
-        for folder in (Path(models.__file__).parent / "export", _source_folder(model)):
-            for path in sorted(folder.glob("*.py")) if folder is not None else ():
-                digest.update(path.read_bytes())
+        for path in (*_exporters_sources(), *_models_sources(model)):
+            digest.update(path.read_bytes())
     except OSError as error:
         raise Unavailable(f"the source of model {model!r} cannot be read: {error}") from error
     return digest.hexdigest()

@@ -66,13 +66,32 @@ def _other_model(_: pytest.MonkeyPatch, source: Path) -> None:
     source.write_text("layers = 2")
 
 
-def _other_exporter(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
-    (source.parent / "export").mkdir()
-    (source.parent / "export" / "graph.py").write_text("operators = 1")
-    monkeypatch.setattr(exporting.models, "__file__", str(source))
+EXPORTERS = [
+    "export/graph.py",
+    "export/decompositions/pooling.py",
+    "exported/onnx_file.py",
+    "manifest.py",
+    "backends/torch.py",
+]
 
 
-@pytest.mark.parametrize("change", [_other_trellis, _other_torch, _other_model, _other_exporter])
+@pytest.mark.parametrize("changed", EXPORTERS)
+def test_an_export_follows_from_all_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    monkeypatch.setattr(exporting.models, "__file__", str(tmp_path / "__init__.py"))
+    for name in (*EXPORTERS, "backends/graph.py"):
+        assert (Path(__file__).parents[2] / "models" / name).is_file(), "it is there in earnest"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("operators = 1")
+    digest = exporting._source_digest("softmax")
+    (tmp_path / "backends" / "graph.py").write_text("what a device has")
+    assert exporting._source_digest("softmax") == digest
+    (tmp_path / changed).write_text("operators = 2")
+    assert exporting._source_digest("softmax") != digest
+
+
+@pytest.mark.parametrize("change", [_other_trellis, _other_torch, _other_model])
 async def test_a_later_server_finds_it_again_until_what_it_follows_from_changes(
     tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
