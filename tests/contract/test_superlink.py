@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -63,6 +64,34 @@ async def test_the_front_lets_only_the_fleet_api_through(tmp_path: Path) -> None
             assert (await client.get(front.url + path)).status_code == 404, path
         through = await client.post(f"{front.url}/v1/fleet/pull-messages", headers=headers)
         assert through.status_code not in {404, 503}
+
+
+async def test_the_superlink_lets_go_of_uploads_whose_devices_have_vanished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trellis.http.connections.SILENCE_S", 4.0)
+    async with (
+        SuperLink(folder=tmp_path) as superlink,
+        HttpServer(FleetFront(superlink.address), host="127.0.0.1", port=0, tls=None) as front,
+        AsyncExitStack() as stack,
+    ):
+        process, port = psutil.Process(superlink.pid), int(superlink.address.rpartition(":")[2])
+
+        def held() -> int:
+            found = process.net_connections("tcp")
+            return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in found)
+
+        before = held()
+        head = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: f\r\ncontent-length: 1000000\r\n\r\n"
+        for _ in range(5):
+            _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            stack.callback(writer.close)
+            writer.write(head + bytes(900_000))
+        async with asyncio.timeout(60):
+            while held() < before + 5:  # noqa: ASYNC110 - another process's sockets
+                await asyncio.sleep(0.05)
+            while held() > before:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def test_what_apps_inherit_the_superlink_does_not(tmp_path: Path) -> None:
