@@ -5,6 +5,7 @@ end of it notices. A device counts how often it has connected with no message in
 since a message was sent to it, and then rests although it would have begun, has not got it.
 
 Whoever fetches one that takes long, or waits until it may begin, says so (`Phase.ASKED`): it does not rest.
+Only of one that comes inline it knows nothing before that is there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import time
 from dataclasses import dataclass
 
 from trellis.flower.backchannel import FleetDevice
+from trellis.flower.inline import LARGEST_BYTES
 from trellis.payloads import Phase
 
 PATIENCE_S = 3.0
 """A message that was sent while its device connected is pulled within this time: a few round trips."""
+_SLOW_BYTES_PER_S = 125_000
+"""A link of 1 Mbit/s."""
 _RESTING = {Phase.WAITING, Phase.UPLOADED}
 
 
@@ -26,9 +30,11 @@ class Delivery:
 
     Attributes:
         connects: The device's count when the message was sent.
+        size: Bytes of its tensors.
     """
 
     connects: int = 0
+    size: int = 0
     _doubted_at: float | None = None
 
     def failed(self, device: FleetDevice) -> bool:
@@ -39,4 +45,5 @@ class Delivery:
         now = time.monotonic()
         if self._doubted_at is None:
             self._doubted_at = now
-        return now - self._doubted_at >= PATIENCE_S
+        inline_bytes = self.size if self.size <= LARGEST_BYTES else 0
+        return now - self._doubted_at >= PATIENCE_S + inline_bytes / _SLOW_BYTES_PER_S

@@ -195,7 +195,8 @@ class Phase:
         message_ids = list(self._mail.push_messages(wrapped(message for _, message in pairs)))
         for (slot, message), name, message_id in zip(pairs, names, message_ids, strict=True):
             node_id = message.metadata.dst_node_id
-            delivery = Delivery(connects.get(node_id, 0))
+            size = sum(packed_bytes(record) for record in slot.content.array_records.values())
+            delivery = Delivery(connects.get(node_id, 0), size)
             flight = Flight(name, node_id, delivery=delivery)
             if new:
                 self._exchange.add(slot)
@@ -204,7 +205,7 @@ class Phase:
             self._exchange.sent(slot, message_id or f"unsent-{node_id}", flight)
             if id(slot.content) not in self._sent:
                 self._sent[id(slot.content)] = sent_tensors(slot.content)
-            self._announcer.bytes_down += sum(packed_bytes(r) for r in slot.content.array_records.values())
+            self._announcer.bytes_down += size
         self._announcer.count(len(message_ids))
         self._say(now=True)
 

@@ -35,6 +35,21 @@ def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(cloc
     assert sent.failed(device(3))
 
 
+@pytest.mark.parametrize(
+    ("size", "due_s"),
+    [(125_000, PATIENCE_S + 1.0), (1024**2, PATIENCE_S + 8.388608), (1024**2 + 1, PATIENCE_S)],
+)
+def test_what_comes_inline_has_the_time_that_it_takes_at_a_megabit_a_second(
+    clock: HeldClock, size: int, due_s: float
+) -> None:
+    sent = Delivery(connects=2, size=size)
+    assert not sent.failed(device(3))
+    clock.now += due_s - 0.1
+    assert not sent.failed(device(3))
+    clock.now += 0.2
+    assert sent.failed(device(3))
+
+
 @pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.ASKED, Phase.TRAINING, Phase.EVALUATING])
 def test_one_that_is_at_work_is_let_be_and_its_patience_begins_anew(clock: HeldClock, phase: Phase) -> None:
     sent = Delivery(connects=2)
