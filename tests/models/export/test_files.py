@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from models.manifest import Runtime
 from models.registry import ModelSpec, find_model
 
 pytestmark = pytest.mark.timeout(LONGEST_S)
+
+PAGE = ROOT / "docs" / "export.md"
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])
@@ -121,6 +124,14 @@ def test_tflite_takes_batches_whole_only_where_a_model_keeps_statistics_of_them(
         model, shape=(4,), classes=3, runtime="tflite", path=tmp_path / "normed.tflite", batch=24
     )
     assert manifest.batch == due
+
+
+def test_a_file_is_as_large_as_the_page_says() -> None:
+    said = re.search(r"LeNet-5 has\s(\d+) KB as ONNX\sand\s(\d+) KB as TFLite", PAGE.read_text())
+    assert said is not None
+    runtimes: tuple[Runtime, ...] = ("onnx", "tflite")
+    for runtime, told in zip(runtimes, said.groups(), strict=True):
+        assert training_artefact("lenet5", runtime).stat().st_size / 1000 == pytest.approx(int(told), abs=1)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])
