@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from trellis.silence import SILENCE_S, end_when_silent
+from trellis.silence import SILENCE_S, end_when_untaken
 
 Header = tuple[bytes, bytes]
 
@@ -110,7 +110,8 @@ class Upstream:
         async with asyncio.timeout(_CONNECT_S):
             opened = asyncio.open_connection(self._host, self._port, ssl=self._context, limit=_HEAD_BYTES)
             connection = _Connection(*await opened)
-        end_when_silent(connection.writer.transport, SILENCE_S)
+        # It reads itself, and is on this machine, or behind a link that opens its window by the packet.
+        end_when_untaken(connection.writer.transport, SILENCE_S)
         return connection
 
     async def _write(

@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from trellis.silence import SILENCE_S, end_when_silent
+from trellis.silence import SILENCE_S, UNTAKEN_S, end_when_untaken
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class PeerProtocol(HttpToolsProtocol):
             "principal": _peer(transport),
             "abort": transport.abort,
         }
-        end_when_silent(transport, SILENCE_S)
+        end_when_untaken(transport, UNTAKEN_S)
         self._came, self._silent = False, 0
         self._next_look = self.loop.call_later(SILENCE_S / _LOOKS, self._look)
 

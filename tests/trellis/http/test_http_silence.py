@@ -36,6 +36,7 @@ HALVES = {
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Call a second of silence an end."""
     monkeypatch.setattr(connections, "SILENCE_S", SILENCE_S)
+    monkeypatch.setattr(connections, "UNTAKEN_S", SILENCE_S)
     monkeypatch.setattr(upstream, "SILENCE_S", SILENCE_S)
 
 
