@@ -32,6 +32,7 @@ class ModelCard:
         task: The task that trained it.
         round: The round after which it was saved.
         normalize: How its samples are scaled beyond [0, 1], if they are.
+        seed: The task's: what a model draws while it is built, beside its arrays, follows from it.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ModelCard:
     task: str
     round: int
     normalize: Normalize | None = None
+    seed: int = 0
 
     def metadata(self) -> dict[str, str]:
         """Return the card as the metadata of a model file; `from_metadata` is the inverse."""
@@ -51,6 +53,7 @@ class ModelCard:
             "task": self.task,
             "round": str(self.round),
             "normalize": json.dumps(scaling),
+            "seed": str(self.seed),
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class ModelCard:
             task=fields.task,
             round=fields.round,
             normalize=Normalize(scaling.mean, scaling.std) if scaling else None,
+            seed=fields.seed,
         )
 
 
@@ -86,6 +90,7 @@ class _Metadata(BaseModel):
     task: str
     round: Annotated[int, Field(ge=0)]
     normalize: Json[Scaling | None]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
     @field_validator("shape")
     @classmethod
@@ -130,9 +135,12 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
 # Any: safetensors does not type what it opens.
 def _array(file: Any, name: str, path: Path) -> np.ndarray[Any, Any]:
     try:
-        return np.array(file.get_tensor(name))
+        array = np.array(file.get_tensor(name))
     except (TypeError, AttributeError):
-        # What safetensors makes of BF16 and the F8 kinds, whose names numpy does not know.
+        array = None  # what safetensors makes of BF16 and the F8 kinds, whose names numpy does not know
+    # A package that teaches numpy such names, as onnx does, makes arrays of them that nothing of ours takes.
+    if array is None or array.dtype.isbuiltin != 1:
         problem = f"is {file.get_slice(name).get_dtype()}, which numpy has not"
         fault = Fault(f"tensor {name[:80]!r}", problem, "save it as float32")
-        raise DataError(f"model file {str(path)!r}", [fault]) from None
+        raise DataError(f"model file {str(path)!r}", [fault])
+    return array

@@ -52,7 +52,7 @@ def evaluate(
     card = ModelCard.from_metadata(metadata, where=str(file))
     dataset = load(data, split="test")
     check_for_model(dataset, shape=card.shape, classes=card.classes)
-    backend = open_backend("torch", card.model, shape=card.shape, classes=card.classes, seed=0)
+    backend = open_backend("torch", card.model, shape=card.shape, classes=card.classes, seed=card.seed)
     result = backend.evaluate(arrays, scale(dataset, card.normalize))
     typer.echo(_as_json(card, dataset.name, result) if as_json else _as_text(card, dataset.name, result))
 

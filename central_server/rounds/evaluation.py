@@ -50,6 +50,7 @@ def write_model(path: Path, arrays: Arrays, descriptor: TaskDescriptor, round_nu
         task=descriptor.task,
         round=round_number,
         normalize=Normalize(mean=scaling.mean, std=scaling.std) if scaling else None,
+        seed=descriptor.train.seed,
     )
     save_model(path, arrays, card.metadata())
 

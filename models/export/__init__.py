@@ -75,6 +75,7 @@ def export_inference(
     runtime: Runtime,
     path: Path,
     normalize: Normalize | None = None,
+    seed: int = 0,
     batch: int = 1,
 ) -> Manifest:
     """Make `path` a file that predicts with trained weights, and return what it says of itself.
@@ -89,6 +90,7 @@ def export_inference(
         runtime: `onnx` or `tflite`.
         path: The file; its folder is there.
         normalize: How samples are scaled before they go in; it is noted in the manifest, not in the graph.
+        seed: The task's that trained it.
         batch: Samples that TFLite takes at once. ONNX takes any number.
 
     Raises:
@@ -108,6 +110,7 @@ def export_inference(
             shape=shape,
             classes=classes,
             normalize=normalize,
+            seed=seed,
             runtime=runtime,
             path=path,
             batch=batch,

@@ -159,6 +159,7 @@ def _from_file(file: Path, purpose: Purpose, runtime: Runtime, path: Path, batch
         shape=card.shape,
         classes=card.classes,
         normalize=card.normalize,
+        seed=card.seed,
         runtime=runtime,
         path=path,
         batch=batch or 1,

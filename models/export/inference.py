@@ -29,12 +29,13 @@ def export(
     shape: tuple[int, ...],
     classes: int,
     normalize: Normalize | None,
+    seed: int,
     runtime: Runtime,
     path: Path,
     batch: int,
 ) -> Manifest:
     """Write the file; see `models.export.export_inference`."""
-    module = build_module(spec, shape=shape, classes=classes, seed=0)
+    module = build_module(spec, shape=shape, classes=classes, seed=seed)
     require_like(arrays, {name: value.numpy() for name, value in module.state_dict().items()})
     module.load_state_dict({name: torch.from_numpy(array) for name, array in copied(arrays).items()})
     module.eval()

@@ -127,7 +127,7 @@ def _trained(path: Path, threads: int) -> Predictor:
     arrays, metadata = load_model(path)
     card = ModelCard.from_metadata(metadata, where=str(path))
     backend = open_backend(
-        "torch", card.model, shape=card.shape, classes=card.classes, seed=0, threads=threads
+        "torch", card.model, shape=card.shape, classes=card.classes, seed=card.seed, threads=threads
     )
     return Predictor(
         format="safetensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ CARDS = st.builds(
     task=st.text(),
     round=st.integers(0, 10**6),
     normalize=st.none() | st.builds(Normalize, FINITE, FINITE.filter(lambda std: std > 0)),
+    seed=st.integers(0, 2**63 - 1),
 )
 
 
@@ -96,6 +98,15 @@ def test_numbers_of_a_kind_that_numpy_has_not_are_refused(
     )
 
 
+def test_they_are_refused_too_where_numpy_was_taught_the_kind(tmp_path: Path) -> None:
+    import_module("ml_dtypes")  # as onnx does
+    save_file({"fc.bias": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        DataError, match=r"tensor 'fc.bias': is BF16, which numpy has not \(save it as float32\)"
+    ):
+        load_model(tmp_path / "model.safetensors")
+
+
 def test_metadata_that_are_missing_are_all_named() -> None:
     with pytest.raises(DataError) as caught:
         ModelCard.from_metadata({"model": "mlp", "shape": "[4]", "classes": "3", "task": "t"}, where="m.st")
@@ -119,6 +130,8 @@ def test_metadata_that_are_missing_are_all_named() -> None:
         ("classes", "1000001", "classes: input should be less than or equal to 1000000"),
         ("normalize", '{"mean": 1}', r"normalize\.std: is missing"),
         ("normalize", '{"mean": 1, "std": 0}', r"normalize\.std: input should be greater than 0, got 0"),
+        ("seed", "-1", "seed: input should be greater than or equal to 0, got"),
+        ("seed", str(2**63), "seed: input should be less than or equal to 9223372036854775807"),
         ("normalize", "[", "normalize: Invalid JSON: EOF"),
     ],
 )

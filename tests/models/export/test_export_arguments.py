@@ -51,7 +51,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Call]:
         monkeypatch.setattr(command, what, stand_in(what))
     monkeypatch.chdir(tmp_path)
     arrays = {"fc.weight": np.ones((10, 64), np.float32), "fc.bias": np.zeros(10, np.float32)}
-    save_model(Path("run.safetensors"), arrays, ModelCard("softmax", SHAPE, 10, "t", 7, SCALING).metadata())
+    save_model(
+        Path("run.safetensors"), arrays, ModelCard("softmax", SHAPE, 10, "t", 7, SCALING, seed=5).metadata()
+    )
     Path("run").write_bytes(Path("run.safetensors").read_bytes())
     return noted
 
@@ -84,7 +86,7 @@ def test_a_trained_model_is_asked_for_with_its_weights_scaling_and_batch(
     name, arrays = call.arguments
     assert (call.what, name) == ("export_inference", "softmax")
     assert (arrays["fc.weight"].sum(), set(arrays)) == (640, {"fc.weight", "fc.bias"})
-    wanted = {"shape": SHAPE, "classes": 10, "normalize": SCALING, "runtime": "tflite"}
+    wanted = {"shape": SHAPE, "classes": 10, "normalize": SCALING, "seed": 5, "runtime": "tflite"}
     assert call.options == {**wanted, "path": Path("mine.bin"), "batch": due}
 
 
