@@ -132,7 +132,7 @@ def test_a_flat_sample_fits_only_the_models_that_flatten() -> None:
 
 def test_importing_any_module_of_models_loads_no_heavy_package() -> None:
     # The modules that are a runtime's own and loaded when it is asked for, and the exporters.
-    own = {f"backends/{name}.py" for name in ("torch", "onnx", "tflite")}
+    own = {f"backends/{name}.py" for name in ("torch", "torch_randomness", "onnx", "tflite")}
     own |= {f"quantization/{name}.py" for name in ("onnx", "tflite")}
     light = {"export/__init__.py", "export/command.py", "export/quiet.py"}
     paths = [path.relative_to(ROOT / "models").as_posix() for path in (ROOT / "models").rglob("*.py")]
