@@ -24,7 +24,8 @@ class PeerProtocol(HttpToolsProtocol):
     """uvicorn's protocol; `scope["state"]` has the peer's `principal`, None without TLS, and `abort`.
 
     A peer that owes a request, or the rest of one, and sends nothing for `SILENCE_S`, is cut off, and its
-    request ends with `http.disconnect`. uvicorn has a deadline between two requests only.
+    request ends with `http.disconnect`. uvicorn has a deadline between two requests only, and that begins
+    here once an answer has been taken: it may be large, and its reader slow.
     """
 
     app_state: dict[str, Any]
@@ -54,6 +55,15 @@ class PeerProtocol(HttpToolsProtocol):
         self._next_look.cancel()
         super().connection_lost(exc)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that is idle, and not one whose last answer still goes out."""
+        if _unsent_bytes(self.transport):
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
+
     def _look(self) -> None:
         self._silent = self._silent + 1 if self._is_due() and not self._came else 0
         self._came = False
@@ -69,9 +79,21 @@ class PeerProtocol(HttpToolsProtocol):
     def _is_due(self) -> bool:
         if self.flow.read_paused:
             return False  # it is we who do not read
+        if self.timeout_keep_alive_task is not None or self.transport.is_closing():
+            return False  # it has had its answer, all of it or nearly
         if self.cycle is None or self.cycle.response_complete:
             return True
         return self.cycle.more_body and not self.cycle.waiting_for_100_continue
+
+
+def _unsent_bytes(transport: asyncio.Transport) -> int:
+    """Return how much of what was written the kernel has not got yet.
+
+    A TLS transport counts what it has to encrypt alone: what it has handed to the one below it nobody can
+    ask for in public, and closing drops that after `ssl_shutdown_timeout`, of 30 seconds.
+    """
+    below: asyncio.Transport | None = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below else 0)
 
 
 @lru_cache(maxsize=1)

@@ -36,6 +36,8 @@ from trellis.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
+KEEP_ALIVE_S = 5
+"""A connection whose last answer has been taken is closed when nothing comes for so long."""
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -170,6 +172,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_S,
             **self._ssl(),
         )
         config.load()

@@ -6,17 +6,20 @@ import asyncio
 import logging
 import re
 import socket
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from fastapi import Request
+from fastapi import Request, Response
 
 from trellis.flower import upstream
 from trellis.flower.front import OBJECT_BYTES, FleetFront
 from trellis.http import connections
+from trellis.http import server as http_server
 from trellis.http.server import HttpServer, create_app, read_body
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import OPERATOR, SERVER
@@ -65,6 +68,13 @@ class SuperLink:
         finally:
             self.holds -= 1
             writer.close()
+
+
+class Hurried(SSLProtocol):
+    """Drops what is unsent soon after a connection was closed; asyncio does so after 30 s."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"ssl_shutdown_timeout": SILENCE_S / 2})
 
 
 @asynccontextmanager
@@ -131,6 +141,34 @@ async def test_who_is_slow_is_not() -> None:
         head = await asyncio.wait_for(reader.readline(), 20)
         writer.close()
     assert (head, superlink.bodies) == (b"HTTP/1.1 200 OK\r\n", [b"x" * 5])
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+async def test_who_reads_slowly_gets_the_whole_answer(
+    tls: tuple[TlsFiles, TlsFiles], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(asyncio.sslproto, "SSLProtocol", Hurried)
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_S", 1)
+    monkeypatch.setattr(connections, "UNTAKEN_S", 60.0)
+    server_files, context = (tls[0], client_context(tls[1])) if kind == "tls" else (None, None)
+    app = create_app("under test")
+    size = 16 * 1024**2  # more than the sockets between hold
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(size))
+
+    async with HttpServer(app, host="127.0.0.1", port=0, tls=server_files) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context, limit=2**16)
+        writer.write(b"GET /large HTTP/1.1\r\nhost: f\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        # A sleep, since nothing is to happen: longer than all that ends a connection that idles, or is silent.
+        await asyncio.sleep(4 * SILENCE_S)
+        try:
+            body = await asyncio.wait_for(reader.readexactly(size), 60)
+        finally:
+            writer.close()
+    assert len(body) == size
 
 
 async def test_who_waits_for_an_answer_is_not() -> None:
