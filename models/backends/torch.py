@@ -29,8 +29,9 @@ from models.backends.loop import (
 from models.backends.plan import EvalResult, StepReport, TrainPlan, TrainResult
 from models.backends.torch_randomness import DrewUnseen, TorchRandomness
 from models.datasets import Dataset
+from models.own_code import is_models_own
 from models.registry import ModelSpec
-from trellis.errors import InvalidInput, TrainingFailed, TrellisError
+from trellis.errors import InvalidInput, TrainingFailed
 from trellis.seeds import generator
 
 
@@ -232,8 +233,8 @@ def _users_failures_named(spec: ModelSpec, problem: str) -> Iterator[None]:
     """Turn what a model's own code raises into InvalidInput, but for what this machine lacks."""
     try:
         yield
-    except (TrellisError, OSError, MemoryError):
-        raise
     except Exception as error:  # whatever a stranger's code raises
+        if not is_models_own(error):
+            raise
         what = f"{problem}: {type(error).__name__}: {error}"
         raise InvalidInput(f"model {spec.name!r}", what) from error

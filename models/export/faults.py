@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from models.manifest import Runtime
-from trellis.errors import Fault, InvalidInput, TrellisError
+from models.own_code import causes, is_models_own
+from trellis.errors import Fault, InvalidInput
 
 TRAIN_WITH_TORCH = "or train it on devices with the extra torch alone"
-
-NO_FAULT_OF_THE_MODEL = (TrellisError, OSError, MemoryError)
-"""What is told already, and this machine's troubles; whatever else is raised in an export is the model's."""
 
 _OPERATORS = (
     re.compile(r"op='([\w.]+)', overload='(\w+)'"),  # torch.onnx
@@ -44,7 +42,7 @@ def not_exportable(
 
 @contextmanager
 def exporting(model: str, runtime: Runtime) -> Iterator[None]:
-    """Let nothing but `NO_FAULT_OF_THE_MODEL` out of the block.
+    """Let no fault of the model's own out of the block but as one that is told.
 
     A model's own code runs in it, and libraries that raise whatever their many steps raise.
 
@@ -53,9 +51,9 @@ def exporting(model: str, runtime: Runtime) -> Iterator[None]:
     """
     try:
         yield
-    except NO_FAULT_OF_THE_MODEL:
-        raise
     except Exception as error:
+        if not is_models_own(error):
+            raise
         problem = f"its export failed: {_brief(error)}"
         raise not_exportable(model, runtime, problem, f"mend it, {TRAIN_WITH_TORCH}") from error
 
@@ -65,7 +63,7 @@ def unsupported_operator(
 ) -> InvalidInput:
     """Return the error for what a converter or runtime raised: the operator it names, and whose it is."""
     remedy = f"use other layers, {TRAIN_WITH_TORCH}"
-    for cause in _causes(error):
+    for cause in causes(error):
         operator = _named_in(str(cause))
         if operator:
             modules = sorted({name for graph in graphs for name in graph.modules_with(operator)} - {""})
@@ -84,13 +82,3 @@ def _named_in(text: str) -> str:
 def _brief(error: BaseException) -> str:
     text = " ".join(str(error).split()).partition(" While executing ")[0]
     return f"{type(error).__name__}: {text[:200]}"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what caused it, the first cause first."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    yield from reversed(chain)

@@ -18,10 +18,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.export.decompositions import table
-from models.export.faults import NO_FAULT_OF_THE_MODEL, TRAIN_WITH_TORCH, not_exportable
+from models.export.faults import TRAIN_WITH_TORCH, not_exportable
 from models.export.source import Source
 from models.export.trail import ModuleTrail, exported_module_of, module_of
 from models.manifest import Runtime, buffer_role, gradient_role, mask_role, tensor_role
+from models.own_code import is_models_own
 
 Tensors = dict[str, torch.Tensor]
 
@@ -105,9 +106,9 @@ def trace(source: Source, programs: Sequence[str], *, runtime: Runtime, batch: i
                 whole = make_fx(flat)(*values)
             _refuse_randomness(source, runtime, whole)
             lowered = _lowered(whole, trail, values, runtime)
-        except NO_FAULT_OF_THE_MODEL:
-            raise
         except Exception as error:  # a module of a user's, which may raise anything
+            if not is_models_own(error):
+                raise
             raise _untraceable(source, runtime, trail.current, error) from error
     lowered.graph.eliminate_dead_code()
     lowered.recompile()

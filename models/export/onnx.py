@@ -13,6 +13,7 @@ from onnxscript.optimizer import fold_constants
 from models.export.faults import unsupported_operator
 from models.export.graph import Graph, has_batch
 from models.manifest import METADATA_KEY, Manifest, Program, mask_role
+from models.own_code import is_models_own
 
 OPSET = 18
 OPSET_NAME = f"ai.onnx {OPSET}"
@@ -41,6 +42,8 @@ def convert(model: str, graph: Graph) -> bytes:
                 optimize=False,
             )
         except Exception as error:  # torch.onnx raises whatever its many steps raise
+            if not is_models_own(error):
+                raise
             raise unsupported_operator(model, "onnx", [graph], error) from error
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing")

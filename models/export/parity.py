@@ -16,7 +16,6 @@ from models.arrays import Arrays
 from models.backends.torch import build_module
 from models.export.dropout import MaskedDropout
 from models.export.faults import (
-    NO_FAULT_OF_THE_MODEL,
     TRAIN_WITH_TORCH,
     Located,
     not_exportable,
@@ -25,6 +24,7 @@ from models.export.faults import (
 from models.export.running import Run, open_file
 from models.exported import read_artefact
 from models.manifest import Manifest, buffer_role, gradient_role, mask_role, tensor_role
+from models.own_code import is_models_own
 from models.registry import ModelSpec
 from trellis.errors import ArtefactError
 
@@ -96,9 +96,9 @@ def _require(
     try:
         run = open_file(path, manifest)
         draws = [compare(run, seed) for seed in range(_DRAWS)]
-    except NO_FAULT_OF_THE_MODEL:
-        raise
     except Exception as error:  # ONNX Runtime's errors have no base but Exception
+        if not is_models_own(error):
+            raise
         raise unsupported_operator(manifest.model, manifest.runtime, graphs, error) from error
     least = min((_greatest(draw) for draw in draws), key=lambda difference: difference.share)
     steady = _greatest(one for draw in draws for one in draw if not _jumps(one.role))

@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from models.export.faults import unsupported_operator
 from models.export.graph import Graph
 from models.manifest import METADATA_KEY, Manifest, Program
+from models.own_code import is_models_own
 
 OPSET_NAME = "tflite 3"
 _IDENTIFIER = b"TFL3"
@@ -36,6 +37,8 @@ def convert(model: str, graphs: Sequence[Graph]) -> bytes:
     try:
         content: bytes = converter.convert().model_content()
     except Exception as error:  # its many steps raise whatever they raise
+        if not is_models_own(error):
+            raise
         raise unsupported_operator(model, "tflite", graphs, error) from error
     return content
 

@@ -87,6 +87,16 @@ def test_what_is_not_the_models_own_fault_while_it_is_built_stays_what_it_is(err
         open_model(ModelSpec("mine", "", build), shape=(4,), classes=3, seed=0)
 
 
+def test_memory_that_pytorch_does_not_get_is_no_fault_of_the_models() -> None:
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        open_model(
+            ModelSpec("mine", "", lambda *_: Gives(lambda _: torch.empty(2**50))),
+            shape=(4,),
+            classes=3,
+            seed=0,
+        )
+
+
 def test_what_torch_cannot_do_is_a_failed_training_that_says_why() -> None:
     backend = open_model(ModelSpec("normalised", "", _normalised), shape=(4,), classes=3, seed=0)
     with pytest.raises(

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from trellis.errors import ConfigError, InvalidInput
+from trellis.errors import ConfigError, Fault, InvalidInput
 from trellis.keys.authority import load_authority
 from trellis.keys.certificates import LEAF_DAYS, Authority, ca_certificate, hosts_of, leaf, pem
 from trellis.keys.expiry import CA_SOON, SOON
@@ -42,6 +42,7 @@ def renew(
         found = _known(root)
         chosen = _chosen(found, names) if names else _due(found)
         _require_listening(hosts, chosen, found)
+        _require_own(authority, [found[name] for name in chosen if name != CA])
         if CA in chosen:
             authority = _renew_ca(root, authority, found)
         for name in chosen:
@@ -98,6 +99,16 @@ def _require_listening(hosts: Collection[str], chosen: Collection[str], found: d
         )
 
 
+def _require_own(authority: Authority, leaves: Iterable[Entry]) -> None:
+    foreign = [
+        Fault(str(entry.folder), "has a certificate of another CA", "move it away, and make a new one")
+        for entry in leaves
+        if not issued_by(certificate_in(entry.folder / "tls.crt"), authority.certificate)
+    ]
+    if foreign:
+        raise ConfigError("nothing was renewed", foreign)
+
+
 def _renew_ca(root: Path, old: Authority, found: dict[str, Entry]) -> Authority:
     new = Authority(ca_certificate(old.key), old.key)
     replace_file(root / CA / "ca.crt", pem(new.certificate), mode=PUBLIC_FILE)
@@ -111,10 +122,6 @@ def _renew_leaf(
     authority: Authority, folder: Path, principal: Principal, hosts: Collection[str], days: int
 ) -> None:
     old = certificate_in(folder / "tls.crt")
-    if not issued_by(old, authority.certificate):
-        raise ConfigError(
-            f"folder {folder}", "has a certificate of another CA: move it away, and make a new one"
-        )
     renewed = leaf(authority, principal, old.public_key(), hosts or hosts_of(old), days)
     # After a kill between both either certificate goes with either CA's.
     replace_file(folder / "ca.crt", pem(authority.certificate), mode=PUBLIC_FILE)

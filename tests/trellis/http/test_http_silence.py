@@ -162,7 +162,7 @@ async def test_who_reads_slowly_gets_the_whole_answer(
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context, limit=2**16)
         writer.write(b"GET /large HTTP/1.1\r\nhost: f\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
-        # A sleep, since nothing is to happen: longer than all that ends a connection that idles, or is silent.
+        # A sleep, since nothing is to happen: longer than all that ends who idles, or is silent.
         await asyncio.sleep(4 * SILENCE_S)
         try:
             body = await asyncio.wait_for(reader.readexactly(size), 60)

@@ -112,6 +112,17 @@ def test_another_cas_certificate_is_refused(fleet: Path, tmp_path: Path) -> None
         renew(fleet, ["central/server"])
 
 
+def test_one_certificate_of_another_ca_keeps_all_from_being_renewed_half(fleet: Path, tmp_path: Path) -> None:
+    create_authority(tmp_path / "other")
+    foreign = issue(tmp_path / "other", CAM)
+    shutil.rmtree(fleet / CAM.folder)
+    shutil.copytree(foreign, fleet / CAM.folder)
+    before = {file: file.read_bytes() for file in fleet.rglob("*.crt")}
+    with pytest.raises(ConfigError, match=r"nothing was renewed: .*cam-7: has a certificate of another"):
+        renew(fleet, ["ca", "central/server", "eu-1/devices/cam-7"])
+    assert {file: file.read_bytes() for file in fleet.rglob("*.crt")} == before
+
+
 def test_where_the_cas_key_is_not_kept_nothing_is_renewed(fleet: Path) -> None:
     for names in (["central/server"], []):
         with pytest.raises(
