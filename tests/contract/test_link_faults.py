@@ -121,7 +121,8 @@ async def test_a_node_that_is_forgotten_comes_back_as_a_new_one_whichever_reques
 
 @pytest.mark.parametrize(
     ("off_s", "told"),
-    [(6.5, r"[678] s ahead of"), (-330.0, r"5 min \d+ s behind"), (7e5, "8 d 2 h ahead of")],
+    # What a request takes is taken off the first: 45 seconds remain before it is no clock's fault any more.
+    [(50.0, r"[2345]?\d s ahead of"), (-330.0, r"5 min \d+ s behind"), (7e5, "8 d 2 h ahead of")],
 )
 async def test_a_clock_that_flower_does_not_take_is_told_and_once_it_is_set_all_goes_on(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_s: float, told: str

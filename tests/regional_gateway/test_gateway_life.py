@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -95,15 +94,31 @@ async def test_the_topics_of_an_old_task_are_cleared(
 
 
 async def test_a_task_whose_server_has_vanished_is_cleared_after_its_window(
-    *, world: Any, watching: Any, wait_until: Any, operator: Any, say: Any
+    *,
+    world: Any,
+    watching: Any,
+    wait_until: Any,
+    operator: Any,
+    say: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world.keep_hours = 0.0
+    looks: list[int] = []
+
+    def at(now_ms: int) -> None:
+        looks.clear()
+        monkeypatch.setattr("regional_gateway.sweeper.now_ms", lambda: looks.append(now_ms) or now_ms)
+
     async with world.gateway() as running, watching(world.region) as seen:
-        soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
-        await running.post(operator.envelope(expires_at=soon))
+        await running.post(operator.envelope())
         await seen.publish(CENTRAL_STATE, say.central(TaskState.RUNNING))  # and nothing more is said of it
         await wait_until(lambda: running.gateway.ledger.get("digits").central is TaskState.RUNNING)
+        await wait_until(lambda: seen.retained.get(DESCRIPTOR))
+        window_ms = running.gateway.ledger.get("digits").expires_ms
+        at(window_ms - 1)
+        await wait_until(lambda: len(looks) > 1)
         assert seen.retained[DESCRIPTOR] != b""
+        at(window_ms)
         await wait_until(lambda: seen.retained.get(DESCRIPTOR) == b"")
 
 

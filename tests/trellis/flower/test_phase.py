@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +17,21 @@ from trellis.payloads import Phase, Round, now_ms
 
 
 class Board:
-    """Keeps what is announced, and shows one view of the fleet after the other, the last again and again."""
+    """Keeps what is announced, and shows one view of the fleet after the other, the last again and again.
+
+    Attributes:
+        meanwhile: Done once, by the first wait after it was set.
+    """
 
     def __init__(self, *views: FleetView) -> None:
         self.said: list[int] = []
+        self.meanwhile: Callable[[], object] | None = None
         self._views = [*views] or [FleetView(version=1)]
 
     def wait(self, after: int, timeout_s: float) -> FleetView:
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            meanwhile()
         return self._views.pop(0) if len(self._views) > 1 else self._views[0]
 
     def announce(self, round: Round) -> None:
@@ -70,8 +79,12 @@ def test_a_message_that_is_sent_again_keeps_its_devices_name_whoever_that_is_by_
         stale=set(),
         on_waiting=lambda _: None,
     )
-    desk.step(device(node_id=6))  # as another node meanwhile
-    desk.step(checked_in("q3", 6))
+
+    def comes_as_another_node() -> None:
+        desk.step(device(node_id=6))
+        desk.step(checked_in("q3", 6))
+
+    board.meanwhile = comes_as_another_node  # within the run, whose deadline has then been looked at
     _, standing = running.run()
     assert len(desk.grid.sent) > 4, "nothing was sent again"
     assert [(one.region, one.device, one.outcome) for one in standing.outcomes] == [("eu-1", "cam-7", "late")]
