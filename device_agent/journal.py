@@ -200,9 +200,8 @@ class Journal:
             sql.execute("DELETE FROM answers WHERE task = ?", (task,))
             sql.execute("UPDATE tasks SET pushing = NULL WHERE task = ?", (task,))
         with self._reading() as sql:
-            sql.execute(
-                "PRAGMA wal_checkpoint(TRUNCATE)"
-            )  # the file ends where its last page does from here on
+            # The file ends where its last page does from here on.
+            sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

@@ -83,9 +83,8 @@ class Exchange:
         self._updates: dict[str, tuple[int, float | None, Tally | None]] = {}
 
     def add(self, slot: Slot) -> None:
-        """Take in a slot, with the messages that were sent for it."""
+        """Take in a slot that nothing was sent for yet."""
         self.slots.append(slot)
-        self._slot_of |= dict.fromkeys(slot.flights, slot)
 
     def sent(self, slot: Slot, message_id: str, flight: Flight) -> None:
         """Note one more message for a slot."""

@@ -70,8 +70,9 @@ def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_
     clock: HeldClock,
 ) -> None:
     phase = Exchange("train", 1.0)
-    slot = Slot(RecordDict(), "train", {"m1": Flight("eu-1/d1", 1)})
+    slot = Slot(RecordDict(), "train")
     phase.add(slot)
+    phase.sent(slot, "m1", Flight("eu-1/d1", 1))
     back = FleetView(version=1, devices=(device(1),))
     assert phase.undelivered(back) == []
     clock.now += PATIENCE_S
@@ -89,7 +90,9 @@ def test_a_lost_message_is_sent_again_once_and_whichever_answer_comes_fills_its_
 def test_what_was_answered_or_went_to_one_who_is_away_is_not_sent_again(clock: HeldClock) -> None:
     phase = Exchange("train", 1.0)
     for node in (1, 2):
-        phase.add(Slot(RecordDict(), "train", {f"m{node}": Flight(f"eu-1/d{node}", node)}))
+        slot = Slot(RecordDict(), "train")
+        phase.add(slot)
+        phase.sent(slot, f"m{node}", Flight(f"eu-1/d{node}", node))
     phase.fill("m1", Update({}, {}, {}, 10, 0))
     back = FleetView(version=1, devices=(device(1), device(1, online=False, node_id=2)))
     phase.undelivered(back)

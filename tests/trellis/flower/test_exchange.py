@@ -32,8 +32,9 @@ def exchange(slots: int, quorum: float = 0.8) -> Exchange:
     """A phase whose message `mN` went to node N."""
     phase = Exchange("train", quorum)
     for node in range(1, slots + 1):
-        flights = {f"m{node}": Flight(f"eu-1/d{node}", node)}
-        phase.add(Slot(RecordDict(), "train", flights))
+        slot = Slot(RecordDict(), "train")
+        phase.add(slot)
+        phase.sent(slot, f"m{node}", Flight(f"eu-1/d{node}", node))
     return phase
 
 
