@@ -30,12 +30,13 @@ from central_server.store import Store
 from central_server.task import ServerTask
 from central_server.tasks import Tasks
 from trellis.artefacts.serving import create_artefact_app
-from trellis.errors import ConfigError, Unavailable
+from trellis.errors import ConfigError, Unavailable, in_one_line
 from trellis.http.server import HttpServer, advertised
 from trellis.keys.expiry import reminding
 from trellis.mqtt import FLEET, Birth, BrokerSettings, Bus, MqttBus, Publication
 from trellis.payloads import TaskState
-from trellis.tier.faults import own_fault
+from trellis.tier.disk import RETRY_S
+from trellis.tier.faults import may_pass, own_fault, pass_on
 from trellis.tier.fleet import TaskFleet
 from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.hosting import OpenSuperLink, TierHost, superlinks
@@ -192,14 +193,28 @@ class CentralServer:
     async def _follow(self, task: ServerTask) -> None:
         """See a task to its end, and its topics until they are cleared."""
         try:
-            await self._see_through(task)
+            await self._see_through_at_last(task)
         except Exception as error:
+            pass_on(error)
             # Whatever it is, it is this task's: the others, and the server, go on.
             logger.exception("task=%s: a fault of the server's own", task.name)
             await self._fail(task, error)
         if task.ended:
             await asyncio.sleep(max(self._left_s(task), 0))
             await task.clear()
+
+    async def _see_through_at_last(self, task: ServerTask) -> None:
+        """See it through, from where it stands again after each error that may pass."""
+        while True:
+            try:
+                return await self._see_through(task)
+            except Exception as error:
+                pass_on(error)
+                if not may_pass(error):
+                    raise
+                logger.error("task=%s: is taken up again in a moment: %s", task.name, in_one_line(error))
+            await self._host.supervisor.abandon(task)
+            await asyncio.sleep(RETRY_S)
 
     async def _fail(self, task: ServerTask, error: Exception) -> None:
         reason = own_fault("server", error)

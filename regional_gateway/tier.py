@@ -32,7 +32,7 @@ from trellis.keys.principals import Principal
 from trellis.mqtt import Bus, Publication
 from trellis.payloads import Round, TaskState
 from trellis.tier.disk import RETRY_S
-from trellis.tier.faults import may_pass, own_fault
+from trellis.tier.faults import may_pass, own_fault, pass_on
 from trellis.tier.following import follow_fleet, watch_broker
 from trellis.tier.history import read_rounds
 from trellis.tier.hosting import OpenSuperLink, TierHost
@@ -189,6 +189,7 @@ class RegionalTier:
 
     async def _stumbled(self, name: str, error: Exception) -> None:
         """Look again at a task that met an error, or end it here: the others, and the gateway, go on."""
+        pass_on(error)
         if may_pass(error):
             logger.error("task=%s: is looked at again in a moment: %s", name, in_one_line(error))
             asyncio.get_running_loop().call_later(RETRY_S, self.touch, name)

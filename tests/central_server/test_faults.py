@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from central_server import papers, service
+from central_server import log_keeping, papers, service
 from central_server.store import REPORT, SUMMARY
 from central_server.task import ServerTask
 from tests.central_server.parts import Launcher, Running, descriptor, until
@@ -121,6 +122,27 @@ async def test_a_fault_beside_a_live_app_ends_the_app_and_its_topics_are_cleared
         await running.reach("failed")
         await until(lambda: not app.alive)
         assert (await published(running)).state is TaskState.FAILED
+        follower = running.server._followers["digits-mlp"]
+        assert not follower.done()  # its topics stand as long as others'
+
+
+async def test_what_may_pass_beside_a_live_app_is_waited_out(
+    launch: Launcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, failed = log_keeping.newest, asyncio.Event()
+
+    def fails_once(*given: Any) -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return newest(*given)
+
+    monkeypatch.setattr(log_keeping, "newest", fails_once)
+    launch.script = ["works", "works"]
+    async with launch() as running:
+        await running.post(descriptor())
+        await running.reach("succeeded")
+        assert "task=digits-mlp: is taken up again in a moment: OSError: [Errno 24]" in caplog.text
         follower = running.server._followers["digits-mlp"]
         assert not follower.done()  # its topics stand as long as others'
 
