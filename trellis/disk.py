@@ -1,4 +1,4 @@
-"""Whether a folder's disk takes anything."""
+"""Whether a folder's disk takes anything, and gives what it has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 _PROBE = ".probe"
 _PROBE_BYTES = 1 << 20
 """A line of a log may still fit where a model does not."""
+_CHUNK_BYTES = 1 << 20
 
 
 def probe(folder: Path) -> None:
@@ -27,3 +28,10 @@ def has_room(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def read_through(path: Path) -> None:
+    """Return if the disk gives every byte of a file; raises OSError if it does not."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(_CHUNK_BYTES):
+            pass

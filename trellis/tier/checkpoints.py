@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trellis.disk import read_through
 from trellis.errors import Damaged
 from trellis.files import write_atomically
 from trellis.flower.backchannel import RoundRecord
@@ -118,6 +119,8 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Checkpoint:
+    # safetensors maps the file: what the disk does not give of that is no error, but the end of the process.
+    read_through(path)
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from trellis.disk import probe
+from trellis.disk import probe, read_through
 from trellis.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -98,12 +98,11 @@ class Disk:
 
 
 def _give_checkpoint(folder: Path) -> None:
-    """Return if the disk gives a byte of a checkpoint, or there is none; else raise what it says."""
+    """Return if the disk gives the whole of a checkpoint, or there is none; else raise what it says."""
     refused: OSError | None = None
     for path in folder.glob(CHECKPOINTS):
         try:
-            with path.open("rb") as file:
-                file.read(1)
+            read_through(path)
         except OSError as error:
             refused = OSError(error.errno, error.strerror, str(path))
         else:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.trellis.tier.bad_block import bad_block
 from trellis.errors import Damaged
 from trellis.tensors import Arrays
 from trellis.tier.checkpoints import Checkpoint, Checkpoints
@@ -93,6 +94,17 @@ def test_a_damaged_newest_is_passed_over_and_said(
     assert read.round == 1
     assert same(read.arrays, model(1))
     assert "round-0002.safetensors cannot be read" in caplog.text
+
+
+def test_one_with_a_bad_block_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.write(Checkpoint(number, model(number)))
+    with bad_block(tmp_path / "checkpoints" / "round-0002.safetensors"):
+        read = checkpoints.latest()
+    assert read is not None
+    assert read.round == 1
+    assert "round-0002.safetensors cannot be read: [Errno 5]" in caplog.text
 
 
 def test_if_none_of_them_can_be_read_that_is_no_beginning(tmp_path: Path) -> None:
