@@ -82,7 +82,7 @@ class ServerTask:
     async def last_round(self) -> RoundRecord | None:
         """Return the last finished round, None if there is none; raises as `history`."""
         async with self._writing:
-            return await self._last_round()
+            return await self._last_round(self.record.round)
 
     async def standing(self) -> Round:
         """Return where its rounds stand, by the ServerApp, or while that is silent by what is stored.
@@ -184,7 +184,8 @@ class ServerTask:
     async def finish_round(self, finished: RoundRecord) -> None:
         """Keep a finished round; one that is kept already, as a resumed app reports it, changes nothing."""
         async with self._writing:
-            if self.record.round >= finished.round and await self._last_round() == finished:
+            number = finished.round
+            if self.record.round >= number and await self._last_round(number) == finished:
                 return
             await self.disk.write(lambda: self._keep_round(finished))
             metrics = _measured(finished)
@@ -258,8 +259,7 @@ class ServerTask:
         self._store.append_round(self.name, finished)
         self._scalars.write(finished)
 
-    async def _last_round(self) -> RoundRecord | None:
-        done = self.record.round
+    async def _last_round(self, done: int) -> RoundRecord | None:
         if not done:
             return None
         return await self.disk.read(self._metrics, lambda path: read_last_round(path, done))
