@@ -11,7 +11,7 @@ from pathlib import Path
 from central_server.papers import write_papers
 from central_server.publisher import Publisher
 from central_server.scalars import Scalars
-from central_server.store import METRICS, REPORT, Store, StoredTask, TaskRecord
+from central_server.store import METRICS, REPORT, SUMMARY, Store, StoredTask, TaskRecord
 from central_server.summary import standing_of
 from trellis.descriptor import TaskDescriptor
 from trellis.envelope import Envelope
@@ -125,8 +125,8 @@ class ServerTask:
 
     async def mend(self) -> None:
         """Write what a kill at the task's very end kept an earlier server from writing."""
-        if self.ended and not (self.folder / REPORT).is_file():
-            await self._write_papers(self.record)
+        if self.ended and not all((self.folder / name).is_file() for name in (SUMMARY, REPORT)):
+            await self._write_papers(self.record, missing=True)
 
     async def show(self) -> None:
         """Publish its state."""
@@ -268,12 +268,12 @@ class ServerTask:
     def _metrics(self) -> Path:
         return self.folder / METRICS
 
-    async def _write_papers(self, record: TaskRecord) -> None:
+    async def _write_papers(self, record: TaskRecord, *, missing: bool = False) -> None:
         devices = self.fleet.view.devices
 
         def write() -> None:
             self._scalars.close()
-            write_papers(self.folder, record, self.descriptor, devices)
+            write_papers(self.folder, record, self.descriptor, devices, missing=missing)
 
         await self.disk.write(write)
 

@@ -13,9 +13,10 @@ from central_server import log_keeping, papers, service
 from central_server.store import REPORT, SUMMARY
 from central_server.task import ServerTask
 from tests.central_server.parts import Launcher, Running, descriptor, until
-from trellis.payloads import CentralTask, TaskState
+from trellis.payloads import CentralTask, Execution, ExecutionState, Reason, TaskState
 
 STATE = "trellis/v1/central/tasks/digits-mlp/state"
+REJECTION = "trellis/v1/eu-1/devices/cam-1/tasks/digits-mlp/execution"
 
 
 async def published(running: Running, topic: str = STATE) -> CentralTask:
@@ -44,22 +45,36 @@ async def test_a_report_that_cannot_be_made_decides_no_end_and_is_made_by_a_late
     def fails(*_: Any) -> str:
         raise ValueError("math domain error")
 
-    launch.script = ["works"]
+    launch.script = ["deaf"]
     folder: Path = launch.runs / "digits-mlp"
+    reason = Reason(code="shape", message="its data has another shape")
     with monkeypatch.context() as broken:
         broken.setattr(papers, "render", fails)
-        async with launch() as running:
+        async with launch() as running, launch.broker.bus("cam-1") as device:
             await running.post(descriptor())
-            await running.reach("succeeded")
-            assert (folder / SUMMARY).is_file()
+            task = running.server._tasks.find("digits-mlp")
+            await until(lambda: task.runs.app)
+            said = Execution(state=ExecutionState.REJECTED, version=1, reason=reason).to_bytes()
+            await device.publish(REJECTION, said)
+            await until(lambda: task.fleet.view.devices)
+            async with running.backchannel as app:
+                done = await app.post("/app/digits-mlp/state", json={"state": "succeeded"})
+                assert done.status_code == 200
+            summary = (folder / SUMMARY).read_bytes()
+            assert b"another shape" in summary
             assert not (folder / REPORT).exists()
-        said = "task=digits-mlp: report.html cannot be made: the task ends without it"
-        assert [line.exc_info is not None for line in caplog.records if line.getMessage() == said] == [True]
+        line = "task=digits-mlp: report.html cannot be made: the task ends without it"
+        assert [one.exc_info is not None for one in caplog.records if one.getMessage() == line] == [True]
         async with launch() as running:
             await running.reach("succeeded")
     async with launch() as running:
         await running.reach("succeeded")
-        assert (folder / REPORT).is_file()
+        assert "another shape" in (folder / REPORT).read_text()
+        assert (folder / SUMMARY).read_bytes() == summary
+    (folder / SUMMARY).unlink()
+    async with launch() as running:
+        await running.reach("succeeded")
+        assert (folder / SUMMARY).is_file()
 
 
 async def test_a_task_whose_end_cannot_be_mended_keeps_no_server_from_its_start(
