@@ -8,7 +8,6 @@ from pathlib import Path
 from trellis.keys import acl
 from trellis.keys.authority import create_authority, issue
 from trellis.keys.principals import BROKER, SERVER, gateway
-from trellis.topics import Topics
 
 
 def make_keys(root: Path, regions: Iterable[str]) -> None:
@@ -20,4 +19,4 @@ def make_keys(root: Path, regions: Iterable[str]) -> None:
     create_authority(root)
     for principal in (BROKER, SERVER, *(gateway(region) for region in regions)):
         issue(root, principal)
-    acl.write(root, Topics())
+    acl.write(root)

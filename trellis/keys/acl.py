@@ -8,7 +8,7 @@ A region with a broker of its own is bridged: its devices' topics come to the br
 gateway, which must then be allowed to write them, and those of the regions below it. Which gateways stand
 below others the operator says, and no gateway of itself: each reads what those above it hand down, and what
 those below it say. Both stand beside the list, in `bridged` and `below`, so that adding a machine does not
-take a right away.
+take a right away; so does the topics' base, in `base`, where it is not the default.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from trellis.errors import ConfigError
 from trellis.keys.files import locked, present, replace_file
 from trellis.keys.principals import BROKER, Principal, Role, gateway, named
 from trellis.keys.register import entries
-from trellis.topics import Topics
+from trellis.topics import DEFAULT_BASE, Topics
 
-FILE, BRIDGED_FILE, BELOW_FILE = "acl", "bridged", "below"
+FILE, BASE_FILE, BRIDGED_FILE, BELOW_FILE = "acl", "base", "bridged", "below"
 _SAID = (
     "gateway/#",
     "tasks/#",
@@ -38,7 +38,7 @@ _FLAT: Mapping[str, str] = MappingProxyType({})
 
 def write(
     root: Path,
-    topics: Topics,
+    topics: Topics | None = None,
     *,
     bridged: Iterable[str] | None = None,
     below: Mapping[str, str] | None = None,
@@ -47,7 +47,7 @@ def write(
 
     Args:
         root: Folder of all keys.
-        topics: The topics it speaks of.
+        topics: The topics it speaks of from now on; None leaves them.
         bridged: The regions whose gateways bring their devices' topics here from now on; None leaves them.
         below: By region the one whose gateway stands above its own, from now on; None leaves them.
 
@@ -57,6 +57,8 @@ def write(
     folder = root / BROKER.folder
     with locked(root):
         known = clients(root)
+        if topics is None:
+            topics = Topics("".join(_lines(folder / BASE_FILE)) or DEFAULT_BASE)
         regions = _lines(folder / BRIDGED_FILE) if bridged is None else list(dict.fromkeys(bridged))
         if below is None:
             below = below_of(_lines(folder / BELOW_FILE))
@@ -65,6 +67,7 @@ def write(
         if bridged is not None:
             _require_gateways("--bridged", regions, known)
             _replace_lines(folder / BRIDGED_FILE, regions)
+        _replace_lines(folder / BASE_FILE, [topics.base] if topics.base != DEFAULT_BASE else [])
         _replace_lines(folder / BELOW_FILE, [f"{site}={above}" for site, above in below.items()])
         replace_file(folder / FILE, render(known, topics, bridged=regions, below=below).encode())
     return folder / FILE

@@ -36,7 +36,15 @@ _Days = Annotated[int, typer.Option("--days", help="How long a certificate holds
 _Keys = Annotated[
     Path, typer.Option("--keys", metavar="DIR", help="The folder that 'trellis keys init' wrote.")
 ]
-_Base = Annotated[str, typer.Option("--base", metavar="TOPIC", help="The topics' common beginning.")]
+_Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="TOPIC",
+        help=f"The topics' common beginning, {DEFAULT_BASE} at first. Kept in broker/base below the keys "
+        "until it is given anew.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _DEFAULT_KEYS = Path("keys")
 
@@ -60,7 +68,7 @@ def init(
         ),
     ] = None,
     days: _Days = LEAF_DAYS,
-    base: _Base = DEFAULT_BASE,
+    base: _Base = None,
     as_json: _Json = False,
 ) -> None:
     """Make a CA, the operator's signing key, and certificates for server, broker and gateways.
@@ -76,7 +84,7 @@ def init(
     for item in region or ():
         name, _, own = item.partition("=")
         hosts.setdefault(gateway(name), []).extend([own] if own else [])
-    topics = Topics(base)
+    topics = _topics(base)
     for names in hosts.values():
         for one in names:
             host_name(one)
@@ -99,7 +107,7 @@ def add_gateway(
     keys: _Keys = _DEFAULT_KEYS,
     host: _Hosts = None,
     days: _Days = LEAF_DAYS,
-    base: _Base = DEFAULT_BASE,
+    base: _Base = None,
     as_json: _Json = False,
 ) -> None:
     """Make the certificate of a region's gateway.
@@ -108,7 +116,7 @@ def add_gateway(
     Example:
       trellis keys gateway us-1 --host 10.0.1.5 --keys keys
     """
-    _add(gateway(region), keys, host or [], days, topics=Topics(base), as_json=as_json)
+    _add(gateway(region), keys, host or [], days, topics=_topics(base), as_json=as_json)
 
 
 @app.command("device")
@@ -127,7 +135,7 @@ def add_device(
     ] = None,
     keys: _Keys = _DEFAULT_KEYS,
     days: _Days = LEAF_DAYS,
-    base: _Base = DEFAULT_BASE,
+    base: _Base = None,
     as_json: _Json = False,
 ) -> None:
     """Make the certificate of a device, or those of `trellis device --replicas`.
@@ -138,13 +146,14 @@ def add_device(
       trellis keys device sim --region eu-1 --replicas 50 --keys keys
     """
     if replicas is None:
-        _add(device(region, name), keys, [], days, topics=Topics(base), as_json=as_json)
+        _add(device(region, name), keys, [], days, topics=_topics(base), as_json=as_json)
         return
+    topics = _topics(base)
     each = [device(region, one) for one in replica_names(name, replicas)]
     new = [one for one in each if not present(keys / one.folder / "tls.key")]
     made = [issue(keys, one, [], days) for one in new]
     then = f"copy {shlex.quote(str(keys / each[0].folder.parent))} to their machine, below keys/devices"
-    _report(keys, made, as_json, then + _listed(keys, Topics(base)))
+    _report(keys, made, as_json, then + _listed(keys, topics))
 
 
 @app.command("renew")
@@ -196,7 +205,7 @@ def renew_certificates(
 @app.command("acl")
 def write_acl(
     keys: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that 'trellis keys init' wrote.")],
-    base: _Base = DEFAULT_BASE,
+    base: _Base = None,
     bridged: Annotated[
         list[str] | None,
         typer.Option(
@@ -225,7 +234,7 @@ def write_acl(
       trellis keys acl keys --below eu-1=eu --below eu-2=eu
     """
     nested = acl.below_of(below) if below else None
-    path = acl.write(keys, Topics(base), bridged=bridged or None, below=nested)
+    path = acl.write(keys, _topics(base), bridged=bridged or None, below=nested)
     typer.echo(f"wrote {path}: copy it to the broker, and reload that")
 
 
@@ -254,6 +263,10 @@ def show(
         )
 
 
+def _topics(base: str | None) -> Topics | None:
+    return None if base is None else Topics(base)
+
+
 def _row(entry: Entry, days_left: int) -> dict[str, str | int]:
     return {
         "name": entry.common_name,
@@ -264,14 +277,14 @@ def _row(entry: Entry, days_left: int) -> dict[str, str | int]:
 
 
 def _add(
-    principal: Principal, keys: Path, hosts: list[str], days: int, *, topics: Topics, as_json: bool
+    principal: Principal, keys: Path, hosts: list[str], days: int, *, topics: Topics | None, as_json: bool
 ) -> None:
     made = issue(keys, principal, hosts, days)
     then = f"copy {shlex.quote(str(made))} to the {principal.role}"
     _report(keys, [made], as_json, then + _listed(keys, topics))
 
 
-def _listed(keys: Path, topics: Topics) -> str:
+def _listed(keys: Path, topics: Topics | None) -> str:
     """Return what is left to do once the access list, if there is one, knows who was added."""
     if not present(keys / BROKER.folder):
         return ""

@@ -127,6 +127,29 @@ def test_the_brokers_list_stands_below_the_topics_base(tmp_path: Path) -> None:
         run("acl", tmp_path / "keys", "--base", "acme/#")
 
 
+def test_the_topics_base_stays_as_machines_come_until_it_is_given_anew(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+
+    def bases() -> set[str]:
+        lines = (keys / "broker" / "acl").read_text().splitlines()
+        return {line.split()[2].split("/")[0] for line in lines if line.startswith("topic ")}
+
+    run("init", keys, "--base", "acme/v1")
+    for command in (
+        ("init", keys, "--region", "us-1"),
+        ("gateway", "eu-1", "--keys", keys),
+        ("device", "cam-7", "--region", "eu-1", "--keys", keys),
+        ("device", "sim", "--replicas", 2, "--region", "eu-1", "--keys", keys),
+        ("acl", keys),
+    ):
+        run(*command)
+        assert bases() == {"acme"}, command
+    run("acl", keys, "--base", "trellis/v1")
+    assert bases() == {"trellis"}
+    run("acl", keys)
+    assert bases() == {"trellis"}
+
+
 def rights(keys: Path, name: str) -> set[str]:
     blocks = (keys / "broker" / "acl").read_text().split("\n\n")
     return {line for block in blocks if f"user {name}\n" in block for line in block.splitlines()[1:]}
