@@ -160,7 +160,7 @@ class Centre:
             self._announcer.touch(said.task)
 
     def _is_polled(self, record: TaskRecord, source: str) -> bool:
-        return record.runs(now_ms()) and self._place.source(record.descriptor) == source
+        return record.runs and self._place.source(record.descriptor) == source
 
 
 def _state_in(kind: Kind, payload: bytes) -> CentralTask | None:

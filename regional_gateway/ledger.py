@@ -40,13 +40,14 @@ class TaskRecord:
         """Return the seconds from its posting here to its end, or to now."""
         return max((self.ended_ms or now_ms) - self.posted_ms, 0) / 1000
 
-    def runs(self, now_ms: int) -> bool:
-        """Whether there is anything left to hear of it from the centre."""
-        return self.descriptor.desired == "run" and not self.cleared and now_ms < self.over_ms
+    @property
+    def runs(self) -> bool:
+        """Whether there is more to hear of it from the centre, whose end comes when the window's is over."""
+        return self.descriptor.desired == "run" and not self.cleared and self.ended_ms is None
 
     @property
     def over_ms(self) -> int:
-        """When it is over, ms: as learned, else when it expires. By then devices have stopped, too."""
+        """When it is over for who keeps its topics, ms: as learned, else when it expires."""
         return self.ended_ms or self.expires_ms
 
     @property

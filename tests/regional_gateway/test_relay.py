@@ -256,9 +256,9 @@ def said(state: TaskState, revision: int = 1) -> CentralTask:
 
 def test_the_end_at_the_centre_is_the_task_end(operator: Any) -> None:
     record = record_of(operator).at_centre(said(TaskState.RUNNING), 5)
-    assert (record.central, record.ended_ms, record.runs(7)) == (TaskState.RUNNING, None, True)
+    assert (record.central, record.ended_ms, record.runs) == (TaskState.RUNNING, None, True)
     record = record.at_centre(said(TaskState.SUCCEEDED), 6).at_centre(said(TaskState.SUCCEEDED), 7)
-    assert (record.central, record.ended_ms, record.runs(7)) == (TaskState.SUCCEEDED, 6, False)
+    assert (record.central, record.ended_ms, record.runs) == (TaskState.SUCCEEDED, 6, False)
 
 
 def test_the_end_of_an_earlier_revision_is_no_end(operator: Any) -> None:
@@ -277,10 +277,13 @@ def test_the_time_of_a_task_counts_from_its_posting_to_its_end_and_anew_for_a_ne
     assert off.followed_by(operator.descriptor(revision=3), b"", 7_000).elapsed_s(now_ms=9_000) == 2.0
 
 
-def test_a_task_whose_end_is_never_heard_is_over_when_it_expires(operator: Any) -> None:
-    expires_ms = 4_102_444_800_000  # 2100-01-01 UTC
-    begun = record_of(operator, expires_at="2100-01-01T00:00:00Z")
+def test_a_task_whose_end_is_never_heard_is_over_when_it_expires_and_asked_for_until_it_is_cleared(
+    operator: Any,
+) -> None:
+    expires_ms = 1_000_000_000_000  # 2001-09-09 01:46:40 UTC
+    window = {"issued_at": "2001-09-09T00:00:00Z", "expires_at": "2001-09-09T01:46:40Z"}
+    begun = record_of(operator, **window)
     for record in (begun, begun.at_centre(said(TaskState.RUNNING), 5)):
         assert record.over_ms == expires_ms
-        assert [record.runs(now) for now in (expires_ms - 1, expires_ms)] == [True, False]
+        assert [record.runs, replace(record, cleared=True).runs] == [True, False]
     assert begun.at_centre(said(TaskState.SUCCEEDED), 5).over_ms == 5
