@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -53,11 +54,19 @@ FORBIDDEN = (
 )
 
 
+@dataclass(frozen=True)
+class Slow:
+    """How often `SLOW` was asked for, and whether it may be sent."""
+
+    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    released: threading.Event = field(default_factory=threading.Event)
+
+
 class Front(BaseHTTPRequestHandler):
     """Stands for the front of `trellis server`, and answers with the path it was asked for."""
 
     protocol_version = "HTTP/1.1"
-    asked, released = threading.Semaphore(0), threading.Event()
+    slow: Slow
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -69,8 +78,8 @@ class Front(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == SLOW:
-            self.asked.release()
-            assert self.released.wait(LIMIT_S)
+            self.slow.asked.release()
+            assert self.slow.released.wait(LIMIT_S)
         self.send_response(200)
         self.send_header("content-length", str(len(self.path)))
         self.end_headers()
@@ -88,8 +97,8 @@ def context(folder: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
 
 
 @contextlib.contextmanager
-def front(folder: Path) -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+def front(folder: Path, slow: Slow) -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Front", (Front,), {"slow": slow}))
     server.daemon_threads = True
     server.socket = context(folder, ssl.Purpose.CLIENT_AUTH).wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
@@ -130,10 +139,15 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def port(keys: Path, tmp_path: Path, need: Callable[[str], str]) -> Iterator[int]:
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def port(keys: Path, slow: Slow, tmp_path: Path, need: Callable[[str], str]) -> Iterator[int]:
     nginx = need("nginx")
     (number,) = free_ports(1)
-    with front(keys / "server") as front_port:
+    with front(keys / "server", slow) as front_port:
         path = tmp_path / "nginx.conf"
         path.write_text(configuration(keys, tmp_path, number, front_port), encoding="utf-8")
         process = subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(path)])
@@ -187,18 +201,18 @@ def test_artefacts_are_had_by_get_alone(port: int, keys: Path) -> None:
         assert ask(port, tls, path)[0] == 404
 
 
-def test_one_device_leaves_room_for_the_others_artefacts(port: int, keys: Path) -> None:
+def test_one_device_leaves_room_for_the_others_artefacts(port: int, slow: Slow, keys: Path) -> None:
     cam, other = (context(keys / one.folder, ssl.Purpose.SERVER_AUTH) for one in (CAM, OTHER))
     with ThreadPoolExecutor() as pool:
         try:
             sent = [pool.submit(ask, port, cam, SLOW, "GET") for _ in range(4)]
-            assert all(Front.asked.acquire(timeout=LIMIT_S) for _ in sent)
+            assert all(slow.asked.acquire(timeout=LIMIT_S) for _ in sent)
             status, answer = ask(port, cam, "/v1/artefacts/0123", "GET")
             assert (status, json.loads(answer)["error"]["code"]) == (503, NotYet.code)
             assert ask(port, cam, "/v1/fleet/pull-messages")[0] == 200
             assert ask(port, other, "/v1/artefacts/0123", "GET") == (200, b"/v1/artefacts/0123")
         finally:
-            Front.released.set()
+            slow.released.set()
         assert [one.result()[0] for one in sent] == [200] * 4
 
 
