@@ -40,8 +40,8 @@ async def reminding(tls: TlsFiles | None) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # Not awaited itself: that would take a cancellation of whoever waits for the task's own.
+        await asyncio.wait([task])
 
 
 async def _remind(ends: dict[str, dt.datetime], folder: Path) -> None:

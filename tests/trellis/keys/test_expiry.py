@@ -87,6 +87,21 @@ async def test_a_ca_certificate_that_is_older_than_the_machines_own_is_told_too(
     assert "'trellis keys renew ca'" in line
 
 
+async def test_a_service_that_is_cancelled_as_it_ends_stays_cancelled(folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def serve() -> None:
+        async with reminding(files(folder)):
+            # Comes while the end of the block waits for what reminds.
+            loop.call_soon(service.cancel)
+        await asyncio.sleep(60)
+
+    service = asyncio.create_task(serve())
+    done, _ = await asyncio.wait([service], timeout=30)
+    assert done, "the cancellation was lost"
+    assert service.cancelled()
+
+
 async def test_without_tls_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     async with reminding(None):
         await asyncio.sleep(0)
