@@ -23,12 +23,16 @@ def present(path: Path) -> bool:
     """Return whether `path` is there.
 
     Raises:
-        ConfigError: This user may not look.
+        ConfigError: Nobody can tell, as where this user may not look.
     """
+    # Not Path.exists(): what that takes for absent grows with Python's versions, to every OSError in 3.14.
     try:
-        return path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
         raise unreadable(path, error) from None
+    return True
 
 
 def remedy(error: OSError) -> str:

@@ -207,7 +207,7 @@ def _expired(path: Path, ended: dt.datetime, now: dt.datetime, name: str) -> Fau
     return Fault(
         str(path),
         f"expired {ended:{_READ}}, and it is {now:{_READ}}",
-        f"run 'trellis keys renew {name}' where the CA's key is, and copy the folder here",
+        f"run 'trellis keys renew {name}' where the CA's key is, and copy ca.crt and tls.crt here",
     )
 
 

@@ -69,6 +69,7 @@ def test_an_expired_certificate_says_when(folder: Path, reissue: Reissue) -> Non
     reissue(folder, NOW - 3 * DAY, NOW - DAY)
     (fault,) = faults(folder)
     assert f"expired {NOW - DAY:%Y-%m-%d %H:%M UTC}" in fault
+    assert fault.endswith("where the CA's key is, and copy ca.crt and tls.crt here)")
 
 
 def test_a_certificate_of_the_future_points_at_the_clock(folder: Path, reissue: Reissue) -> None:
