@@ -182,12 +182,13 @@ class RegionalTier:
         self._looking.discard(name)
 
     async def _look_soon(self, name: str, bus: Bus, group: asyncio.TaskGroup) -> None:
+        record = self._ledger.get(name)
         try:
             await self._look(name, bus, group)
         except Exception as error:  # noqa: BLE001 - see there
-            await self._stumbled(name, error)
+            await self._stumbled(name, record.descriptor.revision if record is not None else 0, error)
 
-    async def _stumbled(self, name: str, error: Exception) -> None:
+    async def _stumbled(self, name: str, revision: int, error: Exception) -> None:
         """Look again at a task that met an error, or end it here: the others, and the gateway, go on."""
         pass_on(error)
         if may_pass(error):
@@ -200,7 +201,9 @@ class RegionalTier:
             if (task := self._tasks.get(name)) is not None:
                 await task.end(TaskState.FAILED, reason.code, reason.message)
                 await self._host.supervisor.abandon(task)
-            if (record := self._ledger.get(name)) is not None:
+            # Meanwhile a later revision may have come, which runs anew.
+            record = self._ledger.get(name)
+            if record is not None and (not record.runs or record.descriptor.revision == revision):
                 await self.part.fail(record, reason)
         except Exception:
             logger.exception("task=%s: nor can its end be said", name)
@@ -267,7 +270,7 @@ class RegionalTier:
                         worker.cancel()
             await task.settle()
         except Exception as error:  # noqa: BLE001 - see there
-            await self._stumbled(task.name, error)
+            await self._stumbled(task.name, task.revision, error)
         finally:
             self._driving.pop(task.name, None)
 
