@@ -18,7 +18,8 @@ from trellis.flower.inline import LARGEST_BYTES
 from trellis.payloads import Phase
 
 PATIENCE_S = 3.0
-"""A message that was sent while its device connected is pulled within this time: a few round trips."""
+"""A message that was sent while its device connected is pulled within this time, a small one over any link."""
+_ROUND_TRIPS_S = 1.0
 _SLOW_BYTES_PER_S = 125_000
 """A link of 1 Mbit/s."""
 _RESTING = {Phase.WAITING, Phase.UPLOADED}
@@ -46,4 +47,5 @@ class Delivery:
         if self._doubted_at is None:
             self._doubted_at = now
         inline_bytes = self.size if self.size <= LARGEST_BYTES else 0
-        return now - self._doubted_at >= PATIENCE_S + inline_bytes / _SLOW_BYTES_PER_S
+        patience_s = max(PATIENCE_S, _ROUND_TRIPS_S + inline_bytes / _SLOW_BYTES_PER_S)
+        return now - self._doubted_at >= patience_s
