@@ -39,7 +39,7 @@ def test_a_device_that_has_connected_anew_and_rests_has_not_got_its_message(cloc
     ("size", "due_s"),
     [(125_000, PATIENCE_S), (500_000, 5.0), (1024**2, 9.388608), (1024**2 + 1, PATIENCE_S)],
 )
-def test_what_comes_inline_has_the_time_that_it_takes_at_a_megabit_a_second_and_three_at_least(
+def test_what_comes_inline_has_the_time_that_it_takes_at_a_megabit_a_second_or_three(
     clock: HeldClock, size: int, due_s: float
 ) -> None:
     sent = Delivery(connects=2, size=size)
