@@ -18,7 +18,7 @@ from trellis.flower.inline import LARGEST_BYTES
 from trellis.payloads import Phase
 
 PATIENCE_S = 3.0
-"""A message that was sent while its device connected is pulled within this time, a small one over any link."""
+"""A message that was sent while its device connected is pulled within this time, if it is a small one."""
 _ROUND_TRIPS_S = 1.0
 _SLOW_BYTES_PER_S = 125_000
 """A link of 1 Mbit/s."""
