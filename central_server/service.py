@@ -192,29 +192,27 @@ class CentralServer:
 
     async def _follow(self, task: ServerTask) -> None:
         """See a task to its end, and its topics until they are cleared."""
-        try:
-            await self._see_through_at_last(task)
-        except Exception as error:
-            pass_on(error)
-            # Whatever it is, it is this task's: the others, and the server, go on.
-            logger.exception("task=%s: a fault of the server's own", task.name)
-            await self._fail(task, error)
+        while not await self._seen_through(task):
+            # From where it stands: its app is ended, and another one goes on.
+            await self._host.supervisor.abandon(task)
+            await asyncio.sleep(RETRY_S)
         if task.ended:
             await asyncio.sleep(max(self._left_s(task), 0))
             await task.clear()
 
-    async def _see_through_at_last(self, task: ServerTask) -> None:
-        """See it through, from where it stands again after each error that may pass."""
-        while True:
-            try:
-                return await self._see_through(task)
-            except Exception as error:
-                pass_on(error)
-                if not may_pass(error):
-                    raise
+    async def _seen_through(self, task: ServerTask) -> bool:
+        """See it through, to a failure if need be; returns False after an error that may pass."""
+        try:
+            await self._see_through(task)
+        except Exception as error:
+            pass_on(error)
+            if may_pass(error):
                 logger.error("task=%s: is taken up again in a moment: %s", task.name, in_one_line(error))
-            await self._host.supervisor.abandon(task)
-            await asyncio.sleep(RETRY_S)
+                return False
+            # Whatever it is, it is this task's: the others, and the server, go on.
+            logger.exception("task=%s: a fault of the server's own", task.name)
+            await self._fail(task, error)
+        return True
 
     async def _fail(self, task: ServerTask, error: Exception) -> None:
         reason = own_fault("server", error)

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
+from bus_faults import Subscribe, faults_of_the_bus
 
 from tests.central_server.parts import WAIT_S, Launcher, descriptor, until
-from trellis.errors import Refused, TrellisError, Unavailable, leaves
+from trellis.errors import TrellisError, leaves
 from trellis.mqtt import memory
 
 
-async def breaks(_: Any, filters: Sequence[str]) -> Sequence[str]:
-    raise RuntimeError("a bug of the bus")
-
-
-async def denies(_: Any, filters: Sequence[str]) -> Sequence[str]:
-    return filters
-
-
-async def denies_its_executions(_: Any, filters: Sequence[str]) -> Sequence[str]:
-    return [filter for filter in filters if filter.endswith("digits-mlp/execution")]
-
-
-@pytest.mark.parametrize(
-    ("subscribe", "due"), [(breaks, Unavailable), (denies, Refused), (denies_its_executions, Refused)]
-)
+@faults_of_the_bus
 async def test_a_bus_that_fails_beside_a_task_ends_the_server_and_the_task_goes_on_at_the_next_start(
-    launch: Launcher, monkeypatch: pytest.MonkeyPatch, subscribe: Callable[..., Any], due: type[TrellisError]
+    launch: Launcher, monkeypatch: pytest.MonkeyPatch, subscribe: Subscribe, due: type[TrellisError]
 ) -> None:
     async def serve_until_it_ends(broken: pytest.MonkeyPatch) -> None:
         async with launch() as running:

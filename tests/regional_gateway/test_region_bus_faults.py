@@ -4,39 +4,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from bus_faults import Subscribe, faults_of_the_bus
 
 from tests.regional_gateway.conftest import DEADLINE_S
 from tests.regional_gateway.test_region_troubles import REGIONAL, waits
-from trellis.errors import Refused, TrellisError, Unavailable, leaves
+from trellis.errors import TrellisError, leaves
 from trellis.mqtt import memory
 
 
-async def breaks(_: Any, filters: Sequence[str]) -> Sequence[str]:
-    raise RuntimeError("a bug of the bus")
-
-
-async def denies(_: Any, filters: Sequence[str]) -> Sequence[str]:
-    return filters
-
-
-async def denies_its_executions(_: Any, filters: Sequence[str]) -> Sequence[str]:
-    return [filter for filter in filters if filter.endswith("digits/execution")]
-
-
-@pytest.mark.parametrize(
-    ("subscribe", "due"), [(breaks, Unavailable), (denies, Refused), (denies_its_executions, Refused)]
-)
+@faults_of_the_bus
 async def test_a_bus_that_fails_beside_a_regions_task_ends_the_gateway_and_the_task_goes_on_at_its_next_start(
     world: Any,
     watching: Any,
     wait_until: Any,
     operator: Any,
     monkeypatch: pytest.MonkeyPatch,
-    subscribe: Callable[..., Any],
+    subscribe: Subscribe,
     due: type[TrellisError],
 ) -> None:
     async def serve_until_it_ends(broken: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,8 @@ def keys(folder: Path, *, given: bool) -> list[Check]:
             return [skipped(name, why, "give --keys DIR") for name in NAMES]
         found = entries(folder)
     except ConfigError as error:
-        remedies, init = (
-            "; ".join(filter(None, (f.remedy for f in error.faults))),
-            f"trellis keys init {folder}",
-        )
+        remedies = "; ".join(fault.remedy for fault in error.faults if fault.remedy)
+        init = f"trellis keys init {folder}"
         return [
             failure("keys.identity", str(error), remedies or f"make keys with {init!r}, or copy them here"),
             *(skipped(name, "there is no identity") for name in NAMES[1:]),
